@@ -1,0 +1,243 @@
+"""The nouns of dpipe: what passes hand to each other and what a run tells its observers.
+
+Covers: columns and their statistics, edges, drops and decisions, the memory ledger, events.
+Does not cover: behaviour. Everything here is a frozen record without input, output or policy.
+See also: `dpipe.plan` (the plan of a run), `dpipe.config` (its options).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Role(StrEnum):
+    """What a column of the input is to dpipe."""
+
+    FEATURE = "feature"
+    ID = "id"
+    EXCLUDED = "excluded"
+    NOT_NUMERIC = "not_numeric"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the unified schema: its name, Arrow type as text, and role."""
+
+    name: str
+    dtype: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class ColumnStatistics:
+    """Exact statistics of one feature column (pass 1). Counts are rows; NaN where undefined."""
+
+    name: str
+    n_rows: int
+    n_valid: int
+    n_null: int
+    n_nan: int
+    n_inf: int
+    n_unique: int
+    minimum: float
+    maximum: float
+    mean: float
+    variance: float
+    q025: float
+    q975: float
+    top_share: float
+    rank_hash: str
+
+    @property
+    def n_missing(self) -> int:
+        """Rows without a usable value: null, NaN or infinite."""
+        return self.n_rows - self.n_valid
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Pairs of columns whose |similarity| reaches a threshold, by index, with i < j.
+
+    ``i`` and ``j`` are int64 indices into the pass's column list, ``value`` the signed float64
+    similarity. Sorted by (i, j), so that equal inputs give equal records.
+    """
+
+    i: NDArray[np.int64]
+    j: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.i)
+
+    @classmethod
+    def sorted(
+        cls, i: NDArray[np.int64], j: NDArray[np.int64], value: NDArray[np.float64]
+    ) -> Edges:
+        """Build edges from pairs in any order and orientation."""
+        low, high = np.minimum(i, j), np.maximum(i, j)
+        order = np.lexsort((high, low))
+        return cls(low[order], high[order], value[order])
+
+    def at_least(self, threshold: float) -> Edges:
+        """The edges whose |value| reaches `threshold` (values compared after rounding to 1e-6)."""
+        strong = np.round(np.abs(self.value), 6) >= round(threshold, 6)
+        return Edges(self.i[strong], self.j[strong], self.value[strong])
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One column removed by one pass: why, by whom, with which value."""
+
+    column: str
+    pass_number: int
+    reason: str
+    measure: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    representative: str | None = None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass decided: the columns it kept (input order), its drops and its communities.
+
+    ``communities`` maps each column of a community of two or more to the community's number.
+    """
+
+    number: int
+    name: str
+    kept: tuple[str, ...]
+    drops: tuple[Drop, ...]
+    communities: Mapping[str, int] = field(default_factory=dict)
+    near_threshold: tuple[tuple[str, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One row of the decision table: what became of one input column."""
+
+    column: str
+    dtype: str
+    n_valid: int | None
+    n_missing: int | None
+    n_nan: int | None
+    n_inf: int | None
+    n_unique: int | None
+    decision: str
+    pass_number: int | None
+    reason: str
+    measure: str | None
+    value: float | None
+    threshold: float | None
+    representative: str | None
+    community: int | None
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A symmetric all-pairs matrix: ``values`` (p, p) float32, NaN where undefined."""
+
+    values: NDArray[np.float32]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """Memory of one process at one moment, in bytes.
+
+    ``moment`` is "start", "before", "after" (around a pass) or "recycled" (after a restart);
+    ``peak`` is the highest resident size since that process began, ``device`` the bytes in use on
+    its GPU (None without one).
+    """
+
+    moment: str
+    pass_number: int
+    process: str
+    pid: int
+    rss: int
+    peak: int
+    device: int | None
+    seconds: float
+
+
+# Events: what a run says while it runs. Progress, log and ledger only listen.
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The table is open and the session is up."""
+
+    n_rows: int
+    n_features: int
+    n_workers: int
+    device: str
+    dashboard: str | None
+
+
+@dataclass(frozen=True)
+class PassStarted:
+    """A pass begins; `tasks` are the tasks it expects to run."""
+
+    number: int
+    name: str
+    n_columns: int
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A pass submits `tasks` tasks called `name` (ranking, moments, re-ranking ...)."""
+
+    name: str
+    tasks: int
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """One task of the current stage has finished."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PassDone:
+    """A pass ended with `kept` columns; `reused` when a checkpoint answered for it."""
+
+    number: int
+    name: str
+    n_columns: int
+    n_kept: int
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class MemoryRead:
+    """The session looked at the memory of its processes."""
+
+    readings: tuple[MemoryReading, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a user should know: one sentence. `level` is "info" or "warning"."""
+
+    text: str
+    level: str = "info"
+
+
+Event = (
+    RunStarted | PassStarted | StageStarted | TaskDone | PassDone | MemoryRead | Note
+)
+Emit = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """An observer that ignores every event."""
