@@ -1,0 +1,136 @@
+"""Fixtures and rules every test shares.
+
+Covers: the `slow` and `gpu` markers, one small Dask cluster for the whole session, the paths of
+example and shared data, hypothesis profiles, and the check that no process outlives the tests.
+Does not cover: references and data made by tests (they stand beside the tests that use them).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Shared runners stall for seconds, so time says nothing about a test: laws are checked, not speed.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runslow", action="store_true", help="run the tests marked slow too")
+
+
+@functools.cache
+def why_no_gpu() -> str | None:
+    """Why tests marked gpu cannot run here; None where they can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error})"
+    try:
+        return None if cupy.cuda.runtime.getDeviceCount() else "CuPy sees no device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CUDA does not answer ({error})"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    run_slow = config.getoption("--runslow")
+    for item in items:
+        if "slow" in item.keywords and not run_slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --runslow"))
+        if "gpu" in item.keywords and (reason := why_no_gpu()):
+            item.add_marker(pytest.mark.skip(reason=f"no GPU: {reason}"))
+
+
+def living_children(patience: float = 0.0) -> list[psutil.Process]:
+    """Processes this one started that still run after `patience` seconds.
+
+    Python's own resource tracker and fork server live as long as their parent and do not count.
+    """
+
+    def is_ours(process: psutil.Process) -> bool:
+        try:
+            words = " ".join(process.cmdline())
+            return process.status() != psutil.STATUS_ZOMBIE and not any(
+                helper in words for helper in ("resource_tracker", "forkserver")
+            )
+        except psutil.NoSuchProcess:
+            return False
+
+    children = [p for p in psutil.Process().children(recursive=True) if is_ours(p)]
+    return psutil.wait_procs(children, timeout=patience)[1]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    left = living_children(patience=10)
+    session.config.stash[LEFT_BEHIND] = [f"{p.pid}: {' '.join(p.cmdline())[:200]}" for p in left]
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+LEFT_BEHIND = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    without_gpu = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "gpu" in report.keywords and "no GPU" in str(report.longrepr)
+    ]
+    if without_gpu:
+        terminalreporter.section("GPU NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(without_gpu)} tests need a GPU and did not run here.")
+    for line in config.stash.get(LEFT_BEHIND, []):
+        terminalreporter.line(f"ERROR: a process outlived the tests: {line}", red=True)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[object]:
+    """Two workers of one thread with nannies, on this machine's loopback and any free port."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        memory_limit="2GiB",
+        host="127.0.0.1",
+        scheduler_port=0,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=False,
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: object) -> Iterator[object]:
+    """A client of its own for one test; what it left on the workers goes with it."""
+    from distributed import Client
+
+    with Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of large real tables beside the checkout, for tests that profit from them."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the large real tables are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example_table() -> Path:
+    """The folder of the example table that comes with dpipe."""
+    return ROOT / "examples" / "nci"
