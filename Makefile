@@ -1,0 +1,22 @@
+# The usual verbs; each is one command that also works when typed.
+.PHONY: help install format lint type test slow bench docs ci
+help:
+	@echo "make install | format | lint | type | test | slow | bench | docs | ci"
+install:
+	python -m pip install --editable ".[test]"
+format:
+	ruff format . && ruff check --fix .
+lint:
+	ruff check . && ruff format --check . && lint-imports
+type:
+	mypy
+test:
+	python -m pytest
+slow:
+	python -m pytest --runslow
+bench:
+	python -m benchmarks
+docs:
+	python -m sphinx -W -b html docs build/docs
+ci:
+	.ci/run
