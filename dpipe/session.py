@@ -1,0 +1,929 @@
+"""The Dask cluster as dpipe sees it: opened or attached, recycled between passes, closed.
+
+Covers: starting local workers (CPU or one per GPU), attaching to a running cluster, restarting
+workers as one operation with a deadline and a fallback, reading the memory of every process.
+Does not cover: submitting tasks (see `dpipe.execute`) or choosing tile sizes (see `dpipe.plan`).
+See also: `dpipe.model.MemoryReading`, the record of the ledger.
+
+Two kinds of session behave differently on purpose. An *owned* one is dpipe's to restart, rebuild
+and close. An *attached* one belongs to somebody else: dpipe never calls ``Client.restart`` on it
+(that cancels the futures of every connected client), restarts its workers only when nobody else
+uses them, and leaves it running.
+
+After `Session.recycle` the cluster may be a new one, so ask for ``session.client`` each time
+instead of keeping it.
+"""
+
+# Most of distributed's public methods carry no annotations.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+import psutil
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.diagnostics import nvml
+from distributed.system import MEMORY_LIMIT
+
+from dpipe.config import Options
+from dpipe.errors import InputError, ResourceError
+from dpipe.model import Emit, MemoryReading, Note, silent
+
+CONNECT_SECONDS = 20.0
+"""How long an address may take to answer."""
+WORKERS_SECONDS = 60.0
+"""How long a scheduler may take to show its first worker."""
+RECYCLE_SECONDS = 60.0
+"""How long workers may take to come back as new processes before the fallback is used."""
+PROBE_SECONDS = 20.0
+"""How long a look at every worker may take."""
+CLOSE_SECONDS = 15.0
+"""How long an owned cluster may take to end before its processes are killed."""
+
+ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",  # also what Arrow's CPU pool obeys
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    ),
+    "1",
+)
+"""Environment that keeps a task on the one thread Dask gave it; read when NumPy loads."""
+
+# What goes wrong between a client and a cluster that is losing workers: timeouts and broken
+# connections (both OSError) and a client or loop that has been closed (RuntimeError).
+_CLUSTER_ERRORS = (OSError, TimeoutError, RuntimeError)
+
+_Connection = Client | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What one worker process says about itself; sizes in bytes, ``limit`` None without a limit."""
+
+    address: str
+    name: str
+    pid: int
+    rss: int
+    peak: int
+    device: int | None
+    threads: int
+    limit: int | None
+    nanny: bool
+    host: str
+    host_memory: int
+    has_gpu: bool
+
+
+def current_client() -> Client | None:
+    """The Dask client in use here (of ``as_current``, else the latest one), or None.
+
+    Examples
+    --------
+    >>> current_client() is None
+    True
+    """
+    try:
+        client = Client.current()
+    except ValueError:
+        return None
+    return client if client.status == "running" else None
+
+
+def open_session(
+    options: Options, *, local_directory: str | None = None, emit: Emit = silent
+) -> Session:
+    """Start a cluster of dpipe's own on this machine, listening on 127.0.0.1 only.
+
+    Parameters
+    ----------
+    options
+        ``device``, ``workers``, ``threads_per_worker``, ``memory_limit`` and ``restart`` count.
+    local_directory
+        Where workers keep temporary files; a folder made there is removed at the end. By
+        default Dask's ``temporary-directory``, else the system's.
+    emit
+        Told what a user should know, as `dpipe.model.Note`.
+
+    Raises
+    ------
+    InputError
+        When ``device="gpu"`` and there is no card, or a package it needs is missing.
+    ResourceError
+        When the workers do not start.
+
+    Examples
+    --------
+    >>> with open_session(Options(workers=1)) as session:  # doctest: +SKIP
+    ...     session.client.submit(sum, [1, 2]).result()
+    3
+    """
+    device = _choose_own_device(options, emit)
+    owned = _OwnCluster(options, device, local_directory)
+    try:
+        client = owned.open()
+        return Session(client, options, emit=emit, owned=owned, device=device)
+    except BaseException:
+        owned.close()
+        raise
+
+
+def attach_session(
+    connection: _Connection,
+    options: Options,
+    *,
+    emit: Emit = silent,
+    workers_seconds: float = WORKERS_SECONDS,
+    connect_seconds: float = CONNECT_SECONDS,
+) -> Session:
+    """Use a running cluster, which stays as it is when the session closes.
+
+    Parameters
+    ----------
+    connection
+        A Dask client (left open afterwards), a cluster object, the address of a scheduler
+        (``tcp://host:8786``) or the path of a scheduler file.
+    options
+        ``device`` and ``restart`` count; the size of the cluster is its owner's business.
+    emit
+        Told what a user should know, as `dpipe.model.Note`.
+    workers_seconds, connect_seconds
+        Patience for the first worker and for the scheduler.
+
+    Raises
+    ------
+    InputError
+        For a malformed address, an unreadable scheduler file or an asynchronous client.
+    ResourceError
+        When nothing answers, no worker comes, or versions do not fit together.
+
+    Examples
+    --------
+    >>> with attach_session("tcp://10.0.0.1:8786", Options()) as session:  # doctest: +SKIP
+    ...     session.n_workers
+    16
+    """
+    client, opened = _connect(connection, connect_seconds)
+    try:
+        _wait_for_first_worker(client, workers_seconds)
+        for text in check_versions(client):
+            emit(Note(text, "warning"))
+        _warn_when_exposed(client, emit)
+        session = Session(client, options, emit=emit, opened_client=opened)
+        session.pin_threads()
+        return session
+    except BaseException:
+        if opened:
+            client.close()
+        raise
+
+
+class Session:
+    """A cluster in use; open one with `open_session` or `attach_session`, close it with ``with``.
+
+    Attributes
+    ----------
+    client : distributed.Client
+        The connection; replaced when `recycle` had to rebuild the cluster.
+    owned : bool
+        Whether dpipe started the cluster.
+    device : str
+        "cpu" or "gpu": where tasks compute.
+    n_workers : int
+        Worker processes seen at opening or at the last `recycle`.
+    threads : int
+        Task threads of all workers together.
+    threads_per_worker : int
+        Tasks that share the memory of one worker (the largest number of any worker).
+    memory_limit : int
+        Bytes the smallest worker may use.
+    dashboard : str or None
+        Link to the dashboard.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        options: Options,
+        *,
+        emit: Emit = silent,
+        owned: _OwnCluster | None = None,
+        device: str | None = None,
+        opened_client: bool = False,
+    ) -> None:
+        self.client = client
+        self.owned = owned is not None
+        self.n_workers = self.threads = self.threads_per_worker = self.memory_limit = 0
+        self._restart = options.restart
+        self._emit = emit
+        self._own = owned
+        self._opened_client = opened_client
+        self._pin: str | None = None
+        self._began = time.monotonic()
+        self._closed = False
+        facts = self._expect(owned.n_workers if owned else 1, time.monotonic() + PROBE_SECONDS)
+        self.device = device or _choose_attached_device(options.device, facts, emit)
+
+    def __enter__(self) -> Session:
+        """The session itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what dpipe opened."""
+        self.close()
+
+    @property
+    def dashboard(self) -> str | None:
+        """Link to the dashboard, None without one."""
+        try:
+            link = self.client.dashboard_link
+        except (*_CLUSTER_ERRORS, KeyError, AttributeError):
+            return None
+        return str(link) if link else None
+
+    def close(self) -> None:
+        """Close what dpipe opened, and only that; calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._own is not None:
+            self._own.close()
+            return
+        self._unpin_threads()
+        if self._opened_client:
+            self.client.close()
+
+    # Memory
+
+    def read_memory(self, moment: str, pass_number: int) -> tuple[MemoryReading, ...]:
+        """Memory of the client and of every worker that answers, client first.
+
+        A worker that does not answer in time is left out, with a Note: a reading must never
+        end a run.
+
+        Parameters
+        ----------
+        moment
+            "start", "before", "after" or "recycled".
+        pass_number
+            The pass the reading belongs to.
+        """
+        return self._readings(moment, pass_number, self._probe())
+
+    def _readings(
+        self, moment: str, pass_number: int, facts: Iterable[WorkerFacts]
+    ) -> tuple[MemoryReading, ...]:
+        seconds = time.monotonic() - self._began
+        rss, peak = process_memory()
+        client = MemoryReading(moment, pass_number, "client", os.getpid(), rss, peak, None, seconds)
+        workers = (
+            MemoryReading(
+                moment, pass_number, f"worker {f.name}", f.pid, f.rss, f.peak, f.device, seconds
+            )
+            for f in sorted(facts, key=lambda f: _natural(f.name))
+        )
+        return (client, *workers)
+
+    def _probe(self, seconds: float = PROBE_SECONDS) -> tuple[WorkerFacts, ...]:
+        gpu = getattr(self, "device", "gpu") == "gpu"
+        try:
+            answers = _within(self.client, seconds, "run", _look, gpu=gpu, on_error="return")
+        except _CLUSTER_ERRORS as error:
+            self._warn(f"the workers did not answer within {seconds:g} s ({_first_line(error)}).")
+            return ()
+        missing = next((a for a in answers.values() if isinstance(a, ModuleNotFoundError)), None)
+        if missing is not None:
+            raise ResourceError(
+                f"the workers cannot import {missing.name!r}; "
+                "install the same packages there as here."
+            )
+        return tuple(a for a in answers.values() if isinstance(a, WorkerFacts))
+
+    def _expect(
+        self, n_workers: int, deadline: float, old: frozenset[int] = frozenset()
+    ) -> tuple[WorkerFacts, ...]:
+        """Wait until `n_workers` processes other than `old` answer, and take note of them.
+
+        Returns what there is at the deadline, possibly fewer.
+        """
+        while True:
+            left = max(deadline - time.monotonic(), 1.0)
+            facts = tuple(f for f in self._probe(left) if f.pid not in old)
+            if len(facts) >= n_workers or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        if facts:
+            self.n_workers = len(facts)
+            self.threads = sum(f.threads for f in facts)
+            self.threads_per_worker = max(f.threads for f in facts)
+            self.memory_limit = _smallest_limit(facts)
+        return facts
+
+    def _warn(self, text: str) -> None:
+        self._emit(Note(text, "warning"))
+
+    # Restarting
+
+    def recycle(self, pass_number: int) -> tuple[MemoryReading, ...]:
+        """Give every worker a fresh process, so that the next pass starts at the baseline.
+
+        Hold no future and no scattered data over this call: they are lost. An owned cluster
+        whose workers do not come back within `RECYCLE_SECONDS` is closed and opened again. An
+        attached one is restarted only as far as ``--restart`` and its other users allow;
+        otherwise its workers collect garbage and hand free pages back.
+
+        Returns
+        -------
+        tuple of MemoryReading
+            The readings after it, of moment "recycled".
+
+        Raises
+        ------
+        ResourceError
+            When no worker is left.
+        """
+        if self._restart == "never":
+            facts = self._tidy("the workers keep their memory, because --restart is never.")
+        elif self._own is not None:
+            facts = self._recycle_own(self._own)
+        else:
+            facts = self._recycle_attached()
+        if not facts:
+            raise ResourceError(
+                "no worker is left after the restart between passes; "
+                "start workers and run the same command again to resume."
+            )
+        return self._readings("recycled", pass_number, facts)
+
+    def _recycle_own(self, own: _OwnCluster) -> tuple[WorkerFacts, ...]:
+        deadline = time.monotonic() + RECYCLE_SECONDS
+        old = own.pids()
+        try:
+            _within(self.client, RECYCLE_SECONDS, "restart", timeout=RECYCLE_SECONDS * 0.8)
+            facts = self._expect(own.n_workers, deadline, old)
+            if len(facts) >= own.n_workers:
+                return facts
+            reason = f"{len(facts)} of {own.n_workers} workers came back"
+        except _CLUSTER_ERRORS as error:
+            reason = _first_line(error)
+        self._warn(f"the restart of the workers failed ({reason}); opening a new cluster.")
+        own.close()
+        self.client = own.open()
+        return self._expect(own.n_workers, time.monotonic() + RECYCLE_SECONDS, old)
+
+    def _recycle_attached(self) -> tuple[WorkerFacts, ...]:
+        before = self._probe()
+        without = [f.name for f in before if not f.nanny]
+        if without:
+            return self._tidy(
+                f"the workers keep their processes, because worker {without[0]} runs without "
+                "a nanny that could restart it."
+            )
+        if self._restart == "auto" and (reason := self._others()):
+            return self._tidy(
+                f"the workers keep their processes, because {reason}; "
+                "--restart always restarts them all the same."
+            )
+        deadline = time.monotonic() + RECYCLE_SECONDS
+        addresses = [f.address for f in before]
+        try:
+            _within(
+                self.client,
+                RECYCLE_SECONDS,
+                "restart_workers",
+                addresses,
+                timeout=RECYCLE_SECONDS * 0.8,
+                raise_for_error=False,
+            )
+        except (*_CLUSTER_ERRORS, KeyError, ValueError) as error:
+            self._warn(f"the restart of the workers failed ({_first_line(error)}).")
+        facts = self._expect(len(before), deadline, frozenset(f.pid for f in before))
+        if 0 < len(facts) < len(before):
+            self._warn(f"{len(facts)} of {len(before)} workers came back after the restart.")
+        return facts
+
+    def _others(self) -> str | None:
+        """Why restarting would hurt somebody else, or None."""
+
+        # Nested, so that it travels by value: the scheduler need not have dpipe installed.
+        def in_use(dask_scheduler: Any) -> tuple[list[str], int]:
+            return list(dask_scheduler.clients), len(dask_scheduler.tasks)
+
+        deadline = time.monotonic() + 3.0
+        while True:
+            try:
+                clients, tasks = _within(self.client, PROBE_SECONDS, "run_on_scheduler", in_use)
+            except (*_CLUSTER_ERRORS, ValueError) as error:
+                return f"the scheduler does not say who else uses it ({_first_line(error)})"
+            others = {c for c in clients if c not in (self.client.id, "fire-and-forget")}
+            if others:
+                return f"{_count(others, 'other client')} is connected"
+            if not tasks:
+                return None
+            # Futures dpipe let go of a moment ago take a moment to be forgotten.
+            if time.monotonic() > deadline:
+                return f"the cluster holds {_count(range(tasks), 'result')} of other work"
+            gc.collect()
+            time.sleep(0.1)
+
+    def _tidy(self, reason: str) -> tuple[WorkerFacts, ...]:
+        """Give back what can be given back without a restart, and say why."""
+        self._emit(Note(reason))
+        try:
+            _within(self.client, PROBE_SECONDS, "run", give_memory_back, on_error="ignore")
+        except _CLUSTER_ERRORS as error:
+            self._warn(f"the workers did not tidy up ({_first_line(error)}).")
+        return self._expect(1, time.monotonic() + PROBE_SECONDS)
+
+    # Threads
+
+    def pin_threads(self) -> None:
+        """Hold the BLAS of every attached worker, now and after restarts, to one thread a task."""
+        name = f"dpipe-threads-{uuid.uuid4().hex[:8]}"
+        self.client.register_plugin(ThreadPin(), name=name)
+        self._pin = name
+
+    def _unpin_threads(self) -> None:
+        if self._pin is None:
+            return
+        try:
+            _within(self.client, PROBE_SECONDS, "unregister_worker_plugin", self._pin)
+        except (*_CLUSTER_ERRORS, ValueError) as error:
+            self._warn(f"the BLAS threads of the workers stay at 1 ({_first_line(error)}).")
+
+
+# What runs inside workers
+
+
+class ThreadPin(WorkerPlugin):
+    """Holds the BLAS and OpenMP of a worker process to one thread while any session wants it."""
+
+    def setup(self, worker: Any) -> None:
+        """Limit the thread pools of this process."""
+        with _pin_lock:
+            _pins.append(self)
+            if len(_pins) == 1:
+                import numpy  # noqa: F401  its BLAS must be loaded before it can be limited
+
+                threadpoolctl = importlib.import_module("threadpoolctl")
+                _limits.append(threadpoolctl.threadpool_limits(1))
+
+    def teardown(self, worker: Any) -> None:
+        """Undo it when the last session that asked for it is gone."""
+        with _pin_lock:
+            if _pins:
+                _pins.pop()
+            if not _pins and _limits:
+                _limits.pop().restore_original_limits()
+
+
+_pin_lock = threading.Lock()
+_pins: list[ThreadPin] = []
+_limits: list[Any] = []
+
+
+def _look(dask_worker: Any, gpu: bool) -> WorkerFacts:
+    """What the worker this runs on says about itself; `gpu` asks its card as well."""
+    rss, peak = process_memory()
+    card = gpu and visible_cards() > 0
+    limit = dask_worker.memory_manager.memory_limit
+    return WorkerFacts(
+        address=dask_worker.address,
+        name=str(dask_worker.name),
+        pid=os.getpid(),
+        rss=rss,
+        peak=peak,
+        device=int(nvml.real_time()["memory-used"]) if card else None,
+        threads=dask_worker.state.nthreads,
+        limit=int(limit) if limit else None,
+        nanny=dask_worker.nanny is not None,
+        host=socket.gethostname(),
+        host_memory=int(MEMORY_LIMIT),
+        has_gpu=card and importlib.util.find_spec("cupy") is not None,
+    )
+
+
+def give_memory_back() -> int:
+    """Collect garbage and hand free pages to the system; the bytes of resident memory saved."""
+    before = process_memory()[0]
+    gc.collect()
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None:
+        arrow.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        import ctypes
+
+        # Only glibc has it; musl and others keep their own counsel.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return before - process_memory()[0]
+
+
+def process_memory() -> tuple[int, int]:
+    """Resident bytes of this process, now and at most since it began.
+
+    Examples
+    --------
+    >>> rss, peak = process_memory()
+    >>> 0 < rss and 0 < peak
+    True
+    """
+    rss = int(psutil.Process().memory_info().rss)
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            kilobytes = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
+        return rss, max(rss, int(kilobytes) * 1024)
+    except (OSError, StopIteration, ValueError):
+        return rss, max(rss, _peak_elsewhere())
+
+
+def _peak_elsewhere() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# A cluster of dpipe's own
+
+
+@dataclass
+class _OwnCluster:
+    """How to open, and open again, the cluster an owned session runs on."""
+
+    options: Options
+    device: str
+    local_directory: str | None
+    n_workers: int = 0
+    _cluster: LocalCluster | None = None
+    _client: Client | None = None
+    _folder: str | None = None
+    _environment: dict[str, str | None] = field(default_factory=dict)
+
+    def open(self) -> Client:
+        self._folder = _worker_folder(self.local_directory)
+        start = _start_gpu_cluster if self.device == "gpu" else _start_cpu_cluster
+        before = dict(os.environ)
+        try:
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": _spawn_environment()}):
+                self._cluster = start(self.options, self._folder)
+            # Not the default client: what the user computes meanwhile stays where it was.
+            self._client = Client(self._cluster, set_as_default=False)
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            self.close()
+            raise ResourceError(
+                f"the workers could not be started ({_first_line(error)}); "
+                "try fewer with --workers or another --scratch-dir."
+            ) from error
+        finally:
+            # A nanny writes what its workers shall find into this process and leaves it there.
+            self._environment = {
+                name: before.get(name)
+                for name, value in os.environ.items()
+                if before.get(name) != value
+            }
+        self.n_workers = len(self._cluster.worker_spec)
+        return self._client
+
+    def pids(self) -> frozenset[int]:
+        """The worker processes now."""
+        if self._cluster is None:
+            return frozenset()
+        return frozenset(n.pid for n in self._cluster.workers.values() if n.pid is not None)
+
+    def close(self) -> None:
+        """End every process, remove the folder, put the environment back."""
+        pids = self.pids()
+        for part in (self._client, self._cluster):
+            if part is not None:
+                with contextlib.suppress(*_CLUSTER_ERRORS):
+                    part.close(timeout=CLOSE_SECONDS)
+        self._client = self._cluster = None
+        _kill(pids)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._environment = {}
+
+
+def _start_cpu_cluster(options: Options, folder: str) -> LocalCluster:
+    return LocalCluster(**_local_options(options, folder, CPU_COUNT))
+
+
+def _start_gpu_cluster(options: Options, folder: str) -> LocalCluster:
+    dask_cuda = importlib.import_module("dask_cuda")
+    cluster: LocalCluster = dask_cuda.LocalCUDACluster(
+        **gpu_options(options, folder, visible_cards())
+    )
+    return cluster
+
+
+def _local_options(options: Options, folder: str, n_workers: int) -> dict[str, Any]:
+    chosen: dict[str, Any] = {
+        "n_workers": options.workers or n_workers,
+        "threads_per_worker": options.threads_per_worker,
+        "processes": True,
+        "host": "127.0.0.1",
+        "dashboard_address": _free_dashboard_address(),
+        "local_directory": folder,
+        "silence_logs": logging.ERROR,
+        "env": {"TMPDIR": folder},
+    }
+    if options.memory_limit is not None:
+        chosen["memory_limit"] = options.memory_limit
+    return chosen
+
+
+def gpu_options(options: Options, folder: str, n_cards: int) -> dict[str, Any]:
+    """Arguments of ``dask_cuda.LocalCUDACluster``: one worker a card, one allocator a worker.
+
+    The stream-ordered allocator does not fragment as a pool does and shares the card with
+    others; CuPy must use the same one, or two allocators starve each other. Above the release
+    threshold, freed memory goes back to the card.
+    """
+    chosen = _local_options(options, folder, n_cards)
+    if chosen["n_workers"] > n_cards:
+        raise InputError(
+            f"--workers {chosen['n_workers']} exceeds the {n_cards} visible GPUs: "
+            "a GPU session runs one worker on each."
+        )
+    # LocalCUDACluster fills these in itself, one value a worker.
+    del chosen["env"], chosen["processes"]
+    return chosen | {
+        "rmm_async": True,
+        "rmm_release_threshold": 0.5,
+        "rmm_allocator_external_lib_list": ["cupy"],
+    }
+
+
+def _spawn_environment() -> dict[str, Any]:
+    configured = dask.config.get("distributed.nanny.pre-spawn-environ", default={})
+    return {**configured, **ONE_THREAD}
+
+
+def _worker_folder(local_directory: str | None) -> str:
+    parent = local_directory or dask.config.get("temporary-directory", default=None)
+    try:
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
+        return tempfile.mkdtemp(prefix="dpipe-workers-", dir=parent)
+    except OSError as error:
+        raise InputError(
+            f"the workers' folder {parent or tempfile.gettempdir()} is not writable "
+            f"({error.strerror}); choose another with --scratch-dir."
+        ) from error
+
+
+def _free_dashboard_address() -> str:
+    """Port 8787, where people look for the dashboard, or any other when it is taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", 8787))
+        except OSError:
+            return "127.0.0.1:0"
+    return "127.0.0.1:8787"
+
+
+def _kill(pids: Iterable[int]) -> None:
+    """End the worker processes among this process's children that outlived their cluster."""
+    leftover = [child for child in psutil.Process().children() if child.pid in set(pids)]
+    for child in leftover:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(leftover, timeout=5)
+
+
+# Devices
+
+
+def visible_cards() -> int:
+    """How many NVIDIA cards this process may use (0 without a driver).
+
+    Examples
+    --------
+    >>> visible_cards() >= 0
+    True
+    """
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        installed = int(nvml.device_get_count())
+    except RuntimeError:
+        return 0
+    if allowed is None:
+        return installed
+    named = [d for d in allowed.split(",") if d.strip() not in ("", "-1", "NoDevFiles")]
+    return min(installed, len(named)) if installed else 0
+
+
+def _choose_own_device(options: Options, emit: Emit) -> str:
+    if options.device == "cpu":
+        return "cpu"
+    lack = _lack_of_gpu()
+    if lack is None:
+        if options.device == "auto":
+            emit(Note(f"computing on {_count(range(visible_cards()), 'GPU')}: a card is visible."))
+        return "gpu"
+    if options.device == "gpu":
+        raise InputError(f"--device gpu cannot be used here: {lack}.")
+    emit(Note(f"computing on the CPU: {lack}."))
+    return "cpu"
+
+
+def _lack_of_gpu() -> str | None:
+    """What keeps this machine from a GPU session, or None."""
+    if visible_cards() == 0:
+        return "no NVIDIA card is visible"
+    missing = [name for name in ("dask_cuda", "cupy", "rmm") if not importlib.util.find_spec(name)]
+    if missing:
+        return f"a card is visible, but the package {missing[0]} is not installed"
+    return None
+
+
+def _choose_attached_device(wanted: str, facts: Iterable[WorkerFacts], emit: Emit) -> str:
+    if wanted == "cpu":
+        return "cpu"
+    without = [f.name for f in facts if not f.has_gpu]
+    if not without:
+        if wanted == "auto":
+            emit(Note("computing on the GPU: every worker has a card and CuPy."))
+        return "gpu"
+    if wanted == "gpu":
+        raise InputError(
+            f"--device gpu cannot be used on this cluster: worker {without[0]} "
+            "has no visible card or no CuPy."
+        )
+    emit(Note(f"computing on the CPU: worker {without[0]} has no visible card or no CuPy."))
+    return "cpu"
+
+
+# Attaching
+
+
+def _connect(connection: _Connection, seconds: float) -> tuple[Client, bool]:
+    """A synchronous client, and whether it was opened here."""
+    if isinstance(connection, Client):
+        if connection.asynchronous:
+            raise InputError("dpipe needs a synchronous Dask client, not an asynchronous one.")
+        if connection.status != "running":
+            raise InputError(f"the given Dask client is {connection.status}; give a running one.")
+        return connection, False
+    address = getattr(connection, "scheduler_address", None) or _address(os.fspath(connection))
+    try:
+        return Client(address, timeout=seconds, set_as_default=False), True
+    except ValueError as error:
+        raise InputError(
+            f"{address!r} is not the address of a scheduler ({_first_line(error)}); "
+            "write it like tcp://host:8786."
+        ) from error
+    except (OSError, TimeoutError) as error:
+        raise ResourceError(
+            f"no Dask scheduler answers at {address} within {seconds:g} s; "
+            "check the address and that it runs."
+        ) from error
+
+
+def _address(text: str) -> str:
+    """The scheduler's address meant by an address or by the path of a scheduler file."""
+    if "://" in text or not (os.sep in text or text.endswith(".json") or os.path.exists(text)):
+        return text
+    try:
+        with open(text, encoding="utf-8") as file:
+            address = json.load(file)["address"]
+    except OSError as error:
+        raise InputError(f"the scheduler file {text} cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{text} is not a scheduler file: it holds no JSON with an address."
+        ) from error
+    return str(address)
+
+
+def _wait_for_first_worker(client: Client, seconds: float) -> None:
+    address = _scheduler_address(client)
+    try:
+        # A task in the queue is what makes an adaptive cluster ask for its first worker.
+        wake = client.submit(int, pure=False)
+        _within(client, seconds + 5, "wait_for_workers", 1, timeout=seconds)
+    except _CLUSTER_ERRORS as error:
+        raise ResourceError(
+            f"the scheduler at {address} has no worker after {seconds:g} s; "
+            "start workers there and run the same command again."
+        ) from error
+    wake.release()
+
+
+def _scheduler_address(client: Client) -> str:
+    return str(client.scheduler.address) if client.scheduler is not None else "nowhere"
+
+
+def _warn_when_exposed(client: Client, emit: Emit) -> None:
+    address = _scheduler_address(client)
+    if address.startswith("tcp://") and not address.startswith(("tcp://127.", "tcp://[::1]")):
+        emit(
+            Note(
+                f"the scheduler at {address} talks without encryption or password: whoever "
+                "reaches it can run code on its workers, so keep it on a trusted network.",
+                "warning",
+            )
+        )
+
+
+def check_versions(client: Client) -> tuple[str, ...]:
+    """Sentences about versions that differ between here and the workers.
+
+    Raises
+    ------
+    ResourceError
+        When python, distributed or dpipe differ in their first two numbers, or a worker
+        lacks dpipe.
+    """
+    names = ("dask", "distributed", "numpy", "pyarrow", "dpipe")
+    try:
+        found = _within(client, PROBE_SECONDS, "get_versions", packages=list(names))
+    except _CLUSTER_ERRORS as error:
+        return (f"the versions on the workers are unknown ({_first_line(error)}).",)
+    here = found["client"]["packages"]
+    sentences = []
+    for name in ("python", *names):
+        for worker, there in found["workers"].items():
+            theirs = (there or {}).get("packages", {}).get(name)
+            if theirs == here[name]:
+                continue
+            text = (
+                f"{name} is {_version(here[name])} here and {_version(theirs)} on worker {worker}"
+            )
+            fatal = name in ("python", "distributed", "dpipe")
+            if fatal and _release(theirs) != _release(here[name]):
+                raise ResourceError(f"{text}: install the same version on both sides.")
+            sentences.append(f"{text}.")
+            break
+    return tuple(sentences)
+
+
+def _version(text: str | None) -> str:
+    return "not installed" if text is None else text.removesuffix(".final.0")
+
+
+def _release(text: str | None) -> tuple[str, ...]:
+    return tuple((text or "").split(".")[:2])
+
+
+# Small change
+
+
+def _within(client: Client, seconds: float, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of the client, giving up after `seconds` whatever the cluster does."""
+    call: Callable[..., Any] = getattr(client, method)
+    return client.sync(call, *args, callback_timeout=seconds, **kwargs)
+
+
+def _smallest_limit(facts: Iterable[WorkerFacts]) -> int:
+    """Bytes of the smallest worker; one without a limit counts its share of its host."""
+    facts = tuple(facts)
+    hosts: dict[str, int] = {}
+    for f in facts:
+        hosts[f.host] = hosts.get(f.host, 0) + 1
+    return min(f.limit or f.host_memory // hosts[f.host] for f in facts)
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (sys.maxsize, name)
+
+
+def _count(things: Any, noun: str) -> str:
+    n = len(things)
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _first_line(error: BaseException) -> str:
+    lines: list[str] = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
