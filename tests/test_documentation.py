@@ -1,0 +1,242 @@
+"""What the documentation names exists, and its examples run.
+
+Covers: options, commands, defaults, paths, links, Python names and YAML in every Markdown page,
+and the two commands of the README.
+Does not cover: whether a sentence is true.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from dpipe.config import Options, options_from
+
+ROOT = Path(__file__).resolve().parent.parent
+WITH_PAGES = ("benchmarks", "cluster", "docs", "examples", "notebooks")
+PAGES = sorted(
+    path
+    for pattern in ("*.md", *(f"{top}/**/*.md" for top in WITH_PAGES))
+    for path in ROOT.glob(pattern)
+)
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+TOP = {"benchmarks", "cluster", "docs", "dpipe", "examples", "notebooks", "tests", ".ci"}
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
+
+
+def fences(text: str, *languages: str) -> list[str]:
+    """Contents of the fenced blocks in one of the languages."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [content for language, content in blocks if language in languages]
+
+
+def spans(text: str) -> list[str]:
+    """Contents of the inline code spans."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def commands() -> dict[str, click.Command]:
+    from dpipe.cli import main
+
+    assert isinstance(main, click.Group)
+    return main.commands
+
+
+def option_names(command: click.Command) -> set[str]:
+    names = {
+        name
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not parameter.hidden
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    return names | {"--help"}
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every command line that starts dpipe, in fences and spans, as its words after `dpipe`."""
+    shell = "\n".join(fences(text, "bash", "console", "sh", "")).replace("\\\n", " ")
+    lines = [*shell.splitlines(), *(span for span in spans(text) if span.startswith("dpipe "))]
+    found = []
+    for line in lines:
+        for part in re.split(r"&&|\|\||[|;]", line.split(" #")[0]):
+            match = re.match(r"\s*(?:\$ )?(?:dask |python -m |srun )?dpipe (.+)", part)
+            if match:
+                found.append(match[1].split())
+    return found
+
+
+def test_there_are_pages() -> None:
+    assert {"README.md", "docs/design.md", "docs/reference.md"} <= set(IDS)
+
+
+@each_page
+def test_every_command_line_exists(page: Path) -> None:
+    for words in command_lines(page.read_text()):
+        if words[0] in ("--help", "--version", "..."):
+            continue
+        assert words[0] in commands(), " ".join(words)
+        used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert used <= option_names(commands()[words[0]]), " ".join(words)
+
+
+@each_page
+def test_every_option_exists(page: Path) -> None:
+    known = set().union(*(option_names(command) for command in commands().values()))
+    foreign = {"--runslow", "--dry-run"} if page.name == "CONTRIBUTING.md" else set()
+    for span in spans(page.read_text()):
+        if re.match(r"--[a-z]", span):
+            assert span.split()[0].partition("=")[0] in known | foreign, span
+
+
+def reference_options() -> dict[str, tuple[str, str]]:
+    """Option -> (default, meaning) from the tables of the reference that have a default."""
+    rows = re.findall(r"^\| (`--.+?) \| (.*?) \| (.+) \|$", REFERENCE, flags=re.MULTILINE)
+    return {
+        name: (default.strip("` "), meaning)
+        for names, default, meaning in rows
+        for name in re.findall(r"`(--?[a-z-]+)`", names)
+    }
+
+
+def test_every_option_is_in_the_reference() -> None:
+    offered = set().union(*(option_names(command) for command in commands().values()))
+    assert offered - {"--help"} == set(reference_options())
+
+
+def shown(value: object) -> str:
+    """How the reference writes a default."""
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def test_defaults_in_the_reference_are_the_defaults() -> None:
+    documented = reference_options()
+    for field in dataclasses.fields(Options):
+        name = "--" + field.name.replace("_", "-")
+        default, _ = documented[name]
+        if default.endswith("iB"):
+            assert options_from({field.name: default}) == Options(), name
+        else:
+            assert default == shown(field.default), name
+
+
+def test_every_field_of_options_is_an_option_of_run() -> None:
+    fields = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Options)}
+    assert fields <= option_names(commands()["run"])
+
+
+def test_every_command_is_in_the_reference() -> None:
+    listed = re.findall(r"^\| `dpipe ([a-z]+)", REFERENCE, flags=re.MULTILINE)
+    assert set(listed) == set(commands())
+
+
+def test_decision_table_in_the_reference_is_the_one_that_is_written() -> None:
+    from dpipe.model import Decision
+
+    section = REFERENCE.partition("### Columns of the decision table")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z_]+)` \|", section, flags=re.MULTILINE)
+    written = [field.name for field in dataclasses.fields(Decision)]
+    assert listed == ["pass" if name == "pass_number" else name for name in written]
+
+
+@each_page
+def test_every_path_exists(page: Path) -> None:
+    for span in spans(page.read_text()):
+        path = span.partition("::")[0]
+        if re.fullmatch(r"[\w./-]+", path) and path.split("/")[0] in TOP and "/" in path:
+            assert (ROOT / path).exists(), span
+
+
+@each_page
+def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors that a renderer of Markdown gives to the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_every_python_name_exists(page: Path) -> None:
+    for span in spans(page.read_text()):
+        match = re.match(r"dpipe(?:\.\w+)+", span)
+        if match and not re.search(r"\.(?:yaml|json|toml|png|svg)$", match[0]):
+            resolve(match[0])
+
+
+def resolve(dotted: str) -> object:
+    """The module or attribute with this name, or an error that names what is missing."""
+    found: object = importlib.import_module("dpipe")
+    name = "dpipe"
+    for part in dotted.split(".")[1:]:
+        name = f"{name}.{part}"
+        found = getattr(found, part) if hasattr(found, part) else importlib.import_module(name)
+    return found
+
+
+@each_page
+def test_every_yaml_block_is_understood(page: Path) -> None:
+    for block in fences(page.read_text(), "yaml"):
+        values = yaml.safe_load(block)
+        if block.startswith("# options.yaml"):
+            options_from(values)
+
+
+@each_page
+def test_every_python_block_compiles(page: Path) -> None:
+    for block in fences(page.read_text(), "python"):
+        compile(block, str(page), "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/howto.md"])
+def test_python_blocks_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    blocks = fences((ROOT / name).read_text(), "python")
+    assert blocks
+    for number, block in enumerate(blocks):
+        script = tmp_path / f"block_{number}.py"
+        script.write_text(block)
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_two_commands_of_the_readme() -> None:
+    text = (ROOT / "README.md").read_text().partition("<!-- ci: the two commands -->")[2]
+    run, test = fences(text, "bash")[0].splitlines()
+    assert run == ('python -m pip install . && dpipe run "examples/nci/*.parquet" --output-dir out')
+    assert test == 'python -m pip install ".[test]" && python -m pytest'
+    assert list((ROOT / "examples" / "nci").glob("*.parquet"))
