@@ -1,0 +1,344 @@
+"""Finding Parquet files and opening them: paths, folders, globs and fsspec URLs.
+
+Covers: which files a source means, opening one file, reading its footer once.
+Does not cover: what the schemas mean together (see `dpipe.table.schema`).
+
+A path that exists is never taken for a glob, so names with ``*``, ``[``, ``#`` or spaces work. The
+footer is read and hashed as bytes and parsed from them: whoever reads data from a file later
+compares the hash, so a file that changed in between is found before its values are used.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpipe.errors import InputError
+from dpipe.table.record import listed, nearest
+
+SUFFIXES = (".parquet", ".parq", ".pq")
+STORAGE_ERRORS = (pa.ArrowException, OSError)
+"""Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
+
+_TAIL = 64 * 1024
+_GLOB = re.compile(r"[*?\[]")
+
+StorageOptions = Mapping[str, Any] | None
+
+
+class BadFile(InputError):
+    """One file that cannot be used; ``path`` and ``reason`` (what follows the path)."""
+
+    def __init__(self, path: str, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} {reason}{advice}.")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The parsed footer of one file, with what identifies it."""
+
+    metadata: pq.FileMetaData
+    size: int
+    mtime: int
+    digest: str
+
+
+# Which files
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that the sources mean, sorted by path, and what a user should know about them."""
+
+    paths: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_files(
+    sources: Iterable[str | os.PathLike[str]], storage_options: StorageOptions = None
+) -> Found:
+    """Files that `sources` mean: sorted by path, each once.
+
+    Raises
+    ------
+    InputError
+        When a source does not exist, matches nothing, or is a folder without Parquet files.
+    """
+    paths: dict[str, str] = {}
+    hidden: list[str] = []
+    repeated: list[str] = []
+    for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
+        for path in _expand(os.fspath(source), storage_options, hidden):
+            identity = path if is_url(path) else os.path.realpath(path)
+            if identity in paths:
+                repeated.append(path)
+            paths.setdefault(identity, path)
+    if not paths:
+        raise InputError("no input was given; name Parquet files, folders or globs.")
+    return Found(tuple(sorted(paths.values())), tuple(_path_notes(paths, hidden, repeated)))
+
+
+def _path_notes(
+    paths: Mapping[str, str], hidden: Sequence[str], repeated: Sequence[str]
+) -> Iterator[str]:
+    if hidden:
+        yield (
+            f"{len(hidden)} Parquet files whose name or folder begins with . or _ "
+            f"are left out: {listed(hidden)}."
+        )
+    if repeated:
+        yield f"named more than once, read once: {listed(repeated)}."
+    keyed = {part for path in paths.values() for part in path.split("/")[:-1] if "=" in part}
+    if keyed:
+        yield (
+            f"folder names that look like values are not read as columns: {listed(sorted(keyed))}."
+        )
+
+
+def is_url(path: str) -> bool:
+    """Whether a path goes through fsspec."""
+    return "://" in path
+
+
+def _expand(source: str, storage_options: StorageOptions, hidden: list[str]) -> list[str]:
+    if source.startswith("file://"):
+        source = _local_of_url(source)
+    if is_url(source) and not os.path.exists(source):
+        return _expand_url(source, storage_options, hidden)
+    source = os.path.abspath(os.path.expanduser(source))
+    if os.path.isdir(source):
+        return _require(_walk(source, os.walk, hidden), source)
+    if os.path.lexists(source):
+        return [source]
+    if not _GLOB.search(source):
+        raise InputError(f"{source} does not exist{_neighbour(source)}.")
+    matches = sorted(glob.glob(source, recursive=True))
+    return _require(_expand_matches(matches, os.path.isdir, os.walk, hidden), source)
+
+
+def _expand_matches(
+    matches: Sequence[str],
+    is_folder: Callable[[str], bool],
+    walk: Callable[[str], Iterable[tuple[str, Any, Any]]],
+    hidden: list[str],
+) -> list[str]:
+    """Matches of a glob; a folder among them stands for the Parquet files in it."""
+    paths: list[str] = []
+    for match in matches:
+        if is_folder(match):
+            # `**` matches folders and the files in them: a folder must not name these twice.
+            if not any(other != match and other.startswith(match + "/") for other in matches):
+                paths += _walk(match, walk, hidden)
+        else:
+            paths.append(match)
+    return paths
+
+
+def _expand_url(url: str, storage_options: StorageOptions, hidden: list[str]) -> list[str]:
+    if "::" in url:
+        raise InputError(f"{url} chains file systems, which is not supported; name one URL.")
+    if re.match(r"[^/]*://[^/@]*:[^/@]*@", url):
+        raise InputError(
+            "a URL must not hold a password, because paths are written into results; "
+            "give credentials by the environment or storage_options."
+        )
+    try:
+        fs, path = _filesystem(url, storage_options)
+        if fs.isdir(path):
+            found = _require(_walk(path, fs.walk, hidden), url)
+        elif fs.exists(path):
+            found = [path]
+        elif _GLOB.search(path):
+            matches = sorted(fs.glob(path))
+            found = _require(_expand_matches(matches, fs.isdir, fs.walk, hidden), url)
+        else:
+            raise InputError(f"{url} does not exist.")
+        return [fs.unstrip_protocol(each) for each in found]
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(f"{url} cannot be reached ({brief(error)}).") from error
+
+
+def _local_of_url(url: str) -> str:
+    """The path of a file:// URL; taken literally first, as fsspec does, then percent-decoded."""
+    from urllib.parse import unquote
+
+    path = "/" + url.removeprefix("file://").lstrip("/")
+    return path if os.path.lexists(path) or "%" not in path else unquote(path)
+
+
+def _walk(
+    top: str, walk: Callable[[str], Iterable[tuple[str, Any, Any]]], hidden: list[str]
+) -> list[str]:
+    paths: list[str] = []
+    for folder, _, names in walk(top):
+        inner = folder[len(top) :].split("/")
+        for name in names:
+            if not name.lower().endswith(SUFFIXES):
+                continue
+            path = f"{folder.rstrip('/')}/{name}"
+            private = any(part.startswith((".", "_")) for part in [*inner, name])
+            (hidden if private else paths).append(path)
+    return paths
+
+
+def _require(paths: list[str], source: str) -> list[str]:
+    if paths:
+        return paths
+    if _GLOB.search(source) and not os.path.isdir(source):
+        raise InputError(f"no file matches {source}.")
+    raise InputError(
+        f"the folder {source} holds no Parquet file (a name that ends in {', '.join(SUFFIXES)})."
+    )
+
+
+def _neighbour(path: str) -> str:
+    folder, name = os.path.split(path)
+    try:
+        return nearest(name, os.listdir(folder))
+    except OSError:
+        return ""
+
+
+# One file
+
+
+def _filesystem(url: str, storage_options: StorageOptions) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(url, **dict(storage_options or {}))
+    return fs, path
+
+
+@contextmanager
+def open_file(path: str, storage_options: StorageOptions = None) -> Iterator[pa.NativeFile]:
+    """An open file as pyarrow reads it; local files without memory mapping.
+
+    A mapped file would count as memory of the process and would end it by a signal when someone
+    truncates the file meanwhile.
+    """
+    if not is_url(path) or os.path.exists(path):
+        with pa.OSFile(os.fsencode(path), "rb") as source:
+            yield source
+        return
+    fs, inner = _filesystem(path, storage_options)
+    # Column chunks are read whole and in known ranges: a read-ahead cache would only read too much.
+    with fs.open(inner, "rb", cache_type="none") as handle:
+        yield pa.PythonFile(handle, mode="r")
+
+
+def modified(path: str, storage_options: StorageOptions = None) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds (0 where the file system tells none)."""
+    if not is_url(path) or os.path.exists(path):
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
+    fs, inner = _filesystem(path, storage_options)
+    info = fs.info(inner)
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        moment = info.get(key)
+        if isinstance(moment, datetime):
+            return int(info["size"]), int(moment.timestamp() * 1e6) * 1000
+        if isinstance(moment, int | float):
+            return int(info["size"]), int(moment * 1e9)
+    return int(info["size"]), 0
+
+
+def read_footer(path: str, storage_options: StorageOptions = None) -> Footer:
+    """The footer of one file, read once.
+
+    Raises
+    ------
+    BadFile
+        When the file is missing, unreadable, empty, truncated, encrypted or not Parquet.
+    """
+    try:
+        size, mtime = modified(path, storage_options)
+        with open_file(path, storage_options) as source:
+            raw = _footer_bytes(path, source, size)
+        return Footer(_parse(path, raw), size, mtime, hashlib.sha256(raw).hexdigest())
+    except STORAGE_ERRORS as error:
+        raise BadFile(path, reason_of(error)) from error
+
+
+def open_part(path: str, source: pa.NativeFile, digest: str) -> pq.ParquetFile:
+    """The Parquet reader of an open file whose footer must still have the hash `digest`.
+
+    Raises
+    ------
+    InputError
+        When the footer is no longer the one the table was opened with.
+    """
+    raw = _footer_bytes(path, source, source.size())
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise changed(path)
+    return pq.ParquetFile(
+        source,
+        metadata=_parse(path, raw),
+        page_checksum_verification=True,
+        pre_buffer=not isinstance(source, pa.OSFile),
+    )
+
+
+def changed(path: str) -> InputError:
+    """The error for a file that is not what it was when the table was opened."""
+    return InputError(f"{path} changed after the table was opened; start again with --fresh.")
+
+
+def _footer_bytes(path: str, source: pa.NativeFile, size: int) -> bytes:
+    """Footer and trailer of a Parquet file, without the data before them."""
+    if size == 0:
+        raise BadFile(path, "is empty (0 bytes)")
+    source.seek(max(0, size - _TAIL))
+    tail = source.read(min(size, _TAIL))
+    magic = tail[-4:]
+    if magic == b"PARE":
+        raise BadFile(path, "is encrypted, which dpipe cannot read; decrypt it first")
+    if size < 12 or magic != b"PAR1":
+        source.seek(0)
+        begins = source.read(4) == b"PAR1"
+        raise BadFile(path, "is truncated" if begins else "is not a Parquet file")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length + 4 > size:
+        raise BadFile(path, "is truncated or damaged (its footer is longer than the file)")
+    if length > len(tail):
+        source.seek(size - length)
+        tail = source.read(length)
+    return bytes(tail[-length:])
+
+
+def _parse(path: str, raw: bytes) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(io.BytesIO(b"PAR1" + raw))
+    except STORAGE_ERRORS as error:
+        raise BadFile(path, f"is damaged: its footer cannot be read ({brief(error)})") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What follows a file's path in a sentence about why it cannot be used."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, PermissionError):
+        return "cannot be read (permission denied)"
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, IsADirectoryError) or number == errno.EISDIR:
+        return "is a folder"
+    return f"cannot be read ({brief(error)})"
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error's text, short enough for a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(". ")[:200]

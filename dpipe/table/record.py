@@ -1,0 +1,178 @@
+"""The record of an open table: its files, columns, notes and fingerprint, as plain JSON.
+
+Covers: `Table` and `TableFile`, saving and loading them. Workers load the record by its path.
+Does not cover: building it (see `dpipe.table.scan`). Credentials are never part of it: they travel
+as `storage_options`, apart from the record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from dpipe.errors import InputError
+from dpipe.model import Column, Role
+
+_FORMAT = "dpipe-table"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One Parquet file of a table.
+
+    ``path`` is absolute (or a URL), ``size`` in bytes, ``mtime`` in nanoseconds (0 where the file
+    system tells none), ``row_groups`` the rows of each row group, ``footer_hash`` the sha256 of
+    the bytes of the footer, ``lacks`` the columns of the table that this file does not have.
+    """
+
+    path: str
+    n_rows: int
+    size: int
+    mtime: int
+    row_groups: tuple[int, ...]
+    footer_hash: str
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open table: files in order of name, columns in order of first appearance.
+
+    ``notes`` tell the user about drift, widening and whatever was left out, one sentence each;
+    ``skipped`` are files left out because they were bad, with the reason; ``coerced`` are the text
+    columns that are read as numbers.
+    """
+
+    files: tuple[TableFile, ...]
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    coerced: tuple[str, ...] = ()
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows of all files together."""
+        return sum(file.n_rows for file in self.files)
+
+    @cached_property
+    def features(self) -> tuple[str, ...]:
+        """Names of the columns that are analysed, in input order."""
+        return tuple(c.name for c in self.columns if c.role is Role.FEATURE)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Global row number of the first row of each file."""
+        starts, row = [], 0
+        for file in self.files:
+            starts.append(row)
+            row += file.n_rows
+        return tuple(starts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 over names, sizes, times, row counts and footer hashes of the files.
+
+        Only the last part of a path takes part, so that a table keeps its fingerprint when its
+        folder is reached under another name.
+        """
+        digest = hashlib.sha256()
+        for file in self.files:
+            name = file.path.rsplit("/", 1)[-1]
+            facts = [name, file.size, file.mtime, file.n_rows, file.footer_hash]
+            digest.update(json.dumps(facts).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
+    def column(self, name: str) -> Column:
+        """The column called `name`.
+
+        Raises
+        ------
+        InputError
+            When there is none, with the nearest name.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            hint = nearest(name, self._by_name)
+            raise InputError(f"the table has no column {name!r}{hint}.") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record as JSON, under a temporary name first."""
+        path = Path(path)
+        record = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)}
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Table:
+        """Read a record written by `save`; the same unchanged file is parsed once per process.
+
+        Raises
+        ------
+        InputError
+            When the file is missing or is no such record.
+        """
+        name = os.fspath(path)
+        try:
+            return _load(name, os.stat(name).st_mtime_ns)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{name} is not a table record of this version of dpipe.") from None
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, mtime: int) -> Table:
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    if record["format"] != _FORMAT or record["version"] != _VERSION:
+        raise ValueError(path)
+    return Table(
+        files=tuple(
+            TableFile(
+                **{
+                    **file,
+                    "row_groups": tuple(file["row_groups"]),
+                    "lacks": tuple(file["lacks"]),
+                }
+            )
+            for file in record["files"]
+        ),
+        columns=tuple(
+            Column(column["name"], column["dtype"], Role(column["role"]))
+            for column in record["columns"]
+        ),
+        notes=tuple(record["notes"]),
+        skipped=tuple((path, reason) for path, reason in record["skipped"]),
+        coerced=tuple(record["coerced"]),
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that suggests the most similar known name, or nothing."""
+    candidates = list(known)
+    by_case = [other for other in candidates if other.casefold() == name.casefold()]
+    found = by_case or difflib.get_close_matches(name, candidates, n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def listed(items: Iterable[str], limit: int = 4) -> str:
+    """Some of the items as text: ``'a', 'b' and 7 more``."""
+    names = [repr(item) for item in items]
+    if len(names) > limit + 1:
+        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
