@@ -122,6 +122,10 @@ def imported_names(path: Path) -> set[str]:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {
+                str(a.value).partition(".")[0] for a in node.args if isinstance(a, ast.Constant)
+            }
     return names
 
 
