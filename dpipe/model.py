@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MILLION = 10**6
+"""Similarities are compared, added and reported to one millionth."""
+
+
 class Role(StrEnum):
     """What a column of the input is to dpipe."""
 
@@ -85,6 +89,11 @@ class Edges:
         low, high = np.minimum(i, j), np.maximum(i, j)
         order = np.lexsort((high, low))
         return cls(low[order], high[order], value[order])
+
+    def strengths(self) -> NDArray[np.int64]:
+        """|value| in whole millionths, whose sums are the same in whatever order they are taken."""
+        millionths: NDArray[np.int64] = np.rint(np.abs(self.value) * MILLION).astype(np.int64)
+        return millionths
 
     def at_least(self, threshold: float) -> Edges:
         """The edges whose |value| reaches `threshold` (values compared after rounding to 1e-6)."""
@@ -233,9 +242,7 @@ class Note:
     level: str = "info"
 
 
-Event = (
-    RunStarted | PassStarted | StageStarted | TaskDone | PassDone | MemoryRead | Note
-)
+Event = RunStarted | PassStarted | StageStarted | TaskDone | PassDone | MemoryRead | Note
 Emit = Callable[[Event], None]
 
 

@@ -1,0 +1,155 @@
+"""Groups of columns that resemble each other: edges in, community labels out.
+
+Covers: Leiden with the constant Potts model on the graph of similar pairs, made independent of the
+order of columns and of summation order.
+Does not cover: which columns are similar (see `dpipe.passes`) or which one of a community stays
+(see `dpipe.representatives`).
+
+Why igraph's own Leiden and not leidenalg's: with the same graph, objective and stopping rule both
+reach the same quality (over 16 seeds on a real descriptor table the best runs differ by less than
+0.1 %), and igraph is 7 to 10 times faster there (30,000 to 170,000 edges) and 50 times on 20,000
+columns with a million edges (5 s against 240 s on one core). Both are repeatable with a seed.
+Single runs of either lie up to 20 % below the best on a graph of high threshold, so the time saved
+is spent on several starts where the graph is not huge, of which the best is taken.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import igraph
+import numpy as np
+
+from dpipe.model import MILLION, Edges
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_STARTS = 8
+EDGES_TO_SEARCH = 10**6
+RANDOMNESS = 0.01
+"""Leiden's beta, in units of similarity: how freely the refinement leaves the best move."""
+
+_GENERATOR_LOCK = threading.Lock()
+
+
+def find_communities(
+    n: int, edges: Edges, names: Sequence[str], *, resolution: float, seed: int
+) -> NDArray[np.int64]:
+    """Community of every column: Leiden, constant Potts model, run until stable.
+
+    Maximises the sum over communities of (similarities inside) - resolution * (pairs inside). The
+    graph is laid out in name order and its weights are whole millionths, whose sums are exact, so
+    equal columns get equal communities whatever order they came in. A column without an edge is a
+    community of its own and never influences the others.
+
+    Parameters
+    ----------
+    n
+        Number of columns.
+    edges
+        Similar pairs, as indices below `n`; their weights are |value| rounded to 1e-6.
+    names
+        The columns' names, (n,), all different.
+    resolution
+        Density a community must keep; dpipe passes the threshold of the similarity.
+    seed
+        Seed of the moves Leiden draws.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Labels, (n,): 0 is the largest community; equal sizes are ordered by their smallest name.
+
+    References
+    ----------
+    Traag, Waltman & van Eck 2019, "From Louvain to Leiden", Scientific Reports 9:5233.
+
+    Examples
+    --------
+    >>> pairs = Edges(np.array([0, 1]), np.array([2, 3]), np.array([0.99, -0.97]))
+    >>> find_communities(5, pairs, ["a", "b", "c", "d", "e"], resolution=0.95, seed=0).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    place = _name_places(names)
+    labels = np.arange(n, dtype=np.int64)
+    if len(edges):
+        ends = np.sort(place[np.stack([edges.i, edges.j])], axis=0)
+        order = np.lexsort(ends[::-1])
+        connected, ends = np.unique(ends[:, order], return_inverse=True)
+        found = _best_partition(
+            len(connected),
+            ends.reshape(2, -1),
+            edges.strengths()[order],
+            round(resolution * MILLION),
+            seed,
+        )
+        # A community is called after one of its members until all are renumbered together.
+        column_at = np.argsort(place)
+        first = np.zeros(found.max() + 1, dtype=np.int64)
+        first[found] = column_at[connected]
+        labels[column_at[connected]] = first[found]
+    return _renumber(labels, place)
+
+
+def _name_places(names: Sequence[str]) -> NDArray[np.int64]:
+    """Position of each name among the sorted names."""
+    place = np.empty(len(names), dtype=np.int64)
+    place[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return place
+
+
+def _best_partition(
+    n: int,
+    ends: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    resolution: int,
+    seed: int,
+) -> NDArray[np.int64]:
+    """The best of a few Leiden runs, whose number depends on the size of the graph alone."""
+    starts = max(1, min(MOST_STARTS, EDGES_TO_SEARCH // len(weights)))
+    graph = igraph.Graph(n, np.ascontiguousarray(ends.T))
+    weight_list = weights.tolist()
+    candidates = []
+    with _GENERATOR_LOCK:
+        # igraph draws from one generator for the whole process; its default is `random` itself.
+        igraph.set_random_number_generator(random.Random(seed))  # noqa: S311
+        try:
+            for _ in range(starts):
+                partition = graph.community_leiden(
+                    objective_function="CPM",
+                    weights=weight_list,
+                    resolution=resolution,
+                    beta=RANDOMNESS * MILLION,
+                    n_iterations=-1,
+                )
+                labels = np.asarray(partition.membership, dtype=np.int64)
+                candidates.append((_quality(labels, ends, weights, resolution), labels))
+        finally:
+            igraph.set_random_number_generator(random)
+    return max(candidates, key=lambda candidate: candidate[0])[1]
+
+
+def _quality(
+    labels: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    resolution: int,
+) -> int:
+    """The constant Potts objective, in whole millionths."""
+    inside = labels[ends[0]] == labels[ends[1]]
+    sizes = np.bincount(labels)
+    return int(weights[inside].sum()) - resolution * int((sizes * (sizes - 1) // 2).sum())
+
+
+def _renumber(labels: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels 0, 1, ... by falling size, then by smallest name."""
+    _, compact, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    smallest = np.full(len(sizes), len(labels), dtype=np.int64)
+    np.minimum.at(smallest, compact, place)
+    number = np.empty(len(sizes), dtype=np.int64)
+    number[np.lexsort((smallest, -sizes))] = np.arange(len(sizes))
+    return number[compact]
