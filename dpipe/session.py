@@ -25,6 +25,7 @@ import importlib.util
 import json
 import logging
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -559,10 +560,6 @@ def process_memory() -> tuple[int, int]:
 
 
 def _peak_elsewhere() -> int:
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
