@@ -7,14 +7,26 @@ Does not cover: reading files or arguments (see `dpipe.cli`), or what an option 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from dpipe.errors import InputError
 
 PASS_NAMES = {0: "sample", 1: "prepare", 2: "spearman", 3: "vif", 4: "nonlinear"}
+CHOICES = {
+    "device": ("auto", "cpu", "gpu"),
+    "restart": ("auto", "always", "never"),
+    "on_bad_file": ("error", "skip"),
+    "missing": ("borderline", "exact"),
+}
+"""The values an option may take, for the options with few."""
+SIZES = ("memory_limit", "matrix_budget")
+"""Options in bytes, which may be written like ``2GiB``."""
 
 _UNITS = {"": 1, "B": 1} | {
     prefix + suffix: base**power
@@ -37,7 +49,7 @@ def parse_size(text: str | int | float) -> int:
     unit = match[2].replace("K", "k") if match else ""
     try:
         return int(float(match[1]) * _UNITS[unit])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(f"{text!r} is not a size; write it like 2GiB or 500MB.") from None
 
 
@@ -61,26 +73,34 @@ class Options:
     0.9
     """
 
-    device: str = _option("auto", affects=None, text="auto, cpu or gpu")
+    device: str = _option(
+        "auto", affects=None, text="where tasks compute: GPUs where there are some, CPU, GPU"
+    )
     scheduler: str | None = _option(None, affects=None, text="address of a running scheduler")
     scheduler_file: str | None = _option(None, affects=None, text="scheduler file to attach to")
-    workers: int | None = _option(None, affects=None, text="workers of an own session")
-    threads_per_worker: int = _option(1, affects=None, text="threads of each own worker")
-    memory_limit: int | None = _option(None, affects=None, text="bytes each own worker may use")
-    restart: str = _option("auto", affects=None, text="restart workers: auto, always or never")
+    workers: int | None = _option(None, affects=None, text="number of workers to start")
+    threads_per_worker: int = _option(1, affects=None, text="threads of each of them")
+    memory_limit: int | None = _option(None, affects=None, text="memory of each of them")
+    restart: str = _option("auto", affects=None, text="restart workers between passes")
     checkpoint: bool = _option(True, affects=None, text="keep what a later run can reuse")
     fresh: bool = _option(False, affects=None, text="ignore what a previous run left")
-    scratch_dir: str | None = _option(None, affects=None, text="where the rank store lives")
+    scratch_dir: str | None = _option(
+        None, affects=None, text="where the ranks go, if not in the run folder"
+    )
     matrix_budget: int = _option(
-        2 * 1024**3, affects=None, text="largest similarity matrix to write, in bytes"
+        2 * 1024**3, affects=None, text="largest similarity matrix to write"
     )
 
-    id_columns: tuple[str, ...] = _option((), affects=1, text="passed through untouched")
-    exclude: tuple[str, ...] = _option((), affects=1, text="left out of the analysis")
-    keep: tuple[str, ...] = _option((), affects=1, text="never dropped")
-    prefer: tuple[str, ...] = _option((), affects=1, text="win as representative, in order")
-    on_bad_file: str = _option("error", affects=1, text="error or skip")
-    coerce_strings: bool = _option(False, affects=1, text="read text that holds numbers")
+    id_columns: tuple[str, ...] = _option((), affects=1, text="columns passed through untouched")
+    exclude: tuple[str, ...] = _option((), affects=1, text="columns left out of the analysis")
+    keep: tuple[str, ...] = _option((), affects=1, text="columns never dropped")
+    prefer: tuple[str, ...] = _option(
+        (), affects=1, text="columns that win as representative, in this order"
+    )
+    on_bad_file: str = _option(
+        "error", affects=1, text="stop at a file that cannot be read, or leave it out"
+    )
+    coerce_strings: bool = _option(False, affects=1, text="read text columns that hold numbers")
     sample_rows: int | None = _option(None, affects=1, text="rows drawn from the whole table")
     sample_per_file: int | None = _option(None, affects=1, text="rows drawn from each file")
     seed: int = _option(0, affects=1, text="seed of every draw")
@@ -89,22 +109,30 @@ class Options:
     min_valid: int = _option(100, affects=1, text="fewest valid rows of a column or pair")
     variance_threshold: float = _option(0.002, affects=1, text="smallest normalised variance")
     spearman_threshold: float = _option(0.95, affects=2, text="|rho| that makes a pair redundant")
-    missing: str = _option("borderline", affects=2, text="pairs to re-rank: borderline or exact")
+    missing: str = _option(
+        "borderline",
+        affects=2,
+        text="pairs with missing cells to rank again: near the threshold, or all",
+    )
     vif_threshold: float = _option(10.0, affects=3, text="largest variance inflation factor")
-    nonlinear_threshold: float = _option(0.9, affects=4, text="fused HSIC/RDC that is redundant")
+    nonlinear_threshold: float = _option(
+        0.9, affects=4, text="fused HSIC and RDC that makes a pair redundant"
+    )
     w_hsic: float = _option(0.5, affects=4, text="weight of HSIC in the fusion")
     w_rdc: float = _option(0.5, affects=4, text="weight of RDC in the fusion")
-    nonlinear_rows: int | None = _option(None, affects=4, text="rows pass 4 draws")
+    nonlinear_rows: int | None = _option(None, affects=4, text="rows drawn for pass 4")
     rdc_seeds: int = _option(5, affects=4, text="draws whose median is RDC")
-    rdc_degree: int | None = _option(None, affects=4, text="seed-free RDC over this many functions")
-    passes: tuple[int, ...] = _option((1, 2, 3, 4), affects=None, text="passes to run")
+    rdc_degree: int | None = _option(
+        None, affects=4, text="RDC without draws, over this many functions"
+    )
+    passes: tuple[int, ...] = _option(
+        (1, 2, 3, 4), affects=None, text="passes to run; 1 is always among them"
+    )
     write_table: bool = _option(False, affects=None, text="write the reduced table too")
 
     def __post_init__(self) -> None:
-        _check_choice("device", self.device, ("auto", "cpu", "gpu"))
-        _check_choice("restart", self.restart, ("auto", "always", "never"))
-        _check_choice("on-bad-file", self.on_bad_file, ("error", "skip"))
-        _check_choice("missing", self.missing, ("borderline", "exact"))
+        for name, allowed in CHOICES.items():
+            _check_choice(name, getattr(self, name), allowed)
         for name, low, high in (
             ("max_missing_ratio", 0.0, 1.0),
             ("spearman_threshold", 0.0, 1.0),
@@ -130,7 +158,7 @@ class Options:
             raise InputError("--w-hsic and --w-rdc are both 0: give at least one a weight.")
         if not self.passes or not set(self.passes) <= {1, 2, 3, 4} or 1 not in self.passes:
             raise InputError(
-                "--passes takes a list out of 1,2,3,4 that has 1 in it (every pass needs the ranks)."
+                "--passes takes a list out of 1,2,3,4 that has 1 in it: every pass needs the ranks."
             )
         if self.scheduler and self.scheduler_file:
             raise InputError("give --scheduler or --scheduler-file, not both.")
@@ -139,7 +167,7 @@ class Options:
         clash = set(self.keep) & (set(self.exclude) | set(self.id_columns))
         if clash:
             raise InputError(
-                f"column {min(clash)!r} is asked both to be kept and to be left out of the analysis."
+                f"column {min(clash)!r} is asked to be kept and to be left out of the analysis."
             )
 
     def replace(self, **changes: Any) -> Options:
@@ -168,9 +196,11 @@ def options_from(values: Mapping[str, Any]) -> Options:
     known = {f.name: f for f in dataclasses.fields(Options)}
     resolved: dict[str, Any] = {}
     for raw_name, value in values.items():
-        name = raw_name.replace("-", "_")
+        name = str(raw_name).replace("-", "_")
         if name not in known:
-            raise InputError(f"there is no option {raw_name!r}; `dpipe run --help` lists them.")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`dpipe run --help` lists them."
+            raise InputError(f"there is no option {raw_name!r}; {hint}")
         resolved[name] = _convert(name, value, known[name].default)
     return Options(**resolved)
 
@@ -179,13 +209,13 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     if value is None:
         return default
     try:
-        if name in ("memory_limit", "matrix_budget"):
+        if isinstance(value, bool) != isinstance(default, bool):
+            raise ValueError
+        if name in SIZES:
             return parse_size(value)
         if isinstance(default, tuple):
             return _as_tuple(value, int if name == "passes" else str)
         if isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise ValueError
             return value
         if isinstance(default, float):
             return float(value)
@@ -193,7 +223,9 @@ def _convert(name: str, value: Any, default: Any) -> Any:
             if float(value) != int(float(value)):
                 raise ValueError
             return int(float(value))
-    except (TypeError, ValueError):
+        if not isinstance(value, str | os.PathLike):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"--{name.replace('_', '-')} cannot be {value!r}.") from None
     return str(value)
 
@@ -214,14 +246,17 @@ _WHOLE = {
 def _as_tuple(value: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
-    elif not isinstance(value, Sequence):
-        value = [value]
-    return tuple(kind(part) for part in value)
+    parts = tuple(value) if isinstance(value, Iterable) else (value,)
+    # YAML reads an unquoted NO as false and an empty entry as null: no column is called that.
+    if any(isinstance(part, bool) or not isinstance(part, str | Real) for part in parts):
+        raise ValueError
+    return tuple(kind(part) for part in parts)
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise InputError(f"--{name} is one of {', '.join(allowed)}, not {value!r}.")
+        option = name.replace("_", "-")
+        raise InputError(f"--{option} is one of {', '.join(allowed)}, not {value!r}.")
 
 
 def _check_range(name: str, value: float | None, low: float, high: float | None) -> None:
