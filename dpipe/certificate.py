@@ -1,0 +1,178 @@
+"""What became of every column, put together from the passes' own answers.
+
+Covers: the chain from a dropped column to one that is finally kept, the alternatives each kept
+column stands for, and the decision table with one row per input column.
+Does not cover: deciding (see `dpipe.passes`), writing (see `dpipe.runfolder`), or checking that the
+answers are true (see `dpipe.verify`, which does not use this module).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
+
+_UNTOUCHED = {
+    Role.ID: "identifier, passed through",
+    Role.EXCLUDED: "left out as asked",
+    Role.NOT_NUMERIC: "not numeric, passed through",
+}
+
+_FACTS = ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique")
+_CAUSE = ("pass_number", "measure", "value", "threshold", "representative")
+
+
+def drops_by_column(passes: Iterable[PassResult]) -> dict[str, Drop]:
+    """Every drop of a run by its column; a column is dropped once at most."""
+    return {drop.column: drop for result in passes for drop in result.drops}
+
+
+def follow_chain(column: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
+    """`column`, its representative, that one's representative, and so on to a column that stayed.
+
+    A representative was kept by the pass that named it, so each step leads to a later pass or to
+    the final selection. The chain of a kept column, or of one that nobody stands for (a constant,
+    say), is the column alone.
+
+    Examples
+    --------
+    >>> drops = {
+    ...     "a": Drop("a", 2, "redundant", "spearman", 0.97, 0.95, representative="b"),
+    ...     "b": Drop("b", 4, "redundant", "hsic+rdc", 0.93, 0.9, representative="c"),
+    ... }
+    >>> follow_chain("a", drops)
+    ('a', 'b', 'c')
+    """
+    chain = [column]
+    while (drop := drops.get(chain[-1])) is not None and drop.representative is not None:
+        chain.append(drop.representative)
+    return tuple(chain)
+
+
+def alternatives(
+    selected: Sequence[str], passes: Iterable[PassResult]
+) -> dict[str, list[dict[str, Any]]]:
+    """The dropped columns that each finally kept column stands for: content of communities.json.
+
+    Parameters
+    ----------
+    selected
+        The final selection; each of its columns gets an entry, in this order.
+    passes
+        The answers of all passes.
+
+    Returns
+    -------
+    dict
+        Per kept column a list of ``{"column", "pass", "measure", "value"}``, by pass, then by
+        falling |value|, then by name. Where the column's own representative was dropped later, a
+        ``"chain"`` leads from the column to the kept one, both included.
+
+    Examples
+    --------
+    >>> drop = Drop("b", 2, "redundant", "spearman", -0.97, 0.95, representative="a")
+    >>> alternatives(["a", "c"], [PassResult(2, "spearman", ("a", "c"), (drop,))])
+    {'a': [{'column': 'b', 'pass': 2, 'measure': 'spearman', 'value': -0.97}], 'c': []}
+    """
+    drops = drops_by_column(passes)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in selected}
+    for drop in sorted(drops.values(), key=_by_strength):
+        chain = follow_chain(drop.column, drops)
+        if len(chain) == 1:
+            continue
+        entry: dict[str, Any] = {
+            "column": drop.column,
+            "pass": drop.pass_number,
+            "measure": drop.measure,
+            "value": drop.value,
+        }
+        if len(chain) > 2:
+            entry["chain"] = list(chain)
+        found[chain[-1]].append(entry)
+    return found
+
+
+def decide(
+    columns: Sequence[Column],
+    statistics: Iterable[ColumnStatistics],
+    passes: Sequence[PassResult],
+    keep: Collection[str] = (),
+) -> tuple[Decision, ...]:
+    """One decision per input column, in input order.
+
+    Community numbers are made unique over the passes: those of a later pass go on where the
+    earlier ones end. A dropped column has its number from the pass that dropped it, a kept one from
+    the last pass that found it in a community.
+
+    Parameters
+    ----------
+    columns
+        All columns of the table.
+    statistics
+        What pass 1 found out about the feature columns.
+    passes
+        The answers of all passes that ran.
+    keep
+        The columns asked to be kept.
+    """
+    known = {entry.name: entry for entry in statistics}
+    drops = drops_by_column(passes)
+    numbers = _community_numbers(passes)
+    stands_for: dict[str, int] = {}
+    for name in drops:
+        last = follow_chain(name, drops)[-1]
+        stands_for[last] = stands_for.get(last, 0) + (last != name)
+
+    def decision(column: Column) -> Decision:
+        name = column.name
+        facts = known.get(name)
+        drop = drops.get(name)
+        if column.role is not Role.FEATURE:
+            verdict, reason = column.role.value, _UNTOUCHED[column.role]
+        elif drop is not None:
+            verdict, reason = "dropped", drop.reason
+        else:
+            verdict, reason = "kept", _why_kept(name in keep, stands_for.get(name, 0))
+        return Decision(
+            column=name,
+            dtype=column.dtype,
+            decision=verdict,
+            reason=reason,
+            community=_community_of(name, drop, numbers),
+            **{field: getattr(facts, field, None) for field in _FACTS},
+            **{field: getattr(drop, field, None) for field in _CAUSE},
+        )
+
+    return tuple(decision(column) for column in columns)
+
+
+def _by_strength(drop: Drop) -> tuple[int, float, str]:
+    return drop.pass_number, -abs(drop.value or 0.0), drop.column
+
+
+def _why_kept(was_asked: bool, others: int) -> str:
+    represents = f"representative of {others} column{'' if others == 1 else 's'}" if others else ""
+    if was_asked:
+        return f"asked to keep, {represents}" if represents else "asked to keep"
+    return represents or "no similar column"
+
+
+def _community_numbers(passes: Iterable[PassResult]) -> dict[int, dict[str, int]]:
+    """Per pass the community of each column, numbered on from the pass before."""
+    numbers: dict[int, dict[str, int]] = {}
+    offset = 0
+    for result in sorted(passes, key=lambda result: result.number):
+        own = {name: offset + label for name, label in result.communities.items()}
+        numbers[result.number] = own
+        offset = max(own.values(), default=offset - 1) + 1
+    return numbers
+
+
+def _community_of(
+    name: str, drop: Drop | None, numbers: Mapping[int, Mapping[str, int]]
+) -> int | None:
+    if drop is not None:
+        return numbers[drop.pass_number].get(name)
+    found = [own[name] for _, own in sorted(numbers.items()) if name in own]
+    return found[-1] if found else None
