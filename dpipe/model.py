@@ -55,6 +55,7 @@ class ColumnStatistics:
     maximum: float
     mean: float
     variance: float
+    normalised_variance: float
     q025: float
     q975: float
     top_share: float
@@ -182,13 +183,21 @@ class MemoryReading:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The table is open and the session is up."""
+    """The table is open, the session is up and the plan fits.
+
+    ``memory_limit`` is what each worker may use, ``worker_bytes`` what the plan expects at most,
+    ``scratch_bytes`` the size of the rank store (0 where unknown).
+    """
 
     n_rows: int
     n_features: int
     n_workers: int
     device: str
     dashboard: str | None
+    memory_limit: int = 0
+    n_tasks: int = 0
+    worker_bytes: int = 0
+    scratch_bytes: int = 0
 
 
 @dataclass(frozen=True)

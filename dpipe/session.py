@@ -112,6 +112,26 @@ def current_client() -> Client | None:
     return client if client.status == "running" else None
 
 
+def configured_options() -> dict[str, Any]:
+    """Options set in Dask's configuration under ``dpipe:``, as they were written there.
+
+    Examples
+    --------
+    >>> with dask.config.set({"dpipe.vif-threshold": 5}):
+    ...     configured_options()
+    {'vif-threshold': 5}
+
+    Raises
+    ------
+    InputError
+        When ``dpipe:`` holds something else than options.
+    """
+    found = dask.config.get("dpipe", default=None) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"Dask's configuration holds {found!r} under dpipe: instead of options.")
+    return dict(found)
+
+
 def open_session(
     options: Options, *, local_directory: str | None = None, emit: Emit = silent
 ) -> Session:
@@ -739,6 +759,20 @@ def visible_cards() -> int:
         return installed
     named = [d for d in allowed.split(",") if d.strip() not in ("", "-1", "NoDevFiles")]
     return min(installed, len(named)) if installed else 0
+
+
+def card() -> str | None:
+    """Name and memory of the first visible card, None without one.
+
+    Examples
+    --------
+    >>> card() is None or visible_cards() > 0
+    True
+    """
+    if visible_cards() == 0:
+        return None
+    found = nvml.one_time()
+    return f"{found['name']}, {found['memory-total'] / 2**30:.0f} GiB"
 
 
 def _choose_own_device(options: Options, emit: Emit) -> str:
