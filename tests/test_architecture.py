@@ -151,6 +151,13 @@ def test_every_declared_dependency_is_used() -> None:
     assert declared <= imported
 
 
+def test_the_doctor_looks_for_packages_that_are_declared() -> None:
+    from dpipe.doctor import PACKAGES
+
+    declared = requirements(setup_cfg()["options"]["install_requires"])
+    assert set(PACKAGES) <= {"dpipe", *declared}
+
+
 def test_extras_are_there() -> None:
     extras = setup_cfg()[EXTRAS]
     assert set(extras) == {"gpu12", "gpu13", "test", "notebook", "bench", "docs"}
