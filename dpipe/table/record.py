@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from dpipe.errors import InputError
@@ -26,12 +27,34 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where columns lie in a file: names in file order, and how many leaf columns each has.
+
+    Files written by one program share one layout. ``widths`` is empty where every column is flat.
+    """
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...] = ()
+
+    @cached_property
+    def leaves(self) -> dict[str, range]:
+        """Positions of the leaf columns of each column, which is how a reader selects them.
+
+        Names would not do: pyarrow takes them for prefixes of nested names, so that asking for
+        ``x`` would read ``x.1`` too.
+        """
+        stops = list(accumulate(self.widths or [1] * len(self.names), initial=0))
+        spans = map(range, stops, stops[1:])
+        return dict(zip(self.names, spans, strict=False))
+
+
+@dataclass(frozen=True)
 class TableFile:
     """One Parquet file of a table.
 
     ``path`` is absolute (or a URL), ``size`` in bytes, ``mtime`` in nanoseconds (0 where the file
     system tells none), ``row_groups`` the rows of each row group, ``footer_hash`` the sha256 of
-    the bytes of the footer, ``lacks`` the columns of the table that this file does not have.
+    the bytes of the footer, ``layout`` the number of its layout in the table's ``layouts``.
     """
 
     path: str
@@ -40,7 +63,7 @@ class TableFile:
     mtime: int
     row_groups: tuple[int, ...]
     footer_hash: str
-    lacks: tuple[str, ...] = ()
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,7 @@ class Table:
 
     files: tuple[TableFile, ...]
     columns: tuple[Column, ...]
+    layouts: tuple[Layout, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     coerced: tuple[str, ...] = ()
@@ -91,6 +115,11 @@ class Table:
             digest.update(json.dumps(facts).encode())
         return digest.hexdigest()
 
+    def lacks(self, file: TableFile) -> tuple[str, ...]:
+        """The columns of the table that one of its files does not have."""
+        own = self.layouts[file.layout].leaves
+        return tuple(column.name for column in self.columns if column.name not in own)
+
     @cached_property
     def _by_name(self) -> dict[str, Column]:
         return {column.name: column for column in self.columns}
@@ -109,13 +138,21 @@ class Table:
             hint = nearest(name, self._by_name)
             raise InputError(f"the table has no column {name!r}{hint}.") from None
 
+    def to_json(self) -> str:
+        """The record as JSON text, for tasks to read."""
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        """Read what `to_json` wrote."""
+        return _parse(text)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record as JSON, under a temporary name first."""
         path = Path(path)
-        record = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)}
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.write_text(self.to_json(), encoding="utf-8")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -129,7 +166,7 @@ class Table:
         InputError
             When the file is missing or is no such record.
         """
-        name = os.fspath(path)
+        name = os.path.abspath(path)
         try:
             return _load(name, os.stat(name).st_mtime_ns)
         except (OSError, ValueError, KeyError, TypeError):
@@ -138,23 +175,24 @@ class Table:
 
 @lru_cache(maxsize=4)
 def _load(path: str, mtime: int) -> Table:
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    return _parse(Path(path).read_text(encoding="utf-8"))
+
+
+def _parse(text: str) -> Table:
+    record = json.loads(text)
     if record["format"] != _FORMAT or record["version"] != _VERSION:
-        raise ValueError(path)
+        raise ValueError("not a table record of this version of dpipe")
     return Table(
         files=tuple(
-            TableFile(
-                **{
-                    **file,
-                    "row_groups": tuple(file["row_groups"]),
-                    "lacks": tuple(file["lacks"]),
-                }
-            )
+            TableFile(**{**file, "row_groups": tuple(file["row_groups"])})
             for file in record["files"]
         ),
         columns=tuple(
             Column(column["name"], column["dtype"], Role(column["role"]))
             for column in record["columns"]
+        ),
+        layouts=tuple(
+            Layout(tuple(layout["names"]), tuple(layout["widths"])) for layout in record["layouts"]
         ),
         notes=tuple(record["notes"]),
         skipped=tuple((path, reason) for path, reason in record["skipped"]),

@@ -1,10 +1,11 @@
 """Opening a table: footers in, one unified schema with roles, notes and a fingerprint out.
 
-Covers: `open_table`, `check_unchanged`, the roles of columns, drift notes, text that holds numbers.
-Does not cover: which files a source means (see `dpipe.table.files`).
+Covers: `open_table`, `check_unchanged`.
+Does not cover: which files a source means (see `dpipe.table.files`), what a column is (see
+`dpipe.table.roles`).
 
-Footers are read once and forgotten: of each file only name, rows, row groups and a hash stay,
-and of its schema one copy per distinct schema.
+Footers are read once and forgotten: of each file only its rows, row groups and a hash stay, and
+of the schemas one copy of each that is distinct.
 """
 
 from __future__ import annotations
@@ -13,26 +14,35 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 
 from dpipe.config import Options
 from dpipe.errors import InputError
-from dpipe.model import Column, Role
-from dpipe.table.files import BadFile, StorageOptions, changed, find_files, read_footer
-from dpipe.table.read import iterate_parts, text_as_float64
-from dpipe.table.record import Table, TableFile, listed, nearest
-from dpipe.table.schema import Kind, kind_of, widen, widen_types
+from dpipe.model import Role
+from dpipe.table.files import (
+    STORAGE_ERRORS,
+    BadFile,
+    StorageOptions,
+    changed,
+    find_files,
+    read_footer,
+)
+from dpipe.table.record import Layout, Table, TableFile, listed
+from dpipe.table.roles import Roles, Use, check_options, plural
+from dpipe.table.schema import count_leaves
 
-_PARSED_SHARE = 0.95
-_SAMPLE_CELLS = 1000
 _THREADS = 8
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+_SKIP_HINT = "; leave it out or give --on-bad-file skip"
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def open_table(
@@ -76,20 +86,21 @@ def open_table(
     found = find_files(sources, storage_options)
     scans, skipped = _scan_all(found.paths, options.on_bad_file, storage_options)
     if not any(scan.n_rows for scan in scans):
-        raise InputError(
-            f"the input has no rows: {_plural(len(scans), 'file')} ({listed(_paths(scans), 2)})."
-        )
+        paths = [scan.path for scan in scans]
+        raise InputError(f"there are no rows in {plural(len(paths), 'file')} ({listed(paths, 2)}).")
     uses = _column_uses(scans)
-    _check_options(options, uses)
-    files = tuple(scan.file(uses) for scan in scans)
-    roles = _Roles(options, files, uses, storage_options)
-    columns = tuple(roles.column(name) for name in uses)
+    check_options(options, uses)
+    numbers = {layout: i for i, layout in enumerate(dict.fromkeys(s.schema.layout for s in scans))}
+    files = tuple(scan.file(numbers[scan.schema.layout]) for scan in scans)
+    layouts = tuple(numbers)
+    roles = Roles(options, uses, files, layouts, storage_options)
     table = Table(
         files=files,
-        columns=columns,
-        notes=(*found.notes, *_file_notes(scans, skipped), *roles.notes()),
+        columns=roles.columns,
+        layouts=layouts,
+        notes=(*found.notes, *_file_notes(files, skipped), *roles.notes()),
         skipped=tuple(skipped),
-        coerced=tuple(roles.coerced),
+        coerced=roles.coerced,
     )
     _check_features(table)
     return table
@@ -108,9 +119,15 @@ def check_unchanged(table: Table, storage_options: StorageOptions = None) -> Non
         footer = read_footer(file.path, storage_options)
         return footer.size, footer.mtime, footer.digest
 
-    for file, now in zip(table.files, _in_threads(facts, table.files), strict=True):
+    for file, now in zip(table.files, in_threads(facts, table.files), strict=True):
         if now != (file.size, file.mtime, file.footer_hash):
             raise changed(file.path)
+
+
+def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Results in order; a few files at a time, which hides the latency of remote storage."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="dpipe-footer") as pool:
+        yield from pool.map(function, items)
 
 
 # Footers
@@ -120,7 +137,7 @@ def check_unchanged(table: Table, storage_options: StorageOptions = None) -> Non
 class _Schema:
     """One distinct schema among the files."""
 
-    names: tuple[str, ...]
+    layout: Layout
     types: tuple[pa.DataType, ...]
     index: frozenset[str]
 
@@ -140,8 +157,7 @@ class _Scan:
     def n_rows(self) -> int:
         return sum(self.row_groups)
 
-    def file(self, uses: Mapping[str, _Use]) -> TableFile:
-        own = set(self.schema.names)
+    def file(self, layout: int) -> TableFile:
         return TableFile(
             path=self.path,
             n_rows=self.n_rows,
@@ -149,7 +165,7 @@ class _Scan:
             mtime=self.mtime,
             row_groups=self.row_groups,
             footer_hash=self.digest,
-            lacks=tuple(name for name in uses if name not in own),
+            layout=layout,
         )
 
 
@@ -160,22 +176,17 @@ def _scan_all(
     skipped: list[tuple[str, str]] = []
     schemas: dict[_Schema, _Schema] = {}
     scan_one = partial(_scan_or_error, storage_options=storage_options, schemas=schemas)
-    for result in _in_threads(scan_one, paths):
+    for result in in_threads(scan_one, paths):
         if isinstance(result, _Scan):
             scans.append(result)
         elif on_bad_file == "skip":
             skipped.append((result.path, result.reason))
         else:
-            raise result
+            raise BadFile(result.path, result.reason, _SKIP_HINT)
     if not scans:
         path, reason = skipped[0]
-        raise InputError(f"no file can be used; the first, {path}, {reason}.")
+        raise InputError(f"none of {plural(len(skipped), 'file')} can be used: {path} {reason}.")
     return scans, skipped
-
-
-def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="dpipe-footer") as pool:
-        yield from pool.map(function, items)
 
 
 def _scan_or_error(
@@ -187,20 +198,25 @@ def _scan_or_error(
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
             raise BadFile(path, "is damaged: its row counts contradict each other")
-        schema = _schema_of(path, metadata.schema.to_arrow_schema())
+        schema = _schema_of(path, metadata.schema.to_arrow_schema(), metadata.num_columns)
     except BadFile as error:
-        # The traceback would keep the footer alive until every file is scanned.
-        return error.with_traceback(None)
-    return _Scan(
-        path, footer.size, footer.mtime, footer.digest, groups, schemas.setdefault(schema, schema)
-    )
+        return error
+    except (*STORAGE_ERRORS, UnicodeDecodeError):
+        return BadFile(path, "is damaged: its schema cannot be read")
+    schema = schemas.setdefault(schema, schema)
+    return _Scan(path, footer.size, footer.mtime, footer.digest, groups, schema)
 
 
-def _schema_of(path: str, schema: pa.Schema) -> _Schema:
+def _schema_of(path: str, schema: pa.Schema, n_leaves: int) -> _Schema:
     repeated = [name for name, count in Counter(schema.names).items() if count > 1]
     if repeated:
         raise BadFile(path, f"has more than one column called {listed(repeated, 2)}")
-    return _Schema(tuple(schema.names), tuple(schema.types), _pandas_index(schema))
+    widths = tuple(count_leaves(kind) for kind in schema.types)
+    if sum(widths) != n_leaves:
+        raise BadFile(path, "has a schema that cannot be understood")
+    flat = all(width == 1 for width in widths)
+    layout = Layout(tuple(schema.names), () if flat else widths)
+    return _Schema(layout, tuple(schema.types), _pandas_index(schema))
 
 
 def _pandas_index(schema: pa.Schema) -> frozenset[str]:
@@ -211,310 +227,50 @@ def _pandas_index(schema: pa.Schema) -> frozenset[str]:
         named = described.get("index_columns", [])
     except (ValueError, AttributeError):
         named = []
-    index.update(name for name in named if isinstance(name, str) and name in schema.names)
+    own = set(schema.names)
+    index.update(name for name in named if isinstance(name, str) and name in own)
     return frozenset(index)
 
 
-# Columns over all files
+# The table as a whole
 
 
-@dataclass
-class _Use:
-    """Where a column occurs: its types with the files that have them."""
-
-    files_by_type: dict[pa.DataType, list[str]]
-    index: bool = False
-    n_files: int = 0
-
-    def dtype(self) -> str:
-        types = list(self.files_by_type)
-        if self.kind() is None:
-            return " | ".join(dict.fromkeys(str(each) for each in types))
-        return str(widen_types(types) if len(types) > 1 else types[0])
-
-    def kind(self) -> Kind | None:
-        return widen(kind_of(each) for each in self.files_by_type)
-
-    def kinds(self) -> set[Kind]:
-        return {kind_of(each) for each in self.files_by_type}
-
-
-def _column_uses(scans: Sequence[_Scan]) -> dict[str, _Use]:
+def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
     """Columns in order of first appearance.
 
     A file without rows names columns, but its types say nothing about values: they count only
     where no other file has the column.
     """
-    uses: dict[str, _Use] = {}
-    empty: dict[str, _Use] = {}
+    uses: dict[str, Use] = {}
+    without_rows: dict[str, Use] = {}
     for scan in scans:
-        for name, kind in zip(scan.schema.names, scan.schema.types, strict=True):
-            use = uses.setdefault(name, _Use({}))
-            use.n_files += 1
-            use.index |= name in scan.schema.index
-            target = use if scan.n_rows else empty.setdefault(name, _Use({}))
-            target.files_by_type.setdefault(kind, []).append(scan.path)
-    for name, use in empty.items():
+        for name, kind in zip(scan.schema.layout.names, scan.schema.types, strict=True):
+            use = uses.setdefault(name, Use())
+            use.is_index |= name in scan.schema.index
+            told = use if scan.n_rows else without_rows.setdefault(name, Use())
+            told.files_by_type.setdefault(kind, []).append(scan.path)
+    for name, use in without_rows.items():
         if not uses[name].files_by_type:
             uses[name].files_by_type.update(use.files_by_type)
     return uses
 
 
-def _check_options(options: Options, uses: Mapping[str, _Use]) -> None:
-    for option in ("id_columns", "exclude", "keep"):
-        for name in getattr(options, option):
-            if name not in uses:
-                raise InputError(
-                    f"--{option.replace('_', '-')} names {name!r}, but the table has no such "
-                    f"column{nearest(name, uses)}."
-                )
-    both = [name for name in options.id_columns if name in options.exclude]
-    if both:
-        raise InputError(f"column {both[0]!r} is named in both --id-columns and --exclude.")
+def _file_notes(files: Sequence[TableFile], skipped: Sequence[tuple[str, str]]) -> Iterator[str]:
+    empty = [file.path for file in files if not file.n_rows]
+    if empty:
+        yield f"{plural(len(empty), 'file')} without rows: {listed(empty, 2)}."
+    for path, reason in skipped:
+        yield f"left out: {path} {reason}."
 
 
 def _check_features(table: Table) -> None:
     if table.features:
         return
     roles = Counter(column.role for column in table.columns)
-    parts = [
-        f"{count} {label}"
-        for role, label in (
-            (Role.NOT_NUMERIC, "not numeric"),
-            (Role.ID, "ids"),
-            (Role.EXCLUDED, "excluded"),
-        )
-        if (count := roles[role])
-    ]
-    hint = "; --coerce-strings reads text that holds numbers" if _text_columns(table) else ""
+    words = {Role.NOT_NUMERIC: "not numeric", Role.ID: "ids", Role.EXCLUDED: "excluded"}
+    parts = [f"{roles[role]} {word}" for role, word in words.items() if roles[role]]
     raise InputError(
-        f"no numeric column is left to analyse in {_plural(len(table.files), 'file')}: "
-        f"of {_plural(len(table.columns), 'column')}, {', '.join(parts) or '0'}{hint}."
+        f"no numeric column is left to analyse: of {plural(len(table.columns), 'column')} in "
+        f"{plural(len(table.files), 'file')}, {', '.join(parts) or 'none'} "
+        "(--coerce-strings reads text that holds numbers)."
     )
-
-
-def _text_columns(table: Table) -> bool:
-    return any(
-        column.role is Role.NOT_NUMERIC and "string" in column.dtype for column in table.columns
-    )
-
-
-class _Roles:
-    """Gives each column its role and collects what to tell about it."""
-
-    def __init__(
-        self,
-        options: Options,
-        files: Sequence[TableFile],
-        uses: Mapping[str, _Use],
-        storage_options: StorageOptions,
-    ) -> None:
-        self._options = options
-        self._files = files
-        self._uses = uses
-        self._storage_options = storage_options
-        self.coerced: dict[str, tuple[int, int]] = {}
-        self._suggested: list[str] = []
-        self._roles = {name: self._plain_role(name, use) for name, use in uses.items()}
-        self._consider_text()
-
-    def column(self, name: str) -> Column:
-        return Column(name, self._uses[name].dtype(), self._roles[name])
-
-    def _plain_role(self, name: str, use: _Use) -> Role:
-        if name in self._options.exclude:
-            return Role.EXCLUDED
-        if name in self._options.id_columns or (use.index and name not in self._options.keep):
-            return Role.ID
-        kind = use.kind()
-        return Role.FEATURE if kind is not None and kind.numeric else Role.NOT_NUMERIC
-
-    # Text that holds numbers
-
-    def _consider_text(self) -> None:
-        candidates = [
-            name
-            for name, use in self._uses.items()
-            if self._roles[name] is Role.NOT_NUMERIC
-            and Kind.TEXT in use.kinds()
-            and Kind.OTHER not in use.kinds()
-        ]
-        if not candidates:
-            return
-        if self._options.coerce_strings:
-            self.coerced = _parsable(self._files, candidates, self._storage_options)
-            self._roles.update(dict.fromkeys(self.coerced, Role.FEATURE))
-        else:
-            self._suggested = _parsable_in_sample(
-                self._files, candidates, self._uses, self._storage_options
-            )
-
-    # Notes
-
-    def notes(self) -> Iterator[str]:
-        yield from self._index_notes()
-        yield from self._conflict_notes()
-        yield from self._widening_notes()
-        yield from self._presence_notes()
-        yield from self._text_notes()
-        yield from self._option_notes()
-
-    def _index_notes(self) -> Iterator[str]:
-        index = [
-            name
-            for name, use in self._uses.items()
-            if use.index and self._roles[name] is Role.ID and name not in self._options.id_columns
-        ]
-        if index:
-            yield f"the index of a pandas frame is passed through as an id: {listed(index)}."
-
-    def _conflict_notes(self) -> Iterator[str]:
-        """Columns whose types do not meet, those with the same story in one sentence."""
-        stories: dict[str, list[str]] = {}
-        for name, use in self._uses.items():
-            if use.kind() is None:
-                stories.setdefault(_story(use), []).append(name)
-        for story, names in stories.items():
-            coerced = [name for name in names if name in self.coerced]
-            left = [name for name in names if self._roles[name] is Role.NOT_NUMERIC]
-            if left:
-                yield f"{_columns(left)} {story}: not numeric, left out of the analysis."
-            if coerced:
-                yield f"{_columns(coerced)} {story}: the text is read as numbers."
-
-    def _widening_notes(self) -> Iterator[str]:
-        stories: dict[str, list[str]] = {}
-        for name, use in self._uses.items():
-            solid = [kind for kind in use.files_by_type if kind_of(kind) is not Kind.NULL]
-            if use.kind() is not None and len(solid) > 1 and self._roles[name] is Role.FEATURE:
-                stories.setdefault(_story(use), []).append(name)
-        for story, names in stories.items():
-            yield f"{_columns(names)} {story}: read as double."
-
-    def _presence_notes(self) -> Iterator[str]:
-        stories: dict[tuple[str, ...], list[str]] = {}
-        absent: dict[str, list[str]] = {}
-        for file in self._files:
-            for name in file.lacks:
-                absent.setdefault(name, []).append(file.path)
-        for name, paths in absent.items():
-            stories.setdefault(tuple(paths), []).append(name)
-        for where, names in stories.items():
-            verb = "does" if len(names) == 1 else "do"
-            yield (
-                f"{_columns(names)} {verb} not occur in {_plural(len(where), 'file')} "
-                f"({listed(where, 2)}): missing there."
-            )
-
-    def _text_notes(self) -> Iterator[str]:
-        if self.coerced:
-            lost = sum(bad for bad, _ in self.coerced.values())
-            yield (
-                f"{_columns(list(self.coerced))}: text read as numbers; "
-                f"{_plural(lost, 'cell')} that hold no number count as missing."
-            )
-        if self._suggested:
-            yield (
-                f"{_columns(self._suggested)}: text that looks like numbers; "
-                f"--coerce-strings reads it."
-            )
-
-    def _option_notes(self) -> Iterator[str]:
-        unknown = [name for name in self._options.prefer if name not in self._uses]
-        if unknown:
-            yield f"--prefer names columns that the table does not have: {listed(unknown)}."
-        idle = [name for name in self._options.keep if self._roles[name] is not Role.FEATURE]
-        if idle:
-            yield f"--keep has no effect on columns that are not numeric: {listed(idle)}."
-
-
-def _parsable(
-    files: Sequence[TableFile], names: Sequence[str], storage_options: StorageOptions
-) -> dict[str, tuple[int, int]]:
-    """Text columns whose cells are numbers (nearly) all, with (cells that are none, cells).
-
-    Blank cells count as missing, not as evidence. A column is given up as soon as the rest of
-    the table can no longer save it.
-    """
-    total = sum(file.n_rows for file in files)
-    bad = dict.fromkeys(names, 0)
-    absent = dict.fromkeys(names, 0)
-    for file in files:
-        for name in bad:
-            absent[name] += file.n_rows if name in file.lacks else 0
-        for part in iterate_parts(file, list(bad), None, storage_options):
-            for name, column in part.columns.items():
-                tried, failed = _try_numbers(column)
-                bad[name] += failed
-                absent[name] += len(column) - tried
-        hopeless = [
-            name for name in bad if bad[name] > (1 - _PARSED_SHARE) * (total - absent[name])
-        ]
-        for name in hopeless:
-            del bad[name]
-    return {name: (bad[name], total - absent[name]) for name in bad}
-
-
-def _try_numbers(column: pa.ChunkedArray) -> tuple[int, int]:
-    """Cells that hold something, and those of them that hold no number."""
-    tried = failed = 0
-    for chunk in column.chunks:
-        if isinstance(chunk, pa.DictionaryArray):
-            chunk = chunk.dictionary_decode()
-        if kind_of(chunk.type) is not Kind.TEXT:
-            tried += len(chunk) - chunk.null_count
-            continue
-        parsed = text_as_float64(chunk)
-        blank = _count_blank(chunk) if parsed.null_count > chunk.null_count else 0
-        tried += len(chunk) - chunk.null_count - blank
-        failed += parsed.null_count - chunk.null_count - blank
-    return tried, failed
-
-
-def _count_blank(chunk: pa.Array) -> int:
-    import pyarrow.compute as pc
-
-    blank = pc.equal(pc.utf8_trim_whitespace(chunk), "")
-    return pc.sum(blank).as_py() or 0
-
-
-def _parsable_in_sample(
-    files: Sequence[TableFile],
-    names: Sequence[str],
-    uses: Mapping[str, _Use],
-    storage_options: StorageOptions,
-) -> list[str]:
-    """Text columns whose first cells are all numbers."""
-    return []
-
-
-# Words
-
-
-def _story(use: _Use) -> str:
-    """Which types a column has where: ``is double in 2 files ('a', 'b') and string in 1 ...``."""
-    parts = [
-        f"{kind} in {_plural(len(paths), 'file')} ({listed(paths, 2)})"
-        for kind, paths in use.files_by_type.items()
-    ]
-    return f"is {', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _columns(names: Sequence[str]) -> str:
-    return f"column {names[0]!r}" if len(names) == 1 else f"{len(names)} columns ({listed(names)})"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _paths(scans: Sequence[_Scan]) -> list[str]:
-    return [scan.path for scan in scans]
-
-
-def _file_notes(scans: Sequence[_Scan], skipped: Sequence[tuple[str, str]]) -> Iterator[str]:
-    empty = [scan.path for scan in scans if not scan.n_rows]
-    if empty:
-        yield f"{_plural(len(empty), 'file')} without rows: {listed(empty, 2)}."
-    for path, reason in skipped:
-        yield f"left out: {path} {reason}."

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from functools import reduce
+from functools import lru_cache, reduce
 
 import pyarrow as pa
 
@@ -55,6 +55,7 @@ _WIDER = {
 }
 
 
+@lru_cache(maxsize=1024)
 def kind_of(kind: pa.DataType) -> Kind:
     """The kind of one Arrow type.
 
@@ -157,23 +158,16 @@ def _merge_other(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     return merged.field(0).type
 
 
-def leaf_positions(schema: pa.Schema) -> list[range]:
-    """For each field the positions of its leaf columns in the Parquet file.
+def count_leaves(kind: pa.DataType) -> int:
+    """Leaf columns that a column of this type takes in a Parquet file.
 
-    pyarrow selects columns by name prefix, so asking for ``x`` would read ``x.1`` too; positions
-    are exact.
+    Examples
+    --------
+    >>> count_leaves(pa.float64()), count_leaves(pa.map_(pa.string(), pa.int8()))
+    (1, 2)
     """
-    positions, start = [], 0
-    for kind in schema.types:
-        stop = start + _leaves(kind)
-        positions.append(range(start, stop))
-        start = stop
-    return positions
-
-
-def _leaves(kind: pa.DataType) -> int:
     if isinstance(kind, pa.BaseExtensionType):
-        return _leaves(kind.storage_type)
+        return count_leaves(kind.storage_type)
     if pa.types.is_nested(kind):
-        return sum(_leaves(kind.field(i).type) for i in range(kind.num_fields))
+        return sum(count_leaves(kind.field(i).type) for i in range(kind.num_fields))
     return 1

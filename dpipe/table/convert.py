@@ -1,0 +1,199 @@
+"""Arrow arrays into float64 with NaN for missing cells, at the speed of a copy.
+
+Covers: numbers of every Arrow type, and text that holds numbers.
+Does not cover: which columns are read as numbers (see `dpipe.table.schema`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dpipe.table.schema import Kind, is_text, kind_of
+
+EXACT_INTEGER = 2**53
+"""Whole numbers up to this size are exact in float64."""
+
+_NAN_BITS = np.int64(0x7FF8000000000000)
+_WHOLE = {
+    kind.id: np.dtype(kind.to_pandas_dtype())
+    for kind in (
+        *(pa.int8(), pa.int16(), pa.int32(), pa.int64()),
+        *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
+    )
+}
+_REAL = {
+    kind.id: np.dtype(kind.to_pandas_dtype()) for kind in (pa.float16(), pa.float32(), pa.float64())
+}
+_BOOL = pa.bool_().id
+_NULL = pa.null().id
+
+
+def fill_float64(out: NDArray[np.float64], chunk: pa.Array) -> tuple[int, int, int, int]:
+    """Write an Arrow array into `out` (n,); missing cells become NaN.
+
+    Returns
+    -------
+    tuple of int
+        Cells that were null, NaN, infinite, and whole numbers beyond 2**53.
+
+    Raises
+    ------
+    TypeError
+        When the array holds neither numbers nor text.
+
+    Examples
+    --------
+    >>> out = np.empty(4)
+    >>> fill_float64(out, pa.array([1.0, None, math.inf, math.nan])), out.tolist()
+    ((1, 1, 1, 0), [1.0, nan, nan, nan])
+    """
+    number = chunk.type.id
+    if number in _REAL:
+        out[:] = _values(chunk, _REAL[number])
+        _blank_nulls(out, chunk)
+        return _blank_unusable(out, chunk.null_count)
+    if number in _WHOLE:
+        values = _values(chunk, _WHOLE[number])
+        out[:] = values
+        n_rounded = _count_rounded(values, chunk) if values.itemsize == 8 else 0
+        _blank_nulls(out, chunk)
+        return chunk.null_count, 0, 0, n_rounded
+    if number == _BOOL:
+        out[:] = _bits(chunk.buffers()[1], chunk.offset, len(chunk))
+        _blank_nulls(out, chunk)
+        return chunk.null_count, 0, 0, 0
+    if number == _NULL:
+        out[:] = math.nan
+        return len(chunk), 0, 0, 0
+    return fill_float64(out, _simpler(chunk))
+
+
+def _simpler(chunk: pa.Array) -> pa.Array:
+    """The same values in a type one step closer to a plain number."""
+    if isinstance(chunk, pa.DictionaryArray):
+        return chunk.dictionary_decode()
+    if kind_of(chunk.type) is Kind.BOOL:
+        return pc.not_equal(chunk.storage, 0)
+    if pa.types.is_decimal(chunk.type):
+        # Arrow's own decimal -> double is off by one unit in the last place in up to a third of
+        # the cells, so equal numbers of different scale would not tie; text is rounded exactly.
+        return chunk.cast(pa.string()).cast(pa.float64())
+    if is_text(chunk.type):
+        return text_as_float64(chunk)
+    raise TypeError(f"{chunk.type} holds no numbers")
+
+
+def _values(chunk: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The values buffer; what stands in null cells is arbitrary."""
+    if not len(chunk):
+        return np.empty(0, dtype)
+    offset = chunk.offset * dtype.itemsize
+    return np.frombuffer(chunk.buffers()[1], dtype=dtype, count=len(chunk), offset=offset)
+
+
+def _bits(buffer: pa.Buffer | None, offset: int, count: int) -> NDArray[np.uint8]:
+    """One byte, 0 or 1, for each of `count` bits."""
+    if buffer is None or not count:
+        return np.ones(count, dtype=np.uint8)
+    first, shift = divmod(offset, 8)
+    packed = np.frombuffer(buffer, np.uint8, count=-(-(shift + count) // 8), offset=first)
+    return np.unpackbits(packed, bitorder="little", count=shift + count)[shift:]
+
+
+def _blank_nulls(out: NDArray[np.float64], chunk: pa.Array) -> None:
+    """Turn null cells into NaN without a branch, three times as fast as `to_numpy` does.
+
+    Valid cells meet the mask 0 and keep their bits; null cells become all ones and then the bits
+    of NaN.
+    """
+    if not chunk.null_count:
+        return
+    mask = _bits(chunk.buffers()[0], chunk.offset, len(chunk)).astype(np.int64)
+    mask -= 1
+    raw = out.view(np.int64)
+    raw |= mask
+    mask &= ~_NAN_BITS
+    raw ^= mask
+
+
+def _blank_unusable(out: NDArray[np.float64], n_null: int) -> tuple[int, int, int, int]:
+    """Make infinite cells NaN; count them and the NaN that are not among the `n_null` nulls."""
+    finite = np.isfinite(out)
+    n_bad = len(out) - int(np.count_nonzero(finite))
+    if n_bad == n_null:
+        return n_null, 0, 0, 0
+    n_inf = int(np.count_nonzero(np.isinf(out)))
+    out[~finite] = math.nan
+    return n_null, n_bad - n_null - n_inf, n_inf, 0
+
+
+def _count_rounded(values: NDArray[Any], chunk: pa.Array) -> int:
+    """Valid whole numbers beyond 2**53."""
+    if values.max(initial=0) <= EXACT_INTEGER and values.min(initial=0) >= -EXACT_INTEGER:
+        return 0
+    large = values > EXACT_INTEGER
+    if values.dtype.kind == "i":
+        large |= values < -EXACT_INTEGER
+    if chunk.null_count:
+        large &= _bits(chunk.buffers()[0], chunk.offset, len(chunk)).view(np.bool_)
+    return int(np.count_nonzero(large))
+
+
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE
+)
+
+
+def parse_number(text: str | None) -> float | None:
+    """The number a text means, with a point for decimals; None where it means none.
+
+    Examples
+    --------
+    >>> parse_number(" 1.5e3 "), parse_number("1,5"), parse_number("1_000")
+    (1500.0, None, None)
+    """
+    text = (text or "").strip()
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def text_as_float64(chunk: pa.Array) -> pa.Array:
+    """Text as double; what is no number becomes null.
+
+    Arrow's own cast is tried first because it is fast: it refuses some of what `parse_number`
+    accepts, and where it accepts the numbers are the same.
+    """
+    try:
+        return chunk.cast(pa.float64())
+    except pa.ArrowInvalid:
+        coded = chunk.dictionary_encode()
+        numbers = [parse_number(text) for text in coded.dictionary.to_pylist()]
+        return pa.array(numbers, pa.float64()).take(coded.indices)
+
+
+def count_numbers(column: pa.ChunkedArray) -> tuple[int, int]:
+    """Cells that hold something, and those of them that hold no number; blanks hold nothing."""
+    filled = failed = 0
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            chunk = chunk.dictionary_decode()
+        present = len(chunk) - chunk.null_count
+        if is_text(chunk.type):
+            parsed = text_as_float64(chunk)
+            lost = parsed.null_count - chunk.null_count
+            blank = _count_blank(chunk) if lost else 0
+            present -= blank
+            failed += lost - blank
+        filled += present
+    return filled, failed
+
+
+def _count_blank(chunk: pa.Array) -> int:
+    trimmed = pc.utf8_trim_whitespace(chunk.cast(pa.large_string()))
+    return pc.sum(pc.equal(trimmed, "")).as_py() or 0

@@ -1,0 +1,281 @@
+"""What each column is to dpipe, and the notes that say how the files disagree.
+
+Covers: roles of columns from their types and the options, text that holds numbers, drift notes.
+Does not cover: reading footers (see `dpipe.table.scan`), the widening table (`dpipe.table.schema`).
+
+Nothing about a column is decided in silence: a type that changes between files, a column that a
+file lacks, a pandas index, text that could be numbers each give one note, and columns with the
+same story share it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from dpipe.config import Options
+from dpipe.errors import InputError
+from dpipe.model import Column, Role
+from dpipe.table.convert import count_numbers
+from dpipe.table.decode import decoder
+from dpipe.table.files import BadFile, StorageOptions
+from dpipe.table.record import Layout, TableFile, listed, nearest
+from dpipe.table.schema import Kind, kind_of, widen, widen_types
+
+_NUMBER_CELLS = 19, 20
+"""Text is read as numbers when at least this share of its filled cells are numbers."""
+_SAMPLE_ROWS = 1000
+
+
+@dataclass
+class Use:
+    """Where a column occurs: the files of each of its types, in order."""
+
+    files_by_type: dict[pa.DataType, list[str]] = field(default_factory=dict)
+    is_index: bool = False
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """The kinds of its types."""
+        return {kind_of(each) for each in self.files_by_type}
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its values are numbers in every file."""
+        kind = widen(self.kinds)
+        return kind is not None and kind.numeric
+
+    @property
+    def dtype(self) -> str:
+        """Its unified Arrow type as text, or its types where they do not meet."""
+        types = list(self.files_by_type)
+        if widen(self.kinds) is None:
+            return " | ".join(sorted({str(each) for each in types}))
+        unified = widen_types(types)
+        return " | ".join(map(str, types)) if unified is None else str(unified)
+
+    @property
+    def story(self) -> str:
+        """Which types it has where, as the end of a sentence."""
+        parts = [
+            f"{kind} in {plural(len(paths), 'file')} ({listed(paths, 2)})"
+            for kind, paths in self.files_by_type.items()
+        ]
+        return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def check_options(options: Options, known: Mapping[str, object]) -> None:
+    """Refuse options that name columns the table does not have (``prefer`` may).
+
+    Raises
+    ------
+    InputError
+        Naming the option, the column and the nearest name.
+    """
+    for option in ("id_columns", "exclude", "keep"):
+        for name in getattr(options, option):
+            if name not in known:
+                raise InputError(
+                    f"--{option.replace('_', '-')} names {name!r}, but the table has no such "
+                    f"column{nearest(name, known)}."
+                )
+    both = [name for name in options.id_columns if name in options.exclude]
+    if both:
+        raise InputError(f"column {both[0]!r} is named in both --id-columns and --exclude.")
+
+
+class Roles:
+    """Gives each column its role and tells what a user should know about it."""
+
+    def __init__(
+        self,
+        options: Options,
+        uses: Mapping[str, Use],
+        files: Sequence[TableFile],
+        layouts: Sequence[Layout],
+        storage_options: StorageOptions = None,
+    ) -> None:
+        self._options = options
+        self._uses = uses
+        self._files = files
+        self._layouts = layouts
+        self._storage_options = storage_options
+        self._roles = {name: self._plain_role(name, use) for name, use in uses.items()}
+        text = [name for name, use in uses.items() if self._may_hold_numbers(name, use)]
+        self._unreadable: dict[str, int] = {}
+        self._suggested: list[str] = []
+        if options.coerce_strings:
+            self._unreadable = self._find_numbers(text)
+            self._roles.update(dict.fromkeys(self._unreadable, Role.FEATURE))
+        else:
+            self._suggested = self._find_numbers_in_sample(text)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Every column with its role, in input order."""
+        return tuple(Column(name, use.dtype, self._roles[name]) for name, use in self._uses.items())
+
+    @property
+    def coerced(self) -> tuple[str, ...]:
+        """Columns with text that is read as numbers."""
+        return tuple(self._unreadable)
+
+    def _plain_role(self, name: str, use: Use) -> Role:
+        if name in self._options.exclude:
+            return Role.EXCLUDED
+        if name in self._options.id_columns or (use.is_index and name not in self._options.keep):
+            return Role.ID
+        return Role.FEATURE if use.numeric else Role.NOT_NUMERIC
+
+    # Text that holds numbers
+
+    def _may_hold_numbers(self, name: str, use: Use) -> bool:
+        return (
+            self._roles[name] is Role.NOT_NUMERIC
+            and Kind.TEXT in use.kinds
+            and Kind.OTHER not in use.kinds
+        )
+
+    def _find_numbers(self, names: Sequence[str]) -> dict[str, int]:
+        """Columns whose filled cells are numbers, nearly all; with the cells that are none.
+
+        A column is given up as soon as the rest of the table can no longer save it.
+        """
+        rows_left = sum(file.n_rows for file in self._files)
+        filled = dict.fromkeys(names, 0)
+        failed = dict.fromkeys(names, 0)
+        for file in self._files:
+            rows_left -= file.n_rows
+            if not file.n_rows or not failed:
+                continue
+            layout = self._layouts[file.layout]
+            with decoder(file, layout, self._storage_options) as source:
+                for part in source.parts(list(failed)):
+                    for name, column in part.columns.items():
+                        more_filled, more_failed = count_numbers(column)
+                        filled[name] += more_filled
+                        failed[name] += more_failed
+            for name in list(failed):
+                if not _mostly_numbers(filled[name] + rows_left, failed[name]):
+                    del failed[name]
+        return {name: count for name, count in failed.items() if filled[name]}
+
+    def _find_numbers_in_sample(self, names: Sequence[str]) -> list[str]:
+        """Columns whose text holds numbers in the first rows of the first file that has text."""
+        by_file = defaultdict(list)
+        for name in names:
+            by_type = self._uses[name].files_by_type
+            path = next(paths[0] for kind, paths in by_type.items() if kind_of(kind) is Kind.TEXT)
+            by_file[path].append(name)
+        found: set[str] = set()
+        for file in self._files:
+            try:
+                found.update(self._numbers_in_first_rows(file, by_file.get(file.path, [])))
+            except BadFile:
+                # A page that only a hint would need is bad: say nothing here. Whoever reads
+                # the column in earnest meets the error.
+                continue
+        return [name for name in names if name in found]
+
+    def _numbers_in_first_rows(self, file: TableFile, names: Sequence[str]) -> Iterator[str]:
+        if not names or not file.n_rows:
+            return
+        group = next(i for i, rows in enumerate(file.row_groups) if rows)
+        with decoder(file, self._layouts[file.layout], self._storage_options) as source:
+            for batch in source.batches(names, _SAMPLE_ROWS, [group]):
+                for name in names:
+                    filled, failed = count_numbers(pa.chunked_array([batch.column(name)]))
+                    if filled and _mostly_numbers(filled, failed):
+                        yield name
+                return
+
+    # Notes
+
+    def notes(self) -> Iterator[str]:
+        """One sentence for each thing about the columns that a user should know."""
+        yield from self._index_notes()
+        yield from self._drift_notes()
+        yield from self._absence_notes()
+        yield from self._text_notes()
+        yield from self._option_notes()
+
+    def _index_notes(self) -> Iterator[str]:
+        index = [
+            name
+            for name, use in self._uses.items()
+            if use.is_index
+            and self._roles[name] is Role.ID
+            and name not in self._options.id_columns
+        ]
+        if index:
+            yield f"the index of a pandas frame is passed through as an id: {listed(index)}."
+
+    def _drift_notes(self) -> Iterator[str]:
+        """Columns whose type changes from file to file."""
+        outcome = {
+            Role.FEATURE: "read as double",
+            Role.NOT_NUMERIC: "not numeric, left out of the analysis",
+        }
+        stories: dict[tuple[Role, str], list[str]] = defaultdict(list)
+        for name, use in self._uses.items():
+            role = self._roles[name]
+            if role in outcome and len(use.files_by_type) > 1:
+                stories[role, use.story].append(name)
+        for (role, story), names in stories.items():
+            yield f"{columns_phrase(names)}: {story}; {outcome[role]}."
+
+    def _absence_notes(self) -> Iterator[str]:
+        """Columns that some files lack; one set of columns is computed for each layout."""
+        absent: dict[str, list[int]] = defaultdict(list)
+        for number, layout in enumerate(self._layouts):
+            for name in self._uses:
+                if name not in layout.leaves:
+                    absent[name].append(number)
+        stories: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name, numbers in absent.items():
+            stories[tuple(numbers)].append(name)
+        for where, names in stories.items():
+            paths = [file.path for file in self._files if file.layout in where]
+            yield (
+                f"{columns_phrase(names)}: not in {plural(len(paths), 'file')} "
+                f"({listed(paths, 2)}); counted as missing there."
+            )
+
+    def _text_notes(self) -> Iterator[str]:
+        if self._unreadable:
+            lost = sum(self._unreadable.values())
+            yield (
+                f"{columns_phrase(self.coerced)}: text read as numbers; "
+                f"{plural(lost, 'cell')} without a number counted as missing."
+            )
+        if self._suggested:
+            yield (
+                f"{columns_phrase(self._suggested)}: text that looks like numbers, left out of "
+                "the analysis; --coerce-strings reads it."
+            )
+
+    def _option_notes(self) -> Iterator[str]:
+        unknown = [name for name in self._options.prefer if name not in self._uses]
+        if unknown:
+            yield f"--prefer names columns that the table does not have: {listed(unknown)}."
+        idle = [name for name in self._options.keep if self._roles[name] is not Role.FEATURE]
+        if idle:
+            yield f"--keep has no effect on columns that are not numeric: {listed(idle)}."
+
+
+def _mostly_numbers(filled: int, failed: int) -> bool:
+    good, of = _NUMBER_CELLS
+    return of * (filled - failed) >= good * filled
+
+
+def columns_phrase(names: Sequence[str]) -> str:
+    """``column 'a'`` or ``7 columns ('a', 'b', ...)``."""
+    return f"column {names[0]!r}" if len(names) == 1 else f"{len(names)} columns ({listed(names)})"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 file`` or ``3 files``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
