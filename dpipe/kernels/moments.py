@@ -12,11 +12,9 @@ thus never pay for masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
 
-from dpipe.backend import Array, namespace
+from dpipe.backend import Array, namespace, to_host
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.own import Own
 
@@ -43,7 +41,7 @@ class Piece:
 
 @dataclass
 class Moments:
-    """Sums over rows for every pair (i, j) of two column blocks, float64.
+    """Sums over rows for every pair (i, j) of two column blocks.
 
     Attributes
     ----------
@@ -71,6 +69,19 @@ class Moments:
             mine += getattr(other, field.name)
         return self
 
+    def total(self) -> Moments:
+        """The same moments in float64, ready to have others added."""
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return Moments(*(array.astype("float64", copy=False) for array in arrays))
+
+    def copy(self) -> Moments:
+        """Moments that can be added to without changing these (a task must not alter its input)."""
+        return Moments(*(getattr(self, field.name).copy() for field in fields(self)))
+
+    def to_host(self) -> Moments:
+        """The same moments as NumPy arrays."""
+        return Moments(*(to_host(getattr(self, field.name)) for field in fields(self)))
+
 
 def expand_ranks(scores: Array, valid: Array | None) -> Piece:
     """The first function alone (K = 1), psi_1(u) = sqrt(12) (u - 1/2), in float64.
@@ -87,8 +98,10 @@ def expand_ranks(scores: Array, valid: Array | None) -> Piece:
     return Piece(functions, None if valid is None else valid.astype(xp.float64))
 
 
-def expand_whitened(scores: Array, valid: Array | None, own: Own) -> Piece:
-    """The K whitened functions of each column, in float32.
+def expand_whitened(
+    scores: Array, valid: Array | None, own: Own, dtype: str = "float32"
+) -> Piece:
+    """The K whitened functions of each column.
 
     Evaluated and whitened in float64, a cache-sized strip at a time, and rounded once: whitening
     amplifies what float32 functions would have lost.
@@ -101,11 +114,13 @@ def expand_whitened(scores: Array, valid: Array | None, own: Own) -> Piece:
         (b, r) bool, or None for a complete block.
     own
         The columns' change of basis, with arrays where `scores` lives.
+    dtype
+        Type of the functions: float32 for a Gram, float64 to settle a close pair.
     """
     xp = namespace(scores)
     b, rows = scores.shape
     k = own.mean.shape[1]
-    functions = xp.empty((b, k, rows), dtype=xp.float32)
+    functions = xp.empty((b, k, rows), dtype=dtype)
     offset = xp.matmul(own.whiten, own.mean[:, :, None])
     for start in range(0, rows, _CACHED_ROWS):
         strip = slice(start, start + _CACHED_ROWS)
@@ -113,7 +128,7 @@ def expand_whitened(scores: Array, valid: Array | None, own: Own) -> Piece:
         functions[:, :, strip] = xp.matmul(own.whiten, values) - offset
     if valid is None:
         return Piece(functions, None)
-    mask = valid.astype(xp.float32)
+    mask = valid.astype(dtype)
     functions *= mask[:, None, :]
     return Piece(functions, mask)
 
@@ -121,9 +136,9 @@ def expand_whitened(scores: Array, valid: Array | None, own: Own) -> Piece:
 def tile_moments(left: Piece, right: Piece | None) -> Moments:
     """Moments of two column blocks on one row chunk; `right` None means the diagonal tile.
 
-    Products are formed in the type of the pieces and handed back as float64, so that sums over
-    chunks lose nothing. On the diagonal the product of a matrix with its own transpose lets BLAS
-    use its symmetric kernel: half the work.
+    Products are formed, and handed back, in the type of the pieces; `Moments.total` starts the
+    float64 sum over chunks. On the diagonal the product of a matrix with its own transpose lets
+    BLAS use its symmetric kernel: half the work.
     """
     other = left if right is None else right
     xp = namespace(left.functions)
@@ -131,7 +146,7 @@ def tile_moments(left: Piece, right: Piece | None) -> Moments:
     b_j = other.functions.shape[0]
     flat_i = left.functions.reshape(b_i * k, rows)
     flat_j = other.functions.reshape(b_j * k, rows)
-    product = xp.matmul(flat_i, flat_j.T).astype(xp.float64, copy=False).reshape(b_i, k, b_j, k)
+    product = xp.matmul(flat_i, flat_j.T).reshape(b_i, k, b_j, k)
     sum_i, square_i = _seen_by(left, other)
     if right is None:
         sum_j, square_j = sum_i.copy(), square_i.copy()
@@ -150,24 +165,16 @@ def _seen_by(mine: Piece, other: Piece) -> tuple[Array, Array]:
         return sums, squares.sum(axis=-1, dtype=xp.float64)[:, None]
     mask = other.valid.T
     sums = xp.matmul(mine.functions.reshape(b * k, rows), mask).reshape(b, k, -1)
-    return (
-        sums.astype(xp.float64, copy=False),
-        xp.matmul(squares, mask).astype(xp.float64, copy=False),
-    )
+    return sums, xp.matmul(squares, mask)
 
 
 def _joint_count(left: Piece, right: Piece) -> Array:
     """Jointly valid rows, as narrow as the masks allow."""
     xp = namespace(left.functions)
     if left.valid is not None and right.valid is not None:
-        return xp.matmul(left.valid, right.valid.T).astype(xp.float64, copy=False)
+        return xp.matmul(left.valid, right.valid.T)
     if left.valid is not None:
         return left.valid.sum(axis=-1, dtype=xp.float64)[:, None]
     if right.valid is not None:
         return right.valid.sum(axis=-1, dtype=xp.float64)[None, :]
     return xp.full((1, 1), left.n_rows, dtype=xp.float64)
-
-
-def add(parts: Sequence[Moments]) -> Moments:
-    """The sum of moments over disjoint rows; the first part is consumed."""
-    return reduce(Moments.__iadd__, parts)

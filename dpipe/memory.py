@@ -1,0 +1,69 @@
+"""Bytes a task needs, from shapes alone.
+
+Covers: arithmetic on rows, columns and functions.
+Does not cover: what is chosen from it (`dpipe.plan`) or what a process really uses (the ledger).
+
+Each figure is an upper bound of one task's own arrays; `WORKER_BASE` is what a worker holds before
+its first task (interpreter, Dask, NumPy, Arrow), measured as about 170 MiB.
+"""
+
+from __future__ import annotations
+
+WORKER_BASE = 256 * 2**20
+USABLE_SHARE = 0.75
+"""Of a worker's limit; Dask pauses a worker at 0.8 of it."""
+
+_RANK_TEMPORARIES = 48  # bytes a row that ranking one column takes beside its values
+
+
+def ranking_bytes(n_rows: int, n_columns: int, row_group: int) -> int:
+    """Peak of one ranking task: values and scores of a column block, one column's temporaries.
+
+    Parameters
+    ----------
+    n_rows
+        Rows of the table.
+    n_columns
+        Columns of the block.
+    row_group
+        Rows of the largest row group, which is decoded beside the block.
+
+    Examples
+    --------
+    >>> ranking_bytes(n_rows=1000, n_columns=10, row_group=100)
+    188000
+    """
+    kept = n_rows * n_columns * (8 + 4)
+    return kept + n_rows * _RANK_TEMPORARIES + row_group * n_columns * 20
+
+
+def piece_bytes(block: int, functions: int, rows: int) -> int:
+    """One column block expanded on one row chunk, beside the ranks and mask it is made from."""
+    item = 8 if functions == 1 else 4
+    return block * rows * (functions * item + 4 + 1 + item)
+
+
+def moments_bytes(block: int, functions: int) -> int:
+    """Float64 moments of one tile of incomplete columns."""
+    width = block * functions
+    return 8 * (width * width + 2 * width * block + 3 * block * block)
+
+
+def tile_bytes(block: int, functions: int, rows: int) -> int:
+    """Peak of one moments task: two pieces, the running moments and one chunk's product.
+
+    Examples
+    --------
+    >>> tile_bytes(block=100, functions=12, rows=4096) < 120e6
+    True
+    """
+    item = 8 if functions == 1 else 4
+    product = (block * functions) ** 2 * item
+    strips = 4 * block * functions * min(rows, 2048) * 8
+    pieces = 2 * piece_bytes(block, functions, rows) + (strips if functions > 1 else 0)
+    return pieces + moments_bytes(block, functions) + product
+
+
+def merge_bytes(block: int, functions: int, fan_in: int) -> int:
+    """Peak of adding `fan_in` partial moments, held by the worker, into the first."""
+    return (fan_in + 1) * moments_bytes(block, functions)

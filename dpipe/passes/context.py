@@ -1,0 +1,262 @@
+"""What every pass works with, and what the passes share.
+
+Covers: the context of a run, priorities of columns, running a tile grid down to settled edges,
+assembling a matrix from its tiles.
+Does not cover: the rules of a pass (its own module) or their order (`dpipe.pipeline`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe import execute, tiles
+from dpipe.config import Options
+from dpipe.kernels.measures import MEASURES
+from dpipe.model import Edges, Emit, PassResult
+from dpipe.plan import Machine, tile_grid
+from dpipe.rankstore import Catalogue, Store, StoredColumn, build_catalogue
+from dpipe.session import Session
+
+Prepared = Mapping[str, tuple[int, StoredColumn]]
+"""Column name -> (block, where it lies in the block): what pass 1 leaves in the rank store."""
+
+
+class MatrixFolder(Protocol):
+    """Where matrices go: the run folder, as a pass sees it."""
+
+    def array_file(
+        self, name: str, shape: tuple[int, ...], dtype: Any
+    ) -> AbstractContextManager[NDArray[Any]]:
+        """An array assembled on disk in place."""
+
+    def write_columns(self, name: str, columns: Sequence[str]) -> None:
+        """A list of column names."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run as its passes see it."""
+
+    session: Session
+    store: Store
+    options: Options
+    emit: Emit
+    n_rows: int
+    folder: MatrixFolder | None = None
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> Machine:
+        """The workers as the planner sees them."""
+        session = self.session
+        return Machine(
+            session.n_workers, max(1, session.threads_per_worker), session.memory_limit
+        )
+
+    def wants_matrix(self, n_columns: int) -> bool:
+        """Whether the matrices of `n_columns` columns are to be written."""
+        return self.folder is not None and 4 * n_columns**2 <= self.options.matrix_budget
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A finished grid: its job, its catalogue and the names of the catalogue's columns."""
+
+    job: tiles.Job
+    catalogue: Catalogue
+    names: tuple[str, ...]
+
+
+def run_grid(
+    context: Context,
+    prepared: Prepared,
+    names: Sequence[str],
+    title: str,
+    measures: Sequence[str],
+    *,
+    rows: NDArray[np.int64] | None = None,
+    **settings: Any,
+) -> Grid:
+    """Compute `measures` for all pairs of `names`; tiles that a former run finished are kept.
+
+    Parameters
+    ----------
+    context, prepared
+        The run and its rank store.
+    names
+        Columns to compare.
+    title
+        What the pass is called in task names, as in ``moments-spearman``.
+    measures
+        Names of measures of one basis size.
+    rows
+        Sorted draw of rows to look at; all when None.
+    settings
+        Further fields of `dpipe.tiles.Job`.
+    """
+    catalogue, ordered = build_catalogue(
+        {name: prepared[name] for name in names}, context.n_rows, rows
+    )
+    functions = max(MEASURES[name].functions for name in measures)
+    complete = catalogue.n_complete
+    tiling = tile_grid(
+        catalogue.n_rows, complete, len(catalogue) - complete, functions, context.machine
+    )
+    job = tiles.Job(
+        folder="",
+        tiling=tiling,
+        measures=tuple(measures),
+        device=context.session.device,
+        **settings,
+    )
+    job = tiles.Job(**{**vars(job), "folder": f"{title}-{_key(job, ordered, catalogue)}"})
+    catalogue.save(context.store, f"{job.folder}/catalogue.npz")
+    job.save(context.store)
+    execute.run_grid(context.session, job, context.store, title, context.emit)
+    return Grid(job, catalogue, ordered)
+
+
+def _key(job: tiles.Job, names: Sequence[str], catalogue: Catalogue) -> str:
+    """Names the folder of a grid's tiles by all that their content depends on."""
+    content = json.dumps([asdict(job), list(names)]).encode()
+    return hashlib.sha256(content + catalogue.rows.tobytes()).hexdigest()[:12]
+
+
+def finished_tiles(context: Context, grid: Grid) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Every tile of a finished grid: (I, J, its arrays)."""
+    for i, j in grid.job.tiling.tiles:
+        name = tiles.tile_name(grid.job.folder, i, j)
+        yield i, j, context.store.read_arrays(name)
+
+
+def settled_edges(context: Context, grid: Grid) -> Edges:
+    """All pairs a grid reported, those in doubt replaced by their exact value.
+
+    Pairs that turn out to have no similarity are left out.
+    """
+    parts = [arrays for _, _, arrays in finished_tiles(context, grid)]
+    i, j, value, exact = (
+        np.concatenate([part[key] for part in parts]) for key in ("i", "j", "value", "exact")
+    )
+    open_pairs = np.flatnonzero(~exact)
+    if len(open_pairs):
+        value = value.copy()
+        value[open_pairs] = settle(context, grid, i[open_pairs], j[open_pairs])
+    defined = ~np.isnan(value)
+    return Edges.sorted(i[defined], j[defined], value[defined])
+
+
+def settle(
+    context: Context, grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Exact similarities of single pairs, (len(i),), computed on the workers."""
+    order, cuts = _batches(context, grid, i, j)
+    context.store.write_arrays(f"{grid.job.folder}/open-pairs.npz", {"i": i[order], "j": j[order]})
+    arguments = [
+        (context.store, grid.job.folder, int(start), int(stop))
+        for start, stop in zip(cuts, cuts[1:], strict=False)
+    ]
+    results = execute.run_tasks(
+        context.session,
+        "settle-pairs",
+        tiles.settle,
+        arguments,
+        context.emit,
+        need=context.machine.task_budget,
+    )
+    values = np.empty(len(i))
+    values[order] = np.concatenate(execute.iterate(results))
+    return values
+
+
+_COLUMN_BYTES = 64  # a row of a column that is ranked again: score, order, groups, ranks
+_PAIRS_A_BATCH = 4096
+
+
+def _batches(
+    context: Context, grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Order pairs so that a batch shares its valid rows and few columns; where batches end."""
+    catalogue = grid.catalogue
+    columns = max(2, context.machine.task_budget // (catalogue.n_rows * _COLUMN_BYTES * 2))
+    band = max(1, min(columns, 64) // 2)
+    patterns = (catalogue.pattern[i], catalogue.pattern[j])
+    key = np.stack([*patterns, i // band, j // band])
+    order = np.lexsort((j, i, *key[::-1]))
+    changes = np.flatnonzero(np.any(np.diff(key[:, order], axis=1) != 0, axis=0)) + 1
+    cuts = [0]
+    for change in [*changes.tolist(), len(i)]:
+        while change - cuts[-1] > _PAIRS_A_BATCH:
+            cuts.append(cuts[-1] + _PAIRS_A_BATCH)
+        cuts.append(change)
+    return order, cuts
+
+
+def assemble(
+    context: Context,
+    grid: Grid,
+    measure: str,
+    columns: Sequence[str],
+    edges: Edges | None,
+    out: NDArray[Any],
+) -> None:
+    """Put a measure's tiles together in the order of `columns`, settled values last.
+
+    Parameters
+    ----------
+    columns
+        All columns of the grid, in the order of the matrix's rows.
+    edges
+        Settled pairs (in the grid's own numbers) to write over the tiles' values.
+    out
+        (p, p) array to fill.
+    """
+    position = {name: index for index, name in enumerate(columns)}
+    place = np.array([position[name] for name in grid.names], dtype=np.int64)
+    for i, j, arrays in finished_tiles(context, grid):
+        rows, cols = (place[slice(*grid.job.tiling.blocks[block])] for block in (i, j))
+        values = arrays[f"matrix_{measure}"]
+        out[np.ix_(rows, cols)] = values
+        out[np.ix_(cols, rows)] = values.T
+    if edges is not None:
+        rows, cols = place[edges.i], place[edges.j]
+        out[rows, cols] = edges.value
+        out[cols, rows] = edges.value
+
+
+def write_matrix(
+    context: Context, grid: Grid, measure: str, columns: Sequence[str], edges: Edges | None
+) -> None:
+    """Write ``MEASURE.npy`` and its column names into the run folder, when it is to be written."""
+    if context.folder is None or not grid.job.matrix:
+        return
+    size = len(columns)
+    with context.folder.array_file(f"{measure}.npy", (size, size), np.float32) as out:
+        assemble(context, grid, measure, columns, edges, out)
+    context.folder.write_columns(f"{measure}_columns.txt", columns)
+
+
+def by_name(edges: Edges, names: Sequence[str], columns: Sequence[str]) -> Edges:
+    """Edges between numbers of `names` as edges between numbers of `columns`."""
+    position = {name: index for index, name in enumerate(columns)}
+    place = np.array([position[name] for name in names], dtype=np.int64)
+    return Edges.sorted(place[edges.i], place[edges.j], edges.value)
+
+
+def keep_order(kept: set[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """The kept columns in input order."""
+    return tuple(name for name in columns if name in kept)
+
+
+def without(result: PassResult, columns: Sequence[str]) -> tuple[str, ...]:
+    """Columns a pass received less those it dropped, in input order."""
+    dropped = {drop.column for drop in result.drops}
+    return tuple(name for name in columns if name not in dropped)

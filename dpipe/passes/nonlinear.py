@@ -1,0 +1,56 @@
+"""Pass 4: columns that determine each other in other than a monotone way.
+
+Covers: HSIC and RDC from one set of moments, their fusion, communities and representatives.
+Does not cover: the measures (`dpipe.kernels.measures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpipe.config import Options
+from dpipe.model import PassResult
+from dpipe.passes.context import Context, Prepared, by_name, run_grid, settled_edges, write_matrix
+from dpipe.passes.redundancy import keep_representatives
+from dpipe.passes.sample import nonlinear_rows
+
+MEASURES = ("hsic", "rdc")
+MARGIN = 5e-4
+"""A fused similarity this close to the threshold is computed again in float64."""
+
+
+def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+    """Drop every column that a kept one determines at the nonlinear threshold."""
+    options = context.options
+    threshold = options.nonlinear_threshold
+    grid = run_grid(
+        context,
+        prepared,
+        columns,
+        "nonlinear",
+        MEASURES,
+        rows=nonlinear_rows(context.n_rows, options),
+        weights=(options.w_hsic, options.w_rdc),
+        parameters=parameters(options),
+        threshold=threshold,
+        margin=MARGIN,
+        min_valid=options.min_valid,
+        matrix=context.wants_matrix(len(columns)),
+    )
+    edges = settled_edges(context, grid)
+    for measure in MEASURES:
+        write_matrix(context, grid, measure, columns, None)
+    return keep_representatives(
+        4,
+        "hsic+rdc",
+        prepared,
+        columns,
+        by_name(edges, grid.names, columns),
+        threshold,
+        options,
+    )
+
+
+def parameters(options: Options) -> dict[str, int | None]:
+    """Parameters of the nonlinear measures."""
+    return {"seed": options.seed, "seeds": options.rdc_seeds, "degree": options.rdc_degree}

@@ -1,0 +1,253 @@
+"""Pass 1: exact statistics and exact ranks of every column; what cannot inform is dropped.
+
+Covers: reading and ranking column blocks on the workers, the rules of pass 1, monotone duplicates.
+Does not cover: the ranking itself (`dpipe.kernels.ranks`), the files (`dpipe.rankstore`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe import execute, memory
+from dpipe.backend import to_device, to_host
+from dpipe.config import PASS_NAMES, Options
+from dpipe.kernels.ranks import RankedColumn, rank_column
+from dpipe.model import ColumnStatistics, Drop, Note, PassResult
+from dpipe.passes.context import Context, Prepared
+from dpipe.plan import ranking_blocks
+from dpipe.rankstore import (
+    Store,
+    StoredColumn,
+    finished_blocks,
+    read_block_columns,
+    write_block,
+)
+from dpipe.table import Block, Table, read_block
+
+TABLE_NAME = "table.json"
+ROWS_NAME = "rows.npz"
+
+Rules = Mapping[str, float]
+"""The thresholds of pass 1 by option name; empty to store every column that has a value."""
+
+
+def rules_of(options: Options) -> Rules:
+    """The rules a run asks for."""
+    names = ("min_valid", "max_missing_ratio", "variance_threshold")
+    return {name: float(getattr(options, name)) for name in names}
+
+
+def prepare(context: Context, table: Table, rules: Rules, rows: NDArray[np.int64] | None) -> Prepared:
+    """Rank every feature column into the rank store; blocks already there are kept.
+
+    Parameters
+    ----------
+    context
+        The run.
+    table
+        The open table, whose features are ranked.
+    rules
+        See `Rules`; columns they reject are described but not stored.
+    rows
+        Sorted rows that take part, or None for all.
+    """
+    store, names = context.store, table.features
+    exempt, device = context.options.keep, context.session.device
+    store.write(TABLE_NAME, table.to_json().encode())
+    if rows is not None:
+        store.write_arrays(ROWS_NAME, {"rows": rows})
+    row_group = max((size for file in table.files for size in file.row_groups), default=0)
+    blocks = ranking_blocks(context.n_rows, len(names), row_group, context.machine)
+    blocks = _resumable(store, blocks)
+    done = finished_blocks(store, context.n_rows)
+    todo = [
+        (store, context.storage_options, number, names[start:stop], rules, exempt, device)
+        for number, (start, stop) in enumerate(blocks)
+        if number not in done
+    ]
+    if done:
+        context.emit(Note(f"{len(done)} of {len(blocks)} column blocks were ranked before."))
+    widest = max(stop - start for start, stop in blocks)
+    need = memory.ranking_bytes(context.n_rows, widest, row_group)
+    for _ in execute.run_tasks(
+        context.session, "rank-columns", rank_columns, todo, context.emit, need=need
+    ):
+        pass
+    return {
+        column.statistics.name: (number, column)
+        for number in range(len(blocks))
+        for column in read_block_columns(store, number)
+    }
+
+
+def _resumable(store: Store, blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The blocks a former run cut the columns into, so that its finished ones can be used."""
+    layout = "layout.json"
+    if layout in store.names():
+        return [(int(start), int(stop)) for start, stop in store.read_json(layout)]
+    store.write_json(layout, blocks)
+    return blocks
+
+
+def rank_columns(
+    store: Store,
+    storage_options: Mapping[str, Any],
+    number: int,
+    names: Sequence[str],
+    rules: Rules,
+    exempt: Sequence[str],
+    device: str,
+) -> None:
+    """Task: read one column block, rank its columns, write the block.
+
+    Columns that `rules` reject are described but not stored, unless they are `exempt`.
+    """
+    table = _load_table(store)
+    rows = store.read_arrays(ROWS_NAME)["rows"] if ROWS_NAME in store.names() else None
+    block = read_block(table, names, rows, storage_options)
+    columns: list[StoredColumn] = []
+    scores: dict[str, NDArray[np.float32]] = {}
+    masks: dict[str, NDArray[np.uint8]] = {}
+    for position, name in enumerate(names):
+        ranked = rank_column(to_device(block.values[position], device))
+        statistics = _statistics(name, position, block, ranked)
+        columns.append(StoredColumn(statistics, reject(statistics, rules), -1, -1, ""))
+        if columns[-1].reason is None or name in exempt:
+            scores[name] = to_host(ranked.scores)
+            if ranked.valid is not None:
+                masks[name] = np.packbits(to_host(ranked.valid))
+    order = sorted(scores, key=lambda name: name in masks)  # complete columns first
+    slots = {name: slot for slot, name in enumerate(order)}
+    valid_slots = {name: slot for slot, name in enumerate(masks)}
+    write_block(
+        store,
+        number,
+        [
+            dataclasses.replace(
+                column,
+                slot=slots.get(column.statistics.name, -1),
+                valid_slot=valid_slots.get(column.statistics.name, -1),
+                pattern=_digest(masks.get(column.statistics.name)),
+            )
+            for column in columns
+        ],
+        [scores[name] for name in order],
+        list(masks.values()),
+    )
+
+
+@lru_cache(maxsize=2)
+def _load_table(store: Store) -> Table:
+    return Table.from_json(store.read_text(TABLE_NAME))
+
+
+def _digest(mask: NDArray[np.uint8] | None) -> str:
+    """Names a set of valid rows; "" for all of them."""
+    return "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()[:32]
+
+
+def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) -> ColumnStatistics:
+    """The record of one column, from how it was read and how it ranked."""
+    shared = {field.name for field in dataclasses.fields(ColumnStatistics)} & {
+        field.name for field in dataclasses.fields(RankedColumn)
+    }
+    return ColumnStatistics(
+        name=name,
+        n_rows=block.values.shape[1],
+        n_null=int(block.n_null[position]),
+        n_nan=int(block.n_nan[position]),
+        n_inf=int(block.n_inf[position]),
+        **{field: getattr(ranked, field) for field in shared},
+    )
+
+
+def reject(column: ColumnStatistics, rules: Rules) -> str | None:
+    """The first rule of pass 1 that a column breaks, in words; None when it may stay."""
+    if not rules:
+        return None
+    if column.n_valid == 0:
+        return "no valid value"
+    if column.n_valid < rules["min_valid"]:
+        return "too few valid values"
+    if column.n_missing / column.n_rows > rules["max_missing_ratio"]:
+        return "too many missing values"
+    if column.minimum == column.maximum:
+        return "constant"
+    if column.normalised_variance < rules["variance_threshold"]:
+        return "low variance"
+    return None
+
+
+_RULE_VALUES: Mapping[str, tuple[str | None, str | None]] = {
+    # reason -> (what was compared, the option it was compared with)
+    "no valid value": (None, None),
+    "too few valid values": ("n_valid", "min_valid"),
+    "too many missing values": ("missing_ratio", "max_missing_ratio"),
+    "constant": (None, None),
+    "low variance": ("normalised_variance", "variance_threshold"),
+}
+
+
+def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassResult:
+    """Drop what the rules reject, then all but one of each set of monotone duplicates.
+
+    Parameters
+    ----------
+    prepared
+        What the rank store holds.
+    names
+        The feature columns in input order.
+    options
+        The run's options: rules, ``keep`` and ``prefer``.
+    """
+    drops = {
+        name: _rule_drop(prepared[name][1], options)
+        for name in names
+        if prepared[name][1].reason is not None and name not in options.keep
+    }
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        statistics = prepared[name][1].statistics
+        if name not in drops and statistics.n_unique > 1:
+            same[statistics.rank_hash].append(name)
+    for group in same.values():
+        first, *others = sorted(group, key=lambda name: preference(name, options))
+        for name in others:
+            if name not in options.keep:
+                drops[name] = Drop(name, 1, "monotone duplicate", "spearman", 1.0, 1.0, first)
+    kept = tuple(name for name in names if name not in drops)
+    ordered = tuple(drops[name] for name in names if name in drops)
+    return PassResult(1, PASS_NAMES[1], kept, ordered)
+
+
+def preference(name: str, options: Options) -> tuple[bool, int, str]:
+    """Sort key of columns that are equal in every other respect: keep, prefer list, name."""
+    place = options.prefer.index(name) if name in options.prefer else len(options.prefer)
+    return name not in options.keep, place, name
+
+
+def _rule_drop(column: StoredColumn, options: Options) -> Drop:
+    statistics, reason = column.statistics, column.reason
+    assert reason is not None
+    measure, option = _RULE_VALUES[reason]
+    values = {
+        "n_valid": float(statistics.n_valid),
+        "missing_ratio": statistics.n_missing / max(1, statistics.n_rows),
+        "normalised_variance": statistics.normalised_variance,
+    }
+    return Drop(
+        statistics.name,
+        1,
+        reason,
+        measure,
+        None if measure is None else values[measure],
+        None if option is None else float(getattr(options, option)),
+    )

@@ -1,0 +1,71 @@
+"""Pass 2: columns that rank the rows alike.
+
+Covers: all-pairs Spearman, exact re-ranking of pairs with missing cells, communities and
+representatives, the matrix.
+Does not cover: the tile grid (`dpipe.execute`) or the rule of choice (`dpipe.representatives`).
+
+A pair of columns with different valid rows is first measured by the columns' own ranks, which
+differs from ranking again inside the pair by at most `MARGIN`. Every such pair that could be an edge
+is then ranked again, so each edge is what a pairwise-complete Spearman correlation gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpipe.model import PassResult
+from dpipe.passes.context import Context, Grid, Prepared, by_name, run_grid, settled_edges, write_matrix
+from dpipe.passes.redundancy import keep_representatives
+
+MARGIN = 0.1
+"""How far own ranks may miss a pair's exact rho; 0.03 was the most on a real Mordred table."""
+
+
+def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+    """Drop every column that a kept one resembles at the Spearman threshold."""
+    options = context.options
+    grid = spearman_grid(
+        context,
+        prepared,
+        columns,
+        threshold=options.spearman_threshold,
+        min_valid=options.min_valid,
+        missing=options.missing,
+        matrix=context.wants_matrix(len(columns)),
+    )
+    edges = settled_edges(context, grid)
+    write_matrix(context, grid, "spearman", columns, edges)
+    return keep_representatives(
+        2,
+        "spearman",
+        prepared,
+        columns,
+        by_name(edges, grid.names, columns),
+        options.spearman_threshold,
+        options,
+    )
+
+
+def spearman_grid(
+    context: Context,
+    prepared: Prepared,
+    columns: Sequence[str],
+    *,
+    threshold: float,
+    min_valid: int,
+    missing: str,
+    matrix: bool,
+) -> Grid:
+    """Spearman tiles of all pairs; with ``missing="exact"`` every pair in doubt is reported."""
+    return run_grid(
+        context,
+        prepared,
+        columns,
+        "spearman",
+        ("spearman",),
+        weights=(1.0,),
+        threshold=threshold,
+        margin=MARGIN if missing == "borderline" else threshold,
+        min_valid=min_valid,
+        matrix=matrix,
+    )

@@ -1,0 +1,320 @@
+"""What a run will do, known before anything runs: tiles, tasks, bytes and projected peak memory.
+
+Covers: pure arithmetic from the table's shape, the options and the workers.
+Does not cover: running it (`dpipe.execute`), or measuring it (the ledger).
+See also: `dpipe.memory`, the bytes of single tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dpipe import memory
+from dpipe.config import PASS_NAMES, Options
+from dpipe.errors import ResourceError
+from dpipe.kernels.measures import BASIS
+
+FAN_IN = 4
+"""Partial moments added by one task of the tree-sum."""
+
+_TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
+_WIDEST_RANKING = 256
+_WIDEST_TILE = {1: 2048, BASIS: 352}
+_NARROWEST_TILE = 48
+_CHUNK_ROWS = {1: 16384, BASIS: 8192}
+_FEWEST_CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The workers a plan is made for: their number, threads of each, bytes each may use."""
+
+    workers: int
+    threads: int
+    memory: int
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at the same time."""
+        return self.workers * self.threads
+
+    @property
+    def task_budget(self) -> int:
+        """Bytes one task may use."""
+        return int((self.memory * memory.USABLE_SHARE - memory.WORKER_BASE) / self.threads)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """One tile grid: column blocks x column blocks (the upper triangle) x row splits.
+
+    ``blocks`` and ``splits`` are (start, stop) pairs of columns and rows; a task works through its
+    split in chunks of ``chunk_rows`` rows.
+    """
+
+    functions: int
+    blocks: tuple[tuple[int, int], ...]
+    splits: tuple[tuple[int, int], ...]
+    chunk_rows: int
+
+    @property
+    def tiles(self) -> tuple[tuple[int, int], ...]:
+        """Every (I, J) with I <= J, enumerated here and nowhere else."""
+        n = len(self.blocks)
+        return tuple((i, j) for i in range(n) for j in range(i, n))
+
+    @property
+    def widest(self) -> int:
+        """Columns of the widest block."""
+        return max(stop - start for start, stop in self.blocks)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of the grid: a moments task per tile and split, and the tree-sum's."""
+        merges = 0
+        width = len(self.splits)
+        while width > 1:
+            width = math.ceil(width / FAN_IN)
+            merges += width
+        finish = 1 if len(self.splits) > 1 else 0
+        return len(self.tiles) * (len(self.splits) + merges + finish)
+
+    @property
+    def task_bytes(self) -> int:
+        """Peak bytes of its hungriest task."""
+        compute = memory.tile_bytes(self.widest, self.functions, self.chunk_rows)
+        if len(self.splits) == 1:
+            return compute
+        return max(compute, memory.merge_bytes(self.widest, self.functions, FAN_IN))
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One pass: tasks, peak bytes of a worker, bytes read, floating-point operations."""
+
+    number: int
+    name: str
+    columns: int
+    tasks: int
+    worker_bytes: int
+    bytes_read: int
+    operations: float
+    shape: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: its passes for `n_rows` x `n_columns` features on `machine`.
+
+    ``scratch_bytes`` is the size of the rank store, ``client_bytes`` the largest thing the client
+    holds. Later passes are planned for the columns they may at most receive.
+    """
+
+    n_rows: int
+    n_columns: int
+    machine: Machine
+    passes: tuple[PassPlan, ...]
+    scratch_bytes: int
+    client_bytes: int
+
+
+def even_blocks(start: int, stop: int, widest: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into as few parts of nearly equal size as `widest` allows.
+
+    Examples
+    --------
+    >>> even_blocks(0, 10, 4)
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    size = stop - start
+    if size <= 0:
+        return []
+    parts = math.ceil(size / max(1, widest))
+    cuts = [start + size * part // parts for part in range(parts + 1)]
+    return list(zip(cuts, cuts[1:], strict=False))
+
+
+def ranking_blocks(
+    n_rows: int, n_columns: int, row_group: int, machine: Machine
+) -> list[tuple[int, int]]:
+    """Column blocks of pass 1: as wide as memory allows and balance leaves useful.
+
+    Raises
+    ------
+    ResourceError
+        When not even one column fits a task.
+    """
+    fixed = memory.ranking_bytes(n_rows, 0, 0)
+    per_column = memory.ranking_bytes(n_rows, 1, row_group) - fixed
+    widest = (machine.task_budget - fixed) // per_column
+    if widest < 1:
+        _refuse("prepare", fixed + per_column, machine, "one column")
+    balanced = math.ceil(n_columns / (_TASKS_PER_THREAD * machine.slots))
+    return even_blocks(0, n_columns, min(widest, max(8, balanced), _WIDEST_RANKING))
+
+
+def tile_grid(
+    n_rows: int, n_complete: int, n_incomplete: int, functions: int, machine: Machine
+) -> Tiling:
+    """The grid of one pass: few wide tiles split over rows for a tall table, many for a wide one.
+
+    No block mixes complete and incomplete columns, so only tiles with an incomplete block pay for
+    masked products.
+
+    Raises
+    ------
+    ResourceError
+        When the smallest tile does not fit a task.
+    """
+    widest, chunk = _largest_tile(n_rows, functions, machine)
+    wanted = _TASKS_PER_THREAD * machine.slots
+    splits_possible = math.ceil(n_rows / chunk)
+
+    def blocks(width: int) -> list[tuple[int, int]]:
+        border = n_complete
+        return even_blocks(0, border, width) + even_blocks(border, border + n_incomplete, width)
+
+    width = min(widest, max(n_complete, n_incomplete, 1))
+    while width > _NARROWEST_TILE and _triangle(blocks(width)) * splits_possible < wanted:
+        width = max(_NARROWEST_TILE, width // 2)
+    cut = blocks(width)
+    split = max(1, min(splits_possible, math.ceil(wanted / max(1, _triangle(cut)))))
+    rows_per_split = math.ceil(n_rows / split / chunk) * chunk
+    splits = tuple(
+        (start, min(start + rows_per_split, n_rows))
+        for start in range(0, max(n_rows, 1), rows_per_split)
+    )
+    return Tiling(functions, tuple(cut), splits, chunk)
+
+
+def _triangle(blocks: Sequence[object]) -> int:
+    return len(blocks) * (len(blocks) + 1) // 2
+
+
+def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, int]:
+    """Widest block, and rows of a chunk, whose task fits the budget."""
+    chunk = min(_CHUNK_ROWS[functions], max(n_rows, 1))
+    width = _WIDEST_TILE[functions]
+    while True:
+        need = max(
+            memory.tile_bytes(width, functions, chunk),
+            memory.merge_bytes(width, functions, FAN_IN),
+        )
+        if need <= machine.task_budget:
+            return width, chunk
+        if width > _NARROWEST_TILE:
+            width = max(_NARROWEST_TILE, int(width * 0.8))
+        elif chunk > _FEWEST_CHUNK_ROWS:
+            chunk = max(_FEWEST_CHUNK_ROWS, chunk // 2)
+        else:
+            _refuse("moments", need, machine, f"a tile of {width} columns")
+
+
+def _refuse(stage: str, need: int, machine: Machine, what: str) -> None:
+    limit = math.ceil((need * machine.threads + memory.WORKER_BASE) / memory.USABLE_SHARE)
+    raise ResourceError(
+        f"{stage}: {what} needs {gib(need)} but a task of these workers has "
+        f"{gib(max(machine.task_budget, 0))}; set --memory-limit to at least {gib(limit)} "
+        "or --threads-per-worker to less."
+    )
+
+
+def gib(size: float) -> str:
+    """A size in words.
+
+    Examples
+    --------
+    >>> gib(3 * 2**30), gib(5 * 2**20)
+    ('3.0 GiB', '5 MiB')
+    """
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{max(1, round(size / 2**20)) if size else 0} MiB"
+
+
+def check_disk(plan: Plan, free: int, folder: str) -> None:
+    """Refuse a run whose rank store would not fit `free` bytes of disk.
+
+    Raises
+    ------
+    ResourceError
+        Naming both sizes and the option that moves the store.
+    """
+    if plan.scratch_bytes > free:
+        raise ResourceError(
+            f"the rank store needs {gib(plan.scratch_bytes)} but {folder} has {gib(free)} free; "
+            "choose another --scratch-dir or --sample-rows."
+        )
+
+
+def make_plan(
+    n_rows: int, n_columns: int, options: Options, machine: Machine, *, row_group: int = 131072
+) -> Plan:
+    """The plan of a run, before the columns that later passes receive are known.
+
+    Raises
+    ------
+    ResourceError
+        When a pass cannot fit the workers.
+    """
+    passes = []
+    if 1 in options.passes:
+        passes.append(_plan_ranking(n_rows, n_columns, row_group, machine))
+    for number in sorted(set(options.passes) & {2, 3, 4}):
+        rows = min(n_rows, options.nonlinear_rows or n_rows) if number == 4 else n_rows
+        functions = BASIS if number == 4 else 1
+        passes.append(_plan_grid(number, rows, n_columns, functions, machine))
+    matrix = n_columns * n_columns * 4
+    return Plan(
+        n_rows=n_rows,
+        n_columns=n_columns,
+        machine=machine,
+        passes=tuple(passes),
+        scratch_bytes=n_rows * n_columns * 4 + n_columns * memory_packed(n_rows),
+        client_bytes=min(matrix, options.matrix_budget),
+    )
+
+
+def memory_packed(n_rows: int) -> int:
+    """Bytes of one packed mask."""
+    return -(-n_rows // 8)
+
+
+def _plan_ranking(n_rows: int, n_columns: int, row_group: int, machine: Machine) -> PassPlan:
+    row_group = min(row_group, n_rows)
+    blocks = ranking_blocks(n_rows, n_columns, row_group, machine)
+    widest = _width(blocks)
+    return PassPlan(
+        number=1,
+        name=PASS_NAMES[1],
+        columns=n_columns,
+        tasks=len(blocks),
+        worker_bytes=memory.WORKER_BASE
+        + machine.threads * memory.ranking_bytes(n_rows, widest, row_group),
+        bytes_read=n_rows * n_columns * 8,
+        operations=n_rows * n_columns * math.log2(max(n_rows, 2)),
+        shape=f"{len(blocks)} blocks of {widest} columns",
+    )
+
+
+def _plan_grid(
+    number: int, n_rows: int, n_columns: int, functions: int, machine: Machine
+) -> PassPlan:
+    tiling = tile_grid(n_rows, n_columns, 0, functions, machine)
+    return PassPlan(
+        number=number,
+        name=PASS_NAMES[number],
+        columns=n_columns,
+        tasks=tiling.n_tasks,
+        worker_bytes=memory.WORKER_BASE + machine.threads * tiling.task_bytes,
+        bytes_read=n_rows * n_columns * 4 * (len(tiling.blocks) + 1),
+        operations=float(n_rows) * (n_columns * functions) ** 2,
+        shape=f"{len(tiling.tiles)} tiles of {tiling.widest} columns x {len(tiling.splits)} row splits",
+    )
+
+
+def _width(blocks: Iterable[tuple[int, int]]) -> int:
+    return max((stop - start for start, stop in blocks), default=0)

@@ -1,0 +1,378 @@
+"""The rank store: the prepared table on disk, addressable by column block and row chunk.
+
+Covers: writing prepared column blocks, the catalogue of the columns a pass works on, reading
+(columns, rows) pieces, and the small arrays tasks leave for each other.
+Does not cover: ranking (`dpipe.kernels.ranks`), which columns are kept (`dpipe.passes`).
+
+A folder, local or any fsspec URL:
+
+    block-00003.f32    float32 (columns, rows) centred ranks u - 1/2, 0 where missing
+    block-00003.bits   packed validity, a row per incomplete column of the block
+    block-00003.json   statistics of every column of the block; written last, it marks it done
+
+A column is contiguous, so a row chunk of it is one read, and a block is read as it is computed on.
+Files appear under their name only when complete (temporary name, then rename): a worker that dies
+leaves nothing that looks finished, and a task that runs twice writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.errors import ResourceError
+from dpipe.model import ColumnStatistics
+
+
+class Store:
+    """A folder of small named files, local or remote.
+
+    Parameters
+    ----------
+    root
+        Local path or fsspec URL.
+    storage_options
+        Passed to fsspec for a URL; never written anywhere.
+    """
+
+    def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.root = root
+        self.storage_options = dict(storage_options or {})
+        self._fs, self._path = fsspec.core.url_to_fs(root, **self.storage_options)
+        self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.root, self.storage_options)
+
+    def path(self, name: str) -> str:
+        """Full path of `name` inside the folder."""
+        return f"{self._path}/{name}"
+
+    def names(self, folder: str = "") -> set[str]:
+        """Names of the finished files in the store or one of its folders."""
+        path = self.path(folder).rstrip("/")
+        self._fs.invalidate_cache(path)
+        if not self._fs.exists(path):
+            return set()
+        entries = (entry.rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False))
+        return {entry for entry in entries if not entry.endswith(".partial")}
+
+    def write(self, name: str, *parts: Any) -> None:
+        """Write buffers one after the other as the file `name`, whole or not at all."""
+        target = self.path(name)
+        temporary = f"{target}.{uuid.uuid4().hex}.partial"
+        try:
+            self._fs.makedirs(os.path.dirname(target), exist_ok=True)
+            with self._fs.open(temporary if self._local else target, "wb") as file:
+                for part in parts:
+                    file.write(part)
+            if self._local:
+                os.replace(temporary, target)
+        except OSError as error:
+            if self._local and os.path.exists(temporary):
+                os.unlink(temporary)
+            raise ResourceError(
+                f"could not write {target} ({error.strerror or error}); make room or choose "
+                "another --scratch-dir, then run the same command again to continue."
+            ) from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write plain data as JSON."""
+        self.write(name, json.dumps(content).encode())
+
+    def read_text(self, name: str) -> str:
+        """Read a small text file."""
+        return bytes(self._fs.cat_file(self.path(name))).decode()
+
+    def read_json(self, name: str) -> Any:
+        """Read what `write_json` wrote."""
+        return json.loads(self.read_text(name))
+
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write named arrays as an uncompressed npz."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        self.write(name, buffer.getbuffer())
+
+    def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Read what `write_arrays` wrote; refuses pickled objects."""
+        with self._fs.open(self.path(name), "rb") as file, np.load(file, allow_pickle=False) as data:
+            return {key: data[key] for key in data.files}
+
+    def remove(self) -> None:
+        """Delete the folder and all in it."""
+        if self._fs.exists(self._path):
+            self._fs.rm(self._path, recursive=True)
+
+    def size(self, name: str) -> int:
+        """Bytes of a finished file."""
+        return int(self._fs.size(self.path(name)))
+
+    @contextmanager
+    def reader(self, name: str) -> Iterator[_Reader]:
+        """Read pieces of a file at given offsets."""
+        if self._local:
+            descriptor = os.open(self.path(name), os.O_RDONLY)
+            try:
+                yield _LocalReader(descriptor)
+            finally:
+                os.close(descriptor)
+        else:
+            with self._fs.open(self.path(name), "rb", cache_type="none") as file:
+                yield _RemoteReader(file)
+
+
+class _Reader:
+    def fill(self, buffer: NDArray[Any], offset: int) -> None:
+        """Fill a contiguous array with the bytes at `offset`."""
+        raise NotImplementedError
+
+
+class _LocalReader(_Reader):
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fill(self, buffer: NDArray[Any], offset: int) -> None:
+        view = memoryview(buffer).cast("B")
+        while len(view):  # a single read stops at 2 GiB
+            got = os.preadv(self._descriptor, [view], offset)
+            if got == 0:
+                raise ResourceError("a file of the rank store ends early; run again with --fresh.")
+            view, offset = view[got:], offset + got
+
+
+class _RemoteReader(_Reader):
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def fill(self, buffer: NDArray[Any], offset: int) -> None:
+        self._file.seek(offset)
+        view = memoryview(buffer).cast("B")
+        view[:] = self._file.read(len(view))
+
+
+@dataclass(frozen=True)
+class StoredColumn:
+    """Where a prepared column lies: `slot` in its block, `valid_slot` of its mask (-1: complete).
+
+    ``slot`` is -1 for a column that pass 1 dropped and did not store. ``pattern`` is equal for
+    columns of the same valid rows, "" for complete ones.
+    """
+
+    statistics: ColumnStatistics
+    reason: str | None
+    slot: int
+    valid_slot: int
+    pattern: str
+
+
+def write_block(
+    store: Store,
+    number: int,
+    columns: Sequence[StoredColumn],
+    scores: Sequence[NDArray[np.float32]],
+    masks: Sequence[NDArray[np.uint8]],
+) -> None:
+    """Write a prepared column block; its JSON, written last, marks it as done.
+
+    ``scores`` and packed ``masks`` are in the order of their slots.
+    """
+    name = f"block-{number:05d}"
+    store.write(f"{name}.f32", *(memoryview(column).cast("B") for column in scores))
+    store.write(f"{name}.bits", *(memoryview(mask).cast("B") for mask in masks))
+    store.write_json(f"{name}.json", [asdict(column) for column in columns])
+
+
+def finished_blocks(store: Store, n_rows: int) -> set[int]:
+    """Numbers of the blocks that are whole: marked done, with files of the right size."""
+    names = store.names()
+    return {
+        int(name[6:11])
+        for name in names
+        if name.startswith("block-") and name.endswith(".json") and _is_whole(store, name, n_rows)
+    }
+
+
+def _is_whole(store: Store, marker: str, n_rows: int) -> bool:
+    columns = read_block_columns(store, int(marker[6:11]))
+    stored = sum(column.slot >= 0 for column in columns)
+    masked = sum(column.valid_slot >= 0 for column in columns)
+    stem = marker.removesuffix(".json")
+    try:
+        return store.size(f"{stem}.f32") == stored * n_rows * 4 and (
+            store.size(f"{stem}.bits") == masked * packed_length(n_rows)
+        )
+    except FileNotFoundError:
+        return False
+
+
+def read_block_columns(store: Store, number: int) -> list[StoredColumn]:
+    """The columns of a block, in the order they were prepared."""
+    return [
+        StoredColumn(**{**entry, "statistics": ColumnStatistics(**entry["statistics"])})
+        for entry in store.read_json(f"block-{number:05d}.json")
+    ]
+
+
+def packed_length(n_rows: int) -> int:
+    """Bytes of one packed mask."""
+    return -(-n_rows // 8)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The columns a pass works on, in the order its tiles address them: complete ones first.
+
+    Arrays of one entry per column: ``block``, ``slot`` and ``valid_slot`` say where it lies,
+    ``pattern`` numbers its set of valid rows (0: complete), ``n_valid`` counts them. ``rows``
+    (sorted) restricts the pass to a draw of rows; empty means all.
+    """
+
+    n_stored: int
+    block: NDArray[np.int64]
+    slot: NDArray[np.int64]
+    valid_slot: NDArray[np.int64]
+    pattern: NDArray[np.int64]
+    n_valid: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows a pass over this catalogue sees."""
+        return len(self.rows) or self.n_stored
+
+    @property
+    def n_complete(self) -> int:
+        """Columns without a missing cell; they come first."""
+        return int(np.count_nonzero(self.valid_slot < 0))
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def save(self, store: Store, name: str) -> None:
+        """Write the catalogue where the tasks of a pass find it."""
+        arrays = {key: np.asarray(value) for key, value in vars(self).items()}
+        store.write_arrays(name, arrays)
+
+
+def build_catalogue(
+    columns: Mapping[str, tuple[int, StoredColumn]],
+    n_rows: int,
+    rows: NDArray[np.int64] | None = None,
+) -> tuple[Catalogue, tuple[str, ...]]:
+    """The catalogue of some stored columns and their names in its order.
+
+    Parameters
+    ----------
+    columns
+        Name -> (block number, where it lies in the block).
+    n_rows
+        Rows of the store.
+    rows
+        Sorted draw of rows to restrict the pass to.
+    """
+    order = sorted(
+        columns, key=lambda name: (columns[name][1].valid_slot >= 0, columns[name][0], columns[name][1].slot)
+    )
+    stored = [columns[name] for name in order]
+    patterns = {"": 0}
+    for _, column in stored:
+        patterns.setdefault(column.pattern, len(patterns))
+    catalogue = Catalogue(
+        n_stored=n_rows,
+        block=np.array([block for block, _ in stored], dtype=np.int64),
+        slot=np.array([column.slot for _, column in stored], dtype=np.int64),
+        valid_slot=np.array([column.valid_slot for _, column in stored], dtype=np.int64),
+        pattern=np.array([patterns[column.pattern] for _, column in stored], dtype=np.int64),
+        n_valid=np.array([column.statistics.n_valid for _, column in stored], dtype=np.int64),
+        rows=np.empty(0, dtype=np.int64) if rows is None else rows,
+    )
+    return catalogue, tuple(order)
+
+
+@lru_cache(maxsize=4)
+def load_catalogue(store: Store, name: str) -> Catalogue:
+    """Read a catalogue (kept for the next task of the same pass)."""
+    arrays = store.read_arrays(name)
+    return Catalogue(n_stored=int(arrays.pop("n_stored")), **arrays)
+
+
+def read_piece(
+    store: Store, catalogue: Catalogue, columns: Sequence[int] | range, start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Scores and validity of some columns on the pass's rows `start` to `stop`.
+
+    Returns
+    -------
+    scores
+        (len(columns), stop - start) float32 centred ranks, 0 where missing.
+    valid
+        The same shape, bool; None when all of these columns are complete.
+    """
+    if len(catalogue.rows):
+        wanted = catalogue.rows[start:stop]
+        first, last = int(wanted[0]), int(wanted[-1]) + 1
+        scores, valid = _read_rows(store, catalogue, columns, first, last)
+        chosen = wanted - first
+        return scores[:, chosen], None if valid is None else valid[:, chosen]
+    return _read_rows(store, catalogue, columns, start, stop)
+
+
+def _read_rows(
+    store: Store, catalogue: Catalogue, columns: Sequence[int] | range, start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    index = np.asarray(columns, dtype=np.int64)
+    scores = np.empty((len(index), stop - start), dtype=np.float32)
+    incomplete = bool(np.any(catalogue.valid_slot[index] >= 0))
+    first_byte, last_byte = start // 8, packed_length(stop)
+    bits = np.full((len(index) if incomplete else 0, last_byte - first_byte), 255, dtype=np.uint8)
+    for block in np.unique(catalogue.block[index]):
+        places = np.flatnonzero(catalogue.block[index] == block)
+        with store.reader(f"block-{block:05d}.f32") as reader:
+            _fill_scores(reader, scores, places, catalogue.slot[index], start, catalogue.n_stored)
+        masked = [place for place in places if catalogue.valid_slot[index[place]] >= 0]
+        if masked:
+            with store.reader(f"block-{block:05d}.bits") as reader:
+                for place in masked:
+                    slot = int(catalogue.valid_slot[index[place]])
+                    reader.fill(bits[place], slot * packed_length(catalogue.n_stored) + first_byte)
+    if not incomplete:
+        return scores, None
+    valid = np.unpackbits(bits, axis=1, count=None)[:, start - first_byte * 8 :]
+    return scores, valid[:, : stop - start].astype(bool)
+
+
+def _fill_scores(
+    reader: _Reader,
+    scores: NDArray[np.float32],
+    places: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    start: int,
+    n_stored: int,
+) -> None:
+    """Fill rows `places` of `scores`; neighbours on disk over all rows come in one read."""
+    whole = scores.shape[1] == n_stored
+    cuts = np.flatnonzero((np.diff(places) != 1) | (np.diff(slots[places]) != 1)) + 1
+    for run in np.split(places, cuts):
+        if whole:
+            reader.fill(scores[run[0] : run[-1] + 1], int(slots[run[0]]) * n_stored * 4)
+        else:
+            for place in run:
+                reader.fill(scores[place], (int(slots[place]) * n_stored + start) * 4)
