@@ -1,0 +1,408 @@
+"""What a run would find here: versions, memory, devices, disks, on the client and on every worker.
+
+Covers: looking at this process and at the workers of a session, comparing them, naming problems.
+Does not cover: fixing anything, or the memory of a run that goes on (see `dpipe.model.MemoryRead`).
+See also: `dpipe.session`, which refuses clusters whose versions do not fit.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dpipe import session as sessions
+from dpipe.config import Options
+from dpipe.errors import InputError
+from dpipe.model import Emit, silent
+from dpipe.plan import gib
+
+PACKAGES = (
+    "dpipe",
+    "dask",
+    "distributed",
+    "numpy",
+    "pyarrow",
+    "fsspec",
+    "igraph",
+    "leidenalg",
+    "bokeh",
+    "click",
+    "rich",
+)
+"""Packages of every installation."""
+GPU_PACKAGES = ("cupy", "dask-cuda", "rmm")
+"""Packages a GPU session needs beside them; distributed under various names."""
+
+_MEMORY_DISKS = {"tmpfs", "ramfs"}
+_NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"}
+_LEAST_OPEN_FILES = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact: where it was found, what it is about, and what it is; `problem` asks for action."""
+
+    place: str
+    subject: str
+    text: str
+    problem: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a process is asked to look at.
+
+    ``scratch`` is the folder of the rank store (the system's temporary one when None), ``token`` a
+    file that the client has put into it, ``files`` input to open.
+    """
+
+    scratch: str | None
+    token: str | None
+    files: tuple[str, ...]
+    storage_options: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one process says about itself; sizes in bytes, ``limit`` None without a limit."""
+
+    name: str
+    host: str
+    python: str
+    system: str
+    versions: Mapping[str, str]
+    blas: tuple[str, ...]
+    cpus: int
+    memory: int
+    limit: int | None
+    threads: int
+    nanny: bool | None
+    card: str | None
+    open_files: int | None
+    scratch: str
+    disk: str
+    free: int | None
+    writable: bool
+    sees_token: bool
+    unreadable: tuple[str, ...]
+
+
+def examine(
+    options: Options,
+    sources: Sequence[str] = (),
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    emit: Emit = silent,
+) -> Iterator[Finding]:
+    """Look at this machine and at the workers a run with `options` would use.
+
+    Findings come as they are made, those about this process before a cluster is looked for.
+
+    Parameters
+    ----------
+    options
+        ``scheduler`` or ``scheduler_file`` name a cluster to look at; else one local worker (or
+        ``workers``) is started and closed again. ``scratch_dir`` is the folder to look at.
+    sources
+        Input that every process is asked to open; only the first and last file are tried.
+    storage_options
+        Passed to fsspec for URLs.
+    emit
+        Told what the session says when it opens.
+
+    Raises
+    ------
+    ResourceError
+        When the cluster cannot be reached, or its versions do not fit.
+    InputError
+        When an address or a source is wrong.
+
+    Examples
+    --------
+    >>> findings = examine(Options(workers=1))
+    >>> next(findings).subject
+    'python'
+    """
+    files = _ends(_paths(sources, options, storage_options))
+    connection = options.scheduler or options.scheduler_file
+    with _token(options.scratch_dir) as token:
+        probe = Probe(options.scratch_dir, token, files, storage_options)
+        here = look(probe)
+        yield from _client_findings(here)
+        if connection:
+            opened = sessions.attach_session(connection, options, emit=emit)
+        else:
+            # One worker shows what a local session is like; starting one per core takes long.
+            few = options.replace(workers=options.workers or 1)
+            opened = sessions.open_session(few, emit=emit)
+        with opened as session:
+            there = session.client.run(look, probe, on_error="return")
+            owned, device = session.owned, session.device
+    workers = [facts for facts in there.values() if isinstance(facts, Facts)]
+    yield Finding("session", "workers", _workers_text(owned, workers))
+    yield Finding("session", "computes on", "the GPU" if device == "gpu" else "the CPU")
+    for address, error in there.items():
+        if isinstance(error, BaseException):
+            reason = f"could not look around: {type(error).__name__}: {error}"
+            yield Finding(f"worker {address}", "failure", reason, problem=True)
+    workers.sort(key=lambda facts: (len(facts.name), facts.name))
+    yield from _worker_findings(here, workers, shared=not owned)
+
+
+def look(probe: Probe, dask_worker: Any = None) -> Facts:
+    """What the process this runs in says about itself (a worker's, where Dask passes one)."""
+    import numpy  # noqa: F401  its BLAS must be loaded before it can be asked about
+
+    threadpoolctl = importlib.import_module("threadpoolctl")
+    cores, memory = sessions.own_machine()
+    limit = dask_worker.memory_manager.memory_limit if dask_worker is not None else None
+    scratch = os.path.abspath(probe.scratch or tempfile.gettempdir())
+    there = _nearest_existing(scratch)
+    return Facts(
+        name="client" if dask_worker is None else str(dask_worker.name),
+        host=platform.node(),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        versions=dict(_versions((*PACKAGES, *GPU_PACKAGES))),
+        blas=tuple(
+            f"{pool.get('internal_api')} {pool.get('version') or ''}".strip()
+            + f", {pool['num_threads']} threads".replace("1 threads", "1 thread")
+            for pool in threadpoolctl.threadpool_info()
+            if pool.get("user_api") == "blas"
+        ),
+        cpus=cores,
+        memory=memory,
+        limit=int(limit) if limit else None,
+        threads=dask_worker.state.nthreads if dask_worker is not None else 1,
+        nanny=None if dask_worker is None else dask_worker.nanny is not None,
+        card=sessions.card(),
+        open_files=_open_files_limit(),
+        scratch=scratch,
+        disk=_disk_type(there),
+        free=shutil.disk_usage(there).free,
+        writable=os.access(there, os.W_OK),
+        sees_token=probe.token is None or os.path.exists(probe.token),
+        unreadable=tuple(_unreadable(probe.files, probe.storage_options)),
+    )
+
+
+# What is found
+
+
+def _client_findings(here: Facts) -> Iterator[Finding]:
+    place = "client"
+    yield Finding(place, "python", f"{here.python} on {here.system}")
+    yield Finding(
+        place,
+        "packages",
+        ", ".join(f"{name} {here.versions.get(name, 'missing')}" for name in PACKAGES),
+        problem=any(name not in here.versions for name in PACKAGES[1:]),
+    )
+    yield Finding(place, "BLAS", "; ".join(here.blas) or "unknown")
+    yield Finding(
+        place,
+        "machine",
+        f"{here.cpus} cores and {gib(here.memory)} of memory that this process may use",
+    )
+    yield _card_finding(place, here)
+    if here.open_files is not None:
+        few = here.open_files < _LEAST_OPEN_FILES
+        advice = "; raise it with `ulimit -n 4096`" if few else ""
+        yield Finding(place, "open files", f"at most {here.open_files:,}{advice}", problem=few)
+    yield _disk_finding(place, here)
+    yield from _input_findings(place, here)
+
+
+def _card_finding(place: str, facts: Facts) -> Finding:
+    if facts.card is None:
+        return Finding(place, "GPU", "no NVIDIA card is visible")
+    missing = [name for name in GPU_PACKAGES if name not in facts.versions]
+    if missing:
+        return Finding(
+            place, "GPU", f"{facts.card}, but {missing[0]} is not installed", problem=True
+        )
+    versions = ", ".join(f"{name} {facts.versions[name]}" for name in GPU_PACKAGES)
+    return Finding(place, "GPU", f"{facts.card} with {versions}")
+
+
+def _disk_finding(place: str, facts: Facts) -> Finding:
+    free = "unknown space" if facts.free is None else gib(facts.free)
+    text = f"{facts.scratch} ({facts.disk}, {free} free)"
+    if not facts.writable:
+        return Finding(place, "scratch", f"{text} cannot be written", problem=True)
+    if facts.disk in _MEMORY_DISKS:
+        return Finding(
+            place,
+            "scratch",
+            f"{text} lies in memory: choose a disk with --scratch-dir",
+            problem=True,
+        )
+    return Finding(place, "scratch", text)
+
+
+def _input_findings(place: str, facts: Facts) -> Iterator[Finding]:
+    for reason in facts.unreadable:
+        yield Finding(place, "input", reason, problem=True)
+
+
+def _worker_findings(here: Facts, workers: Sequence[Facts], *, shared: bool) -> Iterator[Finding]:
+    """What is worth knowing about each worker, or about all where they are alike."""
+    for place, facts in _alike(workers):
+        limit = "no memory limit" if facts.limit is None else f"{gib(facts.limit)} of memory"
+        yield Finding(
+            place,
+            "limits",
+            f"{limit}, {facts.threads} task thread{'s' if facts.threads > 1 else ''}",
+            problem=facts.limit is None,
+        )
+        yield Finding(
+            place,
+            "nanny",
+            "yes" if facts.nanny else "no: it cannot be restarted between passes",
+            problem=not facts.nanny,
+        )
+        yield Finding(place, "BLAS", "; ".join(facts.blas) or "unknown")
+        differing = [
+            f"{name} {facts.versions.get(name, 'missing')} instead of {version}"
+            for name, version in here.versions.items()
+            if facts.versions.get(name) != version
+        ]
+        if facts.python != here.python:
+            differing.insert(0, f"python {facts.python} instead of {here.python}")
+        text = ", ".join(differing) or "as on the client"
+        yield Finding(place, "versions", text, problem=bool(differing))
+        if shared:
+            yield _card_finding(place, facts)
+            yield _disk_finding(place, facts)
+        if not facts.sees_token:
+            yield Finding(
+                place,
+                "scratch",
+                f"{facts.scratch} is not the client's folder: choose one that all workers share",
+                problem=True,
+            )
+        yield from _input_findings(place, facts)
+
+
+def _alike(workers: Sequence[Facts]) -> Iterator[tuple[str, Facts]]:
+    """Workers that say the same, as one entry under all their names."""
+    groups: dict[str, list[Facts]] = {}
+    for facts in workers:
+        same = {**vars(facts), "name": "", "free": 0, "host": ""}
+        groups.setdefault(repr(same), []).append(facts)
+    for members in groups.values():
+        names = [member.name for member in members]
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        yield f"worker {listed}" if len(names) == 1 else f"workers {listed}", members[0]
+
+
+def _workers_text(owned: bool, workers: Sequence[Facts]) -> str:
+    hosts = len({facts.host for facts in workers})
+    plural = "" if len(workers) == 1 else "s"
+    where = "this machine, started to look at it" if owned else f"{hosts} host(s)"
+    return f"{len(workers)} worker{plural} on {where.replace('(s)', '' if hosts == 1 else 's')}"
+
+
+# Looking
+
+
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        module = name.replace("-", "_")
+        if importlib.util.find_spec(module) is None:
+            continue
+        owner = name
+        if name in GPU_PACKAGES:
+            # CuPy and RMM are distributed under a name for each version of CUDA.
+            owner = importlib.metadata.packages_distributions().get(module, [name])[0]
+        try:
+            yield name, importlib.metadata.version(owner)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "from source"
+
+
+def _open_files_limit() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _nearest_existing(folder: str) -> str:
+    path = Path(folder)
+    return str(next(p for p in (path, *path.parents) if p.exists()))
+
+
+def _disk_type(folder: str) -> str:
+    """Type of the file system that holds `folder`."""
+    real = os.path.realpath(folder)
+    best, found = "", "unknown file system"
+    for part in psutil.disk_partitions(all=True):
+        mount = part.mountpoint
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, found = mount, part.fstype
+    return f"network disk, {found}" if found in _NETWORK_DISKS else found
+
+
+class _token:
+    """A file in the scratch folder, for workers to show that they share the folder."""
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._path: Path | None = None
+
+    def __enter__(self) -> str | None:
+        if self._folder is None or not os.path.isdir(self._folder):
+            return None
+        path = Path(self._folder).absolute() / f".dpipe-doctor-{uuid.uuid4().hex}"
+        try:
+            path.touch()
+        except OSError:
+            return None  # reported as a folder that cannot be written
+        self._path = path
+        return str(path)
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _paths(
+    sources: Sequence[str], options: Options, storage_options: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    if not sources:
+        return ()
+    from dpipe.table import open_table
+
+    table = open_table(sources, options=options, storage_options=storage_options)
+    return tuple(file.path for file in table.files)
+
+
+def _ends(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return (paths[0], paths[-1]) if len(paths) > 1 else paths
+
+
+def _unreadable(files: Iterable[str], storage_options: Mapping[str, Any] | None) -> Iterator[str]:
+    if not files:
+        return
+    from dpipe.table import open_table
+
+    for file in files:
+        try:
+            open_table([file], options=Options(), storage_options=storage_options)
+        except InputError as error:
+            yield str(error)
