@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
@@ -53,9 +53,20 @@ def printable(text: str) -> str:
     )
 
 
+class LineConsole(Console):
+    """A console that takes text as it is and outlives whoever reads along."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent: that the reader has gone is no reason to end a long run."""
+        self.quiet = True
+
+
 def make_console() -> Console:
-    """A console on standard output that takes text as it is."""
-    console = Console(markup=False, emoji=False, highlight=False)
+    """A console on standard output."""
+    console = LineConsole()
     if not (is_live(console) or console.is_terminal):
         console.width = _PIPED_WIDTH
     return console
@@ -90,7 +101,7 @@ class Progress:
     """
 
     def __init__(self, verbosity: int = 0, console: Console | None = None) -> None:
-        self.console = console or make_console()
+        self.console = console if console is not None else make_console()
         self._verbosity = verbosity
         self._done: list[PassDone] = []
         self._bars: Bars | None = None
@@ -131,13 +142,6 @@ class Progress:
         """Show one event."""
         if self._deaf:
             return
-        try:
-            self._show(event)
-        except BrokenPipeError:
-            # Whoever read along has gone; that is no reason to end a long run.
-            self._deaf = True
-
-    def _show(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._run_started(event)
