@@ -246,6 +246,8 @@ _WHOLE = {
 def _as_tuple(value: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Mapping):
+        raise ValueError
     parts = tuple(value) if isinstance(value, Iterable) else (value,)
     # YAML reads an unquoted NO as false and an empty entry as null: no column is called that.
     if any(isinstance(part, bool) or not isinstance(part, str | Real) for part in parts):
