@@ -72,11 +72,17 @@ def fill_float64(out: NDArray[np.float64], chunk: pa.Array) -> tuple[int, int, i
     if number == _NULL:
         out[:] = math.nan
         return len(chunk), 0, 0, 0
-    return fill_float64(out, _simpler(chunk))
+    return fill_float64(out, simpler(chunk))
 
 
-def _simpler(chunk: pa.Array) -> pa.Array:
-    """The same values in a type one step closer to a plain number."""
+def simpler(chunk: pa.Array) -> pa.Array:
+    """The same values in a type one step closer to a plain number.
+
+    Raises
+    ------
+    TypeError
+        When the values are no numbers, bool, or text.
+    """
     if isinstance(chunk, pa.DictionaryArray):
         return chunk.dictionary_decode()
     if kind_of(chunk.type) is Kind.BOOL:

@@ -7,7 +7,7 @@ Does not cover: conversion to float64 (see `dpipe.table.convert`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,11 +52,13 @@ def decoder(
     InputError
         When the file is gone, unreadable, or no longer what it was.
     """
-    try:
-        with open_file(file.path, storage_options) as source:
-            yield Decoder(file, layout, open_part(file.path, source, file.footer_hash))
-    except STORAGE_ERRORS as error:
-        raise BadFile(file.path, reason_of(error)) from error
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(open_file(file.path, storage_options))
+            reader = open_part(file.path, source, file.footer_hash)
+        except STORAGE_ERRORS as error:
+            raise BadFile(file.path, reason_of(error)) from error
+        yield Decoder(file, layout, reader)
 
 
 class Decoder:
@@ -150,9 +152,9 @@ class Decoder:
             )
         return BadFile(
             self._file.path,
-            f"is damaged: {culprit} cannot be read in row group {group} ({brief(error)}); "
-            "restore the file or leave it out (--on-bad-file skip passes over files whose footer "
-            "is bad, not pages found bad while reading)",
+            f"cannot be read at {culprit}, row group {group} ({brief(error)}); restore the file or "
+            "leave it out (--on-bad-file skip passes over files whose footer is bad, not pages "
+            "found bad while reading)",
         )
 
     def _first_failure(

@@ -10,15 +10,17 @@ compares the hash, so a file that changed in between is found before its values 
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import os
 import re
+import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,8 @@ STORAGE_ERRORS = (pa.ArrowException, OSError)
 
 _TAIL = 64 * 1024
 _GLOB = re.compile(r"[*?\[]")
+_PAUSES = (0.2, 1.0, None)
+"""Seconds between tries of a remote read; None: give up."""
 
 StorageOptions = Mapping[str, Any] | None
 
@@ -79,28 +83,29 @@ def find_files(
     """
     paths: dict[str, str] = {}
     hidden: list[str] = []
-    repeated: list[str] = []
+    linked: list[str] = []
     for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
         for path in _expand(os.fspath(source), storage_options, hidden):
             identity = path if is_url(path) else os.path.realpath(path)
-            if identity in paths:
-                repeated.append(path)
-            paths.setdefault(identity, path)
+            known = paths.setdefault(identity, path)
+            if known != path:
+                linked.append(max(known, path))
+                paths[identity] = min(known, path)
     if not paths:
         raise InputError("no input was given; name Parquet files, folders or globs.")
-    return Found(tuple(sorted(paths.values())), tuple(_path_notes(paths, hidden, repeated)))
+    return Found(tuple(sorted(paths.values())), tuple(_path_notes(paths, hidden, linked)))
 
 
 def _path_notes(
-    paths: Mapping[str, str], hidden: Sequence[str], repeated: Sequence[str]
+    paths: Mapping[str, str], hidden: Sequence[str], linked: Sequence[str]
 ) -> Iterator[str]:
     if hidden:
         yield (
-            f"{len(hidden)} Parquet files whose name or folder begins with . or _ "
-            f"are left out: {listed(hidden)}."
+            "files whose name or folder begins with . or _ are left out: "
+            f"{listed(sorted(set(hidden)))}."
         )
-    if repeated:
-        yield f"named more than once, read once: {listed(repeated)}."
+    if linked:
+        yield f"links to files that are read anyway are left out: {listed(linked)}."
     keyed = {part for path in paths.values() for part in path.split("/")[:-1] if "=" in part}
     if keyed:
         yield (
@@ -114,19 +119,58 @@ def is_url(path: str) -> bool:
 
 
 def _expand(source: str, storage_options: StorageOptions, hidden: list[str]) -> list[str]:
+    """The files one source means; what exists is taken as it is, never as a pattern."""
     if source.startswith("file://"):
         source = _local_of_url(source)
-    if is_url(source) and not os.path.exists(source):
+    elif is_url(source):
         return _expand_url(source, storage_options, hidden)
-    source = os.path.abspath(os.path.expanduser(source))
+    if not os.path.lexists(source):
+        source = os.path.expanduser(source)
+    source = os.path.abspath(source)
     if os.path.isdir(source):
-        return _require(_walk(source, os.walk, hidden), source)
+        return _require(_walk(source, _local_walk, hidden), source)
     if os.path.lexists(source):
         return [source]
     if not _GLOB.search(source):
         raise InputError(f"{source} does not exist{_neighbour(source)}.")
-    matches = sorted(glob.glob(source, recursive=True))
-    return _require(_expand_matches(matches, os.path.isdir, os.walk, hidden), source)
+    matches = sorted(glob.glob(_with_literal_start(source, os.path.lexists), recursive=True))
+    return _require(_expand_matches(matches, os.path.isdir, _local_walk, hidden), source)
+
+
+def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:
+    """The pattern with ``*?[`` escaped in the folders that exist by that very name."""
+    parts = pattern.split("/")
+    for i in range(1, len(parts)):
+        if not exists("/".join(parts[: i + 1])):
+            return "/".join([*map(glob.escape, parts[:i]), *parts[i:]])
+    return glob.escape(pattern)
+
+
+def _local_walk(top: str) -> Iterator[tuple[str, Any, Any]]:
+    """`os.walk` that follows links, each folder once, and does not hide what it cannot list.
+
+    Folders whose name begins with . or _ hold what programs keep for themselves (snapshots,
+    half-written output) and are not entered.
+    """
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"the folder {error.filename} {reason_of(error)}.") from error
+
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(top, followlinks=True, onerror=fail):
+        inner[:] = [
+            each
+            for each in inner
+            if not each.startswith((".", "_")) and _first_visit(os.path.join(folder, each), seen)
+        ]
+        yield folder, inner, names
+
+
+def _first_visit(folder: str, seen: set[str]) -> bool:
+    real = os.path.realpath(folder)
+    first = real not in seen
+    seen.add(real)
+    return first
 
 
 def _expand_matches(
@@ -138,12 +182,7 @@ def _expand_matches(
     """Matches of a glob; a folder among them stands for the Parquet files in it."""
     paths: list[str] = []
     for match in matches:
-        if is_folder(match):
-            # `**` matches folders and the files in them: a folder must not name these twice.
-            if not any(other != match and other.startswith(match + "/") for other in matches):
-                paths += _walk(match, walk, hidden)
-        else:
-            paths.append(match)
+        paths += _walk(match.rstrip("/"), walk, hidden) if is_folder(match) else [match]
     return paths
 
 
@@ -156,18 +195,21 @@ def _expand_url(url: str, storage_options: StorageOptions, hidden: list[str]) ->
             "give credentials by the environment or storage_options."
         )
     try:
-        fs, path = _filesystem(url, storage_options)
+        fs, path = filesystem(url, storage_options)
+        walk = partial(fs.walk, on_error="raise")
         if fs.isdir(path):
-            found = _require(_walk(path, fs.walk, hidden), url)
+            found = _require(_walk(path, walk, hidden), url)
         elif fs.exists(path):
             found = [path]
         elif _GLOB.search(path):
-            matches = sorted(fs.glob(path))
-            found = _require(_expand_matches(matches, fs.isdir, fs.walk, hidden), url)
+            matches = sorted(fs.glob(_with_literal_start(path, fs.exists)))
+            found = _require(_expand_matches(matches, fs.isdir, walk, hidden), url)
         else:
             raise InputError(f"{url} does not exist.")
         return [fs.unstrip_protocol(each) for each in found]
-    except (ImportError, OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever the storage library of this URL raises
         raise InputError(f"{url} cannot be reached ({brief(error)}).") from error
 
 
@@ -215,7 +257,8 @@ def _neighbour(path: str) -> str:
 # One file
 
 
-def _filesystem(url: str, storage_options: StorageOptions) -> tuple[Any, str]:
+def filesystem(url: str, storage_options: StorageOptions) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path within it."""
     from fsspec.core import url_to_fs
 
     fs, path = url_to_fs(url, **dict(storage_options or {}))
@@ -229,23 +272,83 @@ def open_file(path: str, storage_options: StorageOptions = None) -> Iterator[pa.
     A mapped file would count as memory of the process and would end it by a signal when someone
     truncates the file meanwhile.
     """
-    if not is_url(path) or os.path.exists(path):
+    if not is_url(path):
         with pa.OSFile(os.fsencode(path), "rb") as source:
             yield source
         return
-    fs, inner = _filesystem(path, storage_options)
+    fs, inner = filesystem(path, storage_options)
     # Column chunks are read whole and in known ranges: a read-ahead cache would only read too much.
-    with fs.open(inner, "rb", cache_type="none") as handle:
-        yield pa.PythonFile(handle, mode="r")
+    opening = partial(fs.open, inner, "rb", cache_type="none")
+    with _patiently(opening) as handle:
+        yield pa.PythonFile(_Patient(handle), mode="r")
+
+
+def _patiently(action: Callable[..., Any], *arguments: Any) -> Any:
+    """Do something remote; after a failure wait and try again, three times in all.
+
+    Raises
+    ------
+    OSError
+        After the last failure, whatever the storage library raised.
+    """
+    for pause in _PAUSES:
+        try:
+            return action(*arguments)
+        except (FileNotFoundError, PermissionError, ImportError):
+            raise
+        except Exception as error:
+            if pause is None:
+                raise OSError(brief(error)) from error
+            time.sleep(pause)
+    raise AssertionError
+
+
+class _Patient:
+    """A remote file whose reads are tried again when they fail, because throttling passes."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.closed = False
+
+    def read(self, count: int = -1) -> bytes:
+        position = self._handle.tell()
+        return bytes(_patiently(self._read_at, position, count))
+
+    def _read_at(self, position: int, count: int) -> bytes:
+        self._handle.seek(position)
+        return bytes(self._handle.read(count))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._handle.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._handle.tell())
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def modified(path: str, storage_options: StorageOptions = None) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds (0 where the file system tells none)."""
-    if not is_url(path) or os.path.exists(path):
+    """Size in bytes and time of change in nanoseconds (0 where the file system tells none).
+
+    Raises
+    ------
+    BadFile
+        When the path is no regular file; a pipe would be waited for without end.
+    """
+    if not is_url(path):
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFile(path, "is not a file")
         return status.st_size, status.st_mtime_ns
-    fs, inner = _filesystem(path, storage_options)
-    info = fs.info(inner)
+    fs, inner = filesystem(path, storage_options)
+    info = _patiently(fs.info, inner)
     for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
         moment = info.get(key)
         if isinstance(moment, datetime):
@@ -334,13 +437,10 @@ def _parse(path: str, raw: bytes) -> FileMetaData:
 
 def reason_of(error: BaseException) -> str:
     """What follows a file's path in a sentence about why it cannot be used."""
-    number = getattr(error, "errno", None)
     if isinstance(error, PermissionError):
         return "cannot be read (permission denied)"
     if isinstance(error, FileNotFoundError):
         return "does not exist"
-    if isinstance(error, IsADirectoryError) or number == errno.EISDIR:
-        return "is a folder"
     return f"cannot be read ({brief(error)})"
 
 
