@@ -61,7 +61,7 @@ def option_names(command: click.Command) -> set[str]:
         if isinstance(parameter, click.Option) and not parameter.hidden
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
-    return names | {"--help"}
+    return names | {"--help", "-h"}
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -111,8 +111,11 @@ def reference_options() -> dict[str, tuple[str, str]]:
 
 
 def test_every_option_is_in_the_reference() -> None:
+    from dpipe.cli import main
+
     offered = set().union(*(option_names(command) for command in commands().values()))
-    assert offered - {"--help"} == set(reference_options())
+    offered |= option_names(main)
+    assert offered - {"--help", "-h"} == set(reference_options())
 
 
 def shown(value: object) -> str:
