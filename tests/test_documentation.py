@@ -64,6 +64,12 @@ def option_names(command: click.Command) -> set[str]:
     return names | {"--help", "-h"}
 
 
+def every_option() -> set[str]:
+    from dpipe.cli import main
+
+    return option_names(main).union(*map(option_names, commands().values()))
+
+
 def command_lines(text: str) -> list[list[str]]:
     """Every command line that starts dpipe, in fences and spans, as its words after `dpipe`."""
     shell = "\n".join(fences(text, "bash", "console", "sh", "")).replace("\\\n", " ")
@@ -93,7 +99,7 @@ def test_every_command_line_exists(page: Path) -> None:
 
 @each_page
 def test_every_option_exists(page: Path) -> None:
-    known = set().union(*(option_names(command) for command in commands().values()))
+    known = every_option()
     foreign = {"--runslow", "--dry-run"} if page.name == "CONTRIBUTING.md" else set()
     for span in spans(page.read_text()):
         if re.match(r"--[a-z]", span):
@@ -111,11 +117,7 @@ def reference_options() -> dict[str, tuple[str, str]]:
 
 
 def test_every_option_is_in_the_reference() -> None:
-    from dpipe.cli import main
-
-    offered = set().union(*(option_names(command) for command in commands().values()))
-    offered |= option_names(main)
-    assert offered - {"--help", "-h"} == set(reference_options())
+    assert every_option() - {"--help", "-h"} == set(reference_options())
 
 
 def shown(value: object) -> str:
