@@ -271,8 +271,8 @@ def _options(
     Parameters
     ----------
     shown
-        The fields that ``--help`` lists; the others are accepted as well, so that the arguments
-        of `dpipe run` fit every command.
+        The fields that ``--help`` lists; the others are accepted as well, so that the words of
+        `dpipe run` fit every command.
     every
         List all of them.
     """
@@ -289,6 +289,13 @@ def _options(
             command(given={k: v for k, v in given.items() if v not in (None, ())}, **values)
 
         decorated: Callable[..., None] = _general_options(with_given)
+        decorated = _own(
+            "Output",
+            "--output-dir",
+            metavar="DIR",
+            hidden=not every,
+            help="the run folder; the same one continues a run",
+        )(decorated)
         fields = {f.name: f for f in dataclasses.fields(Options)}
         for section, names in reversed(SECTIONS.items()):
             for name in reversed(names):
@@ -627,7 +634,6 @@ def main(ctx: click.Context) -> None:
     """,
 )
 @_sources
-@_own("Output", "--output-dir", metavar="DIR", help="the run folder; the same one continues a run")
 @_options(every=True)
 @click.pass_context
 def run(

@@ -1,0 +1,462 @@
+"""The command line.
+
+Covers: what words, YAML files and Dask's configuration become; the sentence and the exit code of
+everything a user can get wrong; interruption; whole runs of the real program.
+Does not cover: whether a selection is right (see `test_pipeline`), how progress looks
+(`test_progress`), that the documentation names every option (`test_documentation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from dpipe.cli import SECTIONS, main
+from dpipe.config import Options
+from dpipe.errors import ResourceError
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--workers", "1", "--device", "cpu")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A folder of two files: an identifier, twelve columns of which four say nothing new."""
+    rng = np.random.default_rng(1)
+    data = {f"x{i}": rng.normal(size=300) for i in range(8)}
+    data["twice x0"] = 2 * data["x0"]
+    data["near x1"] = data["x1"] + 0.01 * rng.normal(size=300)
+    data["square of x2"] = data["x2"] ** 2
+    data["constant"] = np.ones(300)
+    whole = pa.table({"mol_id": [f"m{i}" for i in range(300)], **data})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(whole.slice(0, 200), folder / "part-0.parquet")
+    pq.write_table(whole.slice(200), folder / "part-1.parquet")
+    return folder
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], prog_name="dpipe")
+
+
+def program(
+    *words: object, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the real program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "dpipe", *map(str, words)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def one_sentence(text: str) -> str:
+    """The sentence of an error, after checking that it is all there is."""
+    assert text.startswith("Error: ")
+    assert text.endswith((".\n", "?\n"))
+    assert text.count("\n") == 1
+    return text.removeprefix("Error: ").rstrip()
+
+
+# Words to options
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Call a command and return what it asks the pipeline for."""
+    from dpipe import pipeline
+
+    seen: dict[str, Any] = {}
+
+    def record(sources: Any, *arguments: Any, **settings: Any) -> None:
+        seen.update(settings, sources=sources)
+        if arguments and isinstance(arguments[0], Options):
+            seen["options"] = arguments[0]
+        raise ResourceError("stopped here.")
+
+    for name in ("run", "similarity", "plan_run"):
+        monkeypatch.setattr(pipeline, name, record)
+
+    def call(*words: object) -> dict[str, Any]:
+        seen.clear()
+        result = invoke(*words)
+        assert result.stderr == "Error: stopped here.\n", result.stderr
+        return dict(seen)
+
+    return call
+
+
+Asked = Callable[..., dict[str, Any]]
+
+
+def test_every_option_stands_under_one_heading() -> None:
+    named = [name for names in SECTIONS.values() for name in names]
+    assert sorted(named) == sorted(field.name for field in dataclasses.fields(Options))
+
+
+def test_defaults_are_the_defaults_of_options(asked: Asked) -> None:
+    seen = asked("run", "a.parquet", "b", "--output-dir", "out")
+    assert seen["options"] == Options()
+    assert seen["sources"] == ("a.parquet", "b")
+    assert seen["output_dir"] == "out"
+    assert seen["storage_options"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--spearman-threshold 0.9", "spearman_threshold", 0.9),
+        ("--memory-limit 4GiB", "memory_limit", 4 * 2**30),
+        ("--sample-rows 1e6", "sample_rows", 1_000_000),
+        ("--no-checkpoint", "checkpoint", False),
+        ("--fresh", "fresh", True),
+        ("--write-table", "write_table", True),
+        ("--prefer-gpu", "device", "auto"),
+        ("--device cpu", "device", "cpu"),
+        ("--passes 1,2", "passes", (1, 2)),
+        ("--passes 1 --passes 3", "passes", (1, 3)),
+        ("--keep a,b --keep c", "keep", ("a", "b", "c")),
+        ("--id-columns mol_id", "id_columns", ("mol_id",)),
+        ("--scheduler-file s.json", "scheduler_file", "s.json"),
+        ("--restart never", "restart", "never"),
+    ],
+)
+def test_words_become_options(asked: Asked, words: str, name: str, value: object) -> None:
+    seen = asked("run", "a.parquet", "--output-dir", "out", *words.split())
+    assert getattr(seen["options"], name) == value
+
+
+def test_every_option_of_run_reaches_the_pipeline(asked: Asked) -> None:
+    """Whatever is added to Options is an option of the command line by itself."""
+    samples = {bool: [], int: ["7"], float: ["0.25"], str: ["x"], tuple: ["x"]}
+    special = {
+        "device": ["gpu"],
+        "restart": ["always"],
+        "on_bad_file": ["skip"],
+        "missing": ["exact"],
+        "passes": ["1,4"],
+        "vif_threshold": ["3"],
+    }
+    for field in dataclasses.fields(Options):
+        kind = type(field.default) if field.default is not None else int
+        flag = "--" + field.name.replace("_", "-")
+        flag = flag.replace("--", "--no-") if field.default is True else flag
+        words = [flag, *special.get(field.name, samples[kind])]
+        options = asked("run", "a.parquet", "--output-dir", "out", *words)["options"]
+        assert getattr(options, field.name) != field.default, field.name
+
+
+def test_names_come_from_files_exactly(asked: Asked, tmp_path: Path) -> None:
+    from dpipe.runfolder import escape_name
+
+    names = ["MolWt", " leading", "with, comma", "@at", "two\nlines", "back\\slash", "größe"]
+    file = tmp_path / "names.txt"
+    file.write_text("".join(escape_name(name) + "\n" for name in names), encoding="utf-8")
+    seen = asked("run", "x", "--output-dir", "o", "--prefer", "first", "--prefer", f"@{file}")
+    assert seen["options"].prefer == ("first", *names)
+
+
+def test_parquet_glob_adds_sources(asked: Asked) -> None:
+    seen = asked("run", "a", "--parquet-glob", "b/*.parquet", "--output-dir", "o")
+    assert seen["sources"] == ("a", "b/*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["key=abc", "anon=false"], {"key": "abc", "anon": False}),
+        (["secret=a=b=="], {"secret": "a=b=="}),
+        (['{"client_kwargs": {"region_name": "eu"}}', "key=12"], None),
+    ],
+)
+def test_storage_options(asked: Asked, words: list[str], expected: dict[str, Any] | None) -> None:
+    flags = [part for word in words for part in ("--storage-options", word)]
+    seen = asked("run", "s3://b/x", "--output-dir", "o", *flags)
+    expected = expected or {"client_kwargs": {"region_name": "eu"}, "key": "12"}
+    assert seen["storage_options"] == expected
+
+
+def test_command_line_over_file_over_dask_configuration(asked: Asked, tmp_path: Path) -> None:
+    import dask
+
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "spearman-threshold: 0.8\nvif_threshold: 5\nkeep: [a, 'b, c']\nprefer: d, e\n"
+        "output-dir: from-file\nparquet-glob: data/*.parquet\nworkers:\n"
+    )
+    configured = {"dpipe.vif-threshold": 7, "dpipe.min-valid": 10, "dpipe.workers": 3}
+    with dask.config.set(configured):
+        seen = asked("run", "--config", file, "--spearman-threshold", "0.7")
+    options = seen["options"]
+    assert (options.spearman_threshold, options.vif_threshold, options.min_valid) == (0.7, 5, 10)
+    assert options.keep == ("a", "b, c")
+    assert options.prefer == ("d", "e")
+    assert seen["output_dir"] == "from-file"
+    assert seen["sources"] == ("data/*.parquet",)
+
+
+def test_input_on_the_command_line_replaces_that_of_the_file(asked: Asked, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("parquet-glob: [a, b]\n")
+    seen = asked("run", "c", "--config", file, "--output-dir", "o")
+    assert seen["sources"] == ("c",)
+
+
+def test_plan_takes_a_shape(asked: Asked) -> None:
+    seen = asked("plan", "--rows", "120e6", "--columns", "1_800", "--workers", "4")
+    assert (seen["rows"], seen["columns"], seen["sources"]) == (120_000_000, 1800, None)
+    assert seen["options"].workers == 4
+
+
+def test_plan_takes_the_words_of_run(asked: Asked) -> None:
+    words = ("data", "--output-dir", "out", "--vif-threshold", "5", "--write-table")
+    assert asked("plan", *words)["options"] == asked("run", *words)["options"]
+
+
+# What a user can get wrong, before any work
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("frobnicate", "No such command 'frobnicate'"),
+        ("--frobnicate", "No such option"),
+        ("run x --output-dir o --frobnicate", "No such option"),
+        ("run x --output-dir o --workers", "requires an argument"),
+        ("run --output-dir o", "no input was given"),
+        ("run x", "no output folder was given"),
+        ("run x --output-dir o --device tpu", "--device is one of auto, cpu, gpu, not 'tpu'"),
+        ("run x --output-dir o --workers two", "--workers cannot be 'two'"),
+        ("run x --output-dir o --workers 0", "--workers must be at least 1"),
+        ("run x --output-dir o --spearman-threshold nan", "--spearman-threshold must be"),
+        ("run x --output-dir o --memory-limit lots", "'lots' is not a size"),
+        ("run x --output-dir o --passes 2,3", "--passes takes a list"),
+        ("run x --output-dir o --passes one", "--passes cannot be"),
+        ("run x --output-dir o --keep a --exclude a", "'a' is asked to be kept and to be left"),
+        ("run x --output-dir o --prefer-gpu --device cpu", "give --prefer-gpu or --device"),
+        ("run x --output-dir o --keep @nowhere.txt", "nowhere.txt cannot be read"),
+        ("run x --output-dir o --config nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("run x --output-dir o --storage-options secret", "takes key=value or a JSON object"),
+        ("plan", "give Parquet files, or both --rows and --columns"),
+        ("plan --rows 5", "give Parquet files, or both --rows and --columns"),
+        ("plan x --rows 5 --columns 5", "not both"),
+        ("plan --rows many --columns 5", "--rows takes a whole number"),
+        ("plan --rows 1.5 --columns 5", "--rows takes a whole number"),
+        ("plan --rows inf --columns 5", "--rows takes a whole number"),
+        ("similarity x --output m.npy", "Missing option '--measure'"),
+        ("similarity x --measure spearman --output m.csv", "ends in .npy"),
+        ("apply out --output y.parquet", "no input was given"),
+    ],
+)
+def test_bad_usage_is_one_sentence(
+    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*words.split())
+    assert result.exit_code == 2
+    assert says in one_sentence(result.stderr)
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("spearman-treshold: 0.9", "there is no option 'spearman-treshold'; did you mean"),
+        ("vif-threshold: 0.5", "--vif-threshold must be at least 1"),
+        ("device: tpu", "--device is one of"),
+        ("keep: [NO]", "--keep cannot be (False,)"),
+        ("keep: {a: b}", "--keep cannot be"),
+        ("workers: yes", "--workers cannot be True"),
+        ("fresh: 1", "--fresh cannot be 1"),
+        ("storage-options: 12345678", "--storage-options cannot hold"),
+        ("output-dir: [a]", "--output-dir cannot hold"),
+        ("parquet-glob: {a: 1}", "--parquet-glob cannot hold"),
+        ("- a\n- b", "must hold options"),
+        ("just words", "must hold options"),
+        ("a: [1,", "is not valid YAML in line 1"),
+        ("a: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+    ],
+)
+def test_errors_of_a_file_name_the_file_and_the_key(
+    content: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    result = invoke("run", "x", "--output-dir", tmp_path / "o", "--config", file)
+    assert result.exit_code == 2
+    sentence = one_sentence(result.stderr)
+    assert says in sentence
+    assert str(file) in sentence
+    assert "12345678" not in sentence
+
+
+def test_verbose_adds_the_traceback_to_the_sentence() -> None:
+    result = invoke("run", "x", "--output-dir", "o", "--verbose", "--quiet")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("Error: give --verbose or --quiet, not both.\n")
+
+
+def test_errors_of_dask_configuration_say_so(tmp_path: Path) -> None:
+    import dask
+
+    with dask.config.set({"dpipe.vif-treshold": 3}):
+        result = invoke("run", "x", "--output-dir", tmp_path / "o")
+    assert result.exit_code == 2
+    sentence = one_sentence(result.stderr)
+    assert "Dask's configuration" in sentence
+    assert "vif-treshold" in sentence
+
+
+def test_a_secret_is_never_repeated(tmp_path: Path) -> None:
+    result = invoke("run", "x", "--output-dir", tmp_path, "--storage-options", '{"key": hunter2}')
+    assert result.exit_code == 2
+    assert "hunter2" not in one_sentence(result.stderr)
+
+
+# What goes wrong in the middle
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ResourceError("the cluster was lost."), 3, "the cluster was lost."),
+        (KeyError("x"), 1, "run again with --verbose and report"),
+        (OSError(28, "No space left on device", "/scratch/a"), 3, "no space left on the disk of"),
+        (PermissionError(13, "Permission denied", "/a"), 2, "/a: Permission denied."),
+        (MemoryError(), 3, "memory of this process does not suffice"),
+    ],
+)
+def test_errors_have_their_exit_code(
+    error: Exception, code: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpipe import pipeline
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    result = invoke("run", "x", "--output-dir", "o")
+    assert result.exit_code == code
+    assert says in one_sentence(result.stderr)
+    shown = invoke("run", "x", "--output-dir", "o", "--verbose")
+    assert shown.exit_code == code
+    assert shown.stderr.startswith("Traceback")
+    assert says in shown.stderr.splitlines()[-1]
+
+
+def test_interruption_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpipe import pipeline
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupt)
+    monkeypatch.setattr(pipeline, "plan_run", interrupt)
+    result = invoke("run", "x", "--output-dir", "o")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; run the same command again to continue\n"
+    result = invoke("plan", "x")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"
+
+
+def test_a_polite_kill_interrupts_and_the_handler_goes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dpipe import pipeline
+
+    def kill(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(pipeline, "run", kill)
+    before = signal.getsignal(signal.SIGTERM)
+    assert invoke("run", "x", "--output-dir", "o").exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_escapes_in_an_error_do_not_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpipe import pipeline
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ResourceError("column \x1b[2J[bold] is odd.")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert invoke("run", "x", "--output-dir", "o").stderr == (
+        "Error: column \\x1b[2J[bold] is odd.\n"
+    )
+
+
+# Help
+
+
+def test_help_has_examples_that_parse() -> None:
+    commands = main.commands
+    assert set(commands) == {"run", "plan", "similarity", "apply", "report", "verify", "doctor"}
+    for name, command in commands.items():
+        text = invoke(name, "--help").stdout
+        examples = [
+            line.split() for line in text.splitlines() if line.startswith(f"  dpipe {name}")
+        ]
+        assert len(examples) >= 2 or name == "doctor", name
+        for words in examples:
+            command.make_context(name, [word.strip('"') for word in words[2:]])
+
+
+def test_help_of_run_lists_every_option_with_its_default() -> None:
+    text = re.sub(r"\s+", " ", invoke("run", "--help").stdout)
+    for field in dataclasses.fields(Options):
+        flag = "--" + field.name.replace("_", "-")
+        assert f" {flag} " in text
+        assert field.metadata["help"] in text
+    for default in ("[0.95]", "[10.0]", "[1,2,3,4]", "[2GiB]", "[borderline]"):
+        assert default in text
+
+
+def test_no_words_show_the_help() -> None:
+    result = invoke()
+    assert result.exit_code == 0
+    assert "Commands:" in result.stdout
+
+
+def test_it_is_a_plugin_of_dask() -> None:
+    from dask.cli import cli as dask_cli
+
+    dask_group = click.Group("dask", commands={"dpipe": main, **dask_cli.commands})
+    result = CliRunner().invoke(dask_group, ["dpipe", "run", "--device", "tpu", "x"])
+    assert result.exit_code == 2
+    assert "--device is one of" in one_sentence(result.stderr)
+    result = CliRunner().invoke(dask_group, ["dpipe", "--frobnicate"])
+    assert result.exit_code == 2
+    assert "No such option" in one_sentence(result.stderr)
+
+
+def test_importing_the_command_line_is_cheap() -> None:
+    code = (
+        "import sys, dpipe.cli; print([m for m in ('dask', 'numpy', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "[]\n"
