@@ -96,9 +96,7 @@ def run_grid(session: Session, job: tiles.Job, store: Store, name: str, emit: Em
     finished = store.names(job.folder)
     if job.needs_own:
         _run_own(session, job, store, finished, name, emit)
-    todo = [
-        (i, j) for i, j in job.tiling.tiles if _base(tiles.tile_name("", i, j)) not in finished
-    ]
+    todo = [(i, j) for i, j in job.tiling.tiles if _base(tiles.tile_name("", i, j)) not in finished]
     splits = len(job.tiling.splits)
     emit(StageStarted(f"moments-{name}", len(todo) * splits))
 
@@ -146,9 +144,7 @@ def _run_own(
         )
         return _Unit(index, tuple(partials), last)
 
-    for _ in _run(
-        session, f"own-{name}", len(blocks), submit, splits, emit, job.tiling.task_bytes
-    ):
+    for _ in _run(session, f"own-{name}", len(blocks), submit, splits, emit, job.tiling.task_bytes):
         pass
 
 
@@ -222,7 +218,9 @@ class _one_sentence:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
         if isinstance(error, KilledWorker):
             raise ResourceError(
                 f"a {self._name} task, projected to need {gib(self._need)}, killed every worker "

@@ -355,9 +355,7 @@ class _Run:
         return store
 
     def _checked_plan(self, session: Session, store: Store) -> Plan:
-        plan = make_plan(
-            self.n_rows, len(self.table.features), self.options, _machine(session)
-        )
+        plan = make_plan(self.n_rows, len(self.table.features), self.options, _machine(session))
         if "://" not in store.root and not store.names():
             parent = Path(store.root).parent
             parent.mkdir(parents=True, exist_ok=True)
@@ -574,7 +572,7 @@ def _version() -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("dpipe", "numpy", "pyarrow", "dask", "distributed", "igraph", "leidenalg")
+    names = ("dpipe", "numpy", "pyarrow", "dask", "distributed", "igraph")
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in names
     }

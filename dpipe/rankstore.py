@@ -113,7 +113,10 @@ class Store:
 
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Read what `write_arrays` wrote; refuses pickled objects."""
-        with self._fs.open(self.path(name), "rb") as file, np.load(file, allow_pickle=False) as data:
+        with (
+            self._fs.open(self.path(name), "rb") as file,
+            np.load(file, allow_pickle=False) as data,
+        ):
             return {key: data[key] for key in data.files}
 
     def remove(self) -> None:
@@ -289,7 +292,12 @@ def build_catalogue(
         Sorted draw of rows to restrict the pass to.
     """
     order = sorted(
-        columns, key=lambda name: (columns[name][1].valid_slot >= 0, columns[name][0], columns[name][1].slot)
+        columns,
+        key=lambda name: (
+            columns[name][1].valid_slot >= 0,
+            columns[name][0],
+            columns[name][1].slot,
+        ),
     )
     stored = [columns[name] for name in order]
     patterns = {"": 0}

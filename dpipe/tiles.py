@@ -55,7 +55,8 @@ class Job:
         Similarity that makes an edge.
     margin
         How far below the threshold a pair is still reported, if it may have to be settled: pairs
-        with missing cells under Spearman, all pairs under a float32 measure.
+        with missing cells under Spearman (never further than the share of rows the pair loses),
+        all pairs under a float32 measure.
     min_valid
         Fewest common rows of a pair.
     matrix
@@ -220,7 +221,7 @@ def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> 
     """
     job, catalogue = _open(store, folder)
     values = _similarities(store, job, i, j, moments)
-    arrays = _edges(job, catalogue, i, j, values)
+    arrays = _edges(job, catalogue, i, j, values, to_host(moments.count))
     if job.matrix:
         for name, value in values.items():
             arrays[f"matrix_{name}"] = value.astype(MEASURES[name].dtype)
@@ -262,17 +263,25 @@ def fuse(job: Job, values: Mapping[str, Array]) -> Array:
 
 
 def _edges(
-    job: Job, catalogue: Catalogue, i: int, j: int, values: Mapping[str, NDArray[np.float64]]
+    job: Job,
+    catalogue: Catalogue,
+    i: int,
+    j: int,
+    values: Mapping[str, NDArray[np.float64]],
+    count: NDArray[np.float64],
 ) -> dict[str, NDArray[Any]]:
     """Pairs at or above the threshold, and those below it that may yet have to be settled."""
     if not job.weights:
         empty = np.empty(0)
         return {"i": empty.astype(int), "j": empty.astype(int), "value": empty, "exact": empty > 0}
     fused = fuse(job, values)
-    (first_i, _), (first_j, _) = job.tiling.blocks[i], job.tiling.blocks[j]
-    strength = np.abs(np.nan_to_num(fused, nan=-1.0))
-    low = job.threshold - job.margin if _may_need_settling(job, catalogue, i, j) else job.threshold
-    found = strength >= low - 1e-6
+    (first_i, last_i), (first_j, last_j) = job.tiling.blocks[i], job.tiling.blocks[j]
+    margin: float | NDArray[np.float64] = job.margin
+    if job.tiling.functions == 1:
+        n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
+        lost = 1 - count / np.maximum(np.maximum(n_i, n_j), 1)
+        margin = np.minimum(job.margin, lost)
+    found = np.abs(fused) >= job.threshold - margin - 1e-6  # never true of NaN
     if i == j:
         found = np.triu(found, 1)
     rows, columns = np.nonzero(found)
@@ -283,13 +292,6 @@ def _edges(
         "value": fused[rows, columns],
         "exact": exact,
     }
-
-
-def _may_need_settling(job: Job, catalogue: Catalogue, i: int, j: int) -> bool:
-    if job.tiling.functions > 1:
-        return True
-    complete = catalogue.n_complete
-    return max(job.tiling.blocks[i][1], job.tiling.blocks[j][1]) > complete
 
 
 def is_exact(
@@ -317,11 +319,15 @@ def settle(store: Store, folder: str, start: int, stop: int) -> NDArray[np.float
     job, catalogue = _open(store, folder)
     pairs = _load_pairs(store, folder)
     i, j = pairs["i"][start:stop], pairs["j"][start:stop]
-    if job.tiling.functions == 1:
-        return _rerank(store, job, catalogue, i, j)
-    return np.array(
-        [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]
-    )
+    if job.tiling.functions > 1:
+        return np.array(
+            [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]
+        )
+    values = np.empty(len(i))
+    changes = np.diff(catalogue.pattern[i]) | np.diff(catalogue.pattern[j])
+    for group in np.split(np.arange(len(i)), np.flatnonzero(changes) + 1):
+        values[group] = _rerank(store, job, catalogue, i[group], j[group])
+    return values
 
 
 @lru_cache(maxsize=2)
@@ -335,15 +341,13 @@ def _rerank(
     """Rank again inside each pair; the pairs share one pair of validity patterns."""
     left, index_i = np.unique(i, return_inverse=True)
     right, index_j = np.unique(j, return_inverse=True)
-    tables, joint = [], np.ones(catalogue.n_rows, dtype=bool)
-    for columns in (left, right):
-        scores, valid = read_piece(store, catalogue, columns, 0, catalogue.n_rows)
-        tables.append(scores)
-        if valid is not None:
-            joint &= valid[0]
+    scores, valid = read_piece(store, catalogue, np.concatenate([left, right]), 0, catalogue.n_rows)
+    assert valid is not None, "pairs of complete columns are never in doubt"
+    joint = valid[0] & valid[-1]
     if np.count_nonzero(joint) < job.min_valid:
         return np.full(len(i), np.nan)
-    rho = joint_spearman(*(to_device(table[:, joint], job.device) for table in tables))
+    ranked = to_device(scores[:, joint], job.device)
+    rho = joint_spearman(ranked[: len(left)], ranked[len(left) :])
     return to_host(rho)[index_i, index_j]
 
 

@@ -79,8 +79,7 @@ def rdc_draws(seed: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     children = np.random.SeedSequence(seed).spawn(count)
     generators = [np.random.Generator(np.random.PCG64(child)) for child in children]
     return [
-        (rng.standard_normal(RDC_FEATURES), rng.standard_normal(RDC_FEATURES))
-        for rng in generators
+        (rng.standard_normal(RDC_FEATURES), rng.standard_normal(RDC_FEATURES)) for rng in generators
     ]
 
 
@@ -164,8 +163,7 @@ def _hsic(
     root = _kernel_root(BASIS, parameters.get("bandwidth", HSIC_BANDWIDTH))
     left, right = (xp.asarray(root.T @ own.loading) for own in (own_i, own_j))
     scale_i, scale_j = (
-        xp.asarray(np.sqrt(np.sum((root.T @ own.covariance @ root) ** 2, axis=(1, 2))))
-        for own in (own_i, own_j)
+        xp.sqrt(((side @ side.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))) for side in (left, right)
     )
 
     def contract(part: slice, covariance: Array) -> Array:
@@ -173,7 +171,7 @@ def _hsic(
 
     scale = scale_i[:, None] * scale_j[None, :]
     values = _by_rows(moments, contract) / xp.where(scale > 0, scale, 1)
-    return xp.where(scale > _CONSTANT, xp.clip(values, 0, 1), xp.nan)
+    return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 
 def _rdc(

@@ -21,6 +21,9 @@ from dpipe.backend import Array, namespace
 # Directions of smaller relative variance cannot reach any measure: HSIC weighs them by their
 # variance and RDC's own tolerance (1e-7 in scale, on features at most 1e-3 apart) leaves them out.
 _SMALLEST_VARIANCE = 1e-9
+# What rounding leaves of a constant column's variance stays below this; one differing row in 1e8 is
+# well above.
+_CONSTANT = 1e-12
 
 
 @dataclass
@@ -102,7 +105,7 @@ def whitened(sums: OwnSums) -> Own:
     covariance = sums.product / weight[:, None, None] - mean[:, :, None] * mean[:, None, :]
     variances, directions = np.linalg.eigh(covariance)
     largest = np.maximum(variances[:, -1:], 0)
-    lives = (variances > _SMALLEST_VARIANCE * largest) & (variances > 0)
+    lives = (variances > _SMALLEST_VARIANCE * largest) & (largest > _CONSTANT)
     scale = np.sqrt(np.where(lives, variances, 1))
     inverse = np.where(lives, 1 / scale, 0)
     loading = directions * np.where(lives, scale, 0)[:, None, :]

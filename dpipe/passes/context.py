@@ -57,9 +57,7 @@ class Context:
     def machine(self) -> Machine:
         """The workers as the planner sees them."""
         session = self.session
-        return Machine(
-            session.n_workers, max(1, session.threads_per_worker), session.memory_limit
-        )
+        return Machine(session.n_workers, max(1, session.threads_per_worker), session.memory_limit)
 
     def wants_matrix(self, n_columns: int) -> bool:
         """Whether the matrices of `n_columns` columns are to be written."""
@@ -178,26 +176,21 @@ def settle(
 
 
 _COLUMN_BYTES = 64  # a row of a column that is ranked again: score, order, groups, ranks
-_PAIRS_A_BATCH = 4096
+_PAIRS_A_BATCH = 512
 
 
 def _batches(
     context: Context, grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], list[int]]:
-    """Order pairs so that a batch shares its valid rows and few columns; where batches end."""
-    catalogue = grid.catalogue
-    columns = max(2, context.machine.task_budget // (catalogue.n_rows * _COLUMN_BYTES * 2))
-    band = max(1, min(columns, 64) // 2)
-    patterns = (catalogue.pattern[i], catalogue.pattern[j])
-    key = np.stack([*patterns, i // band, j // band])
-    order = np.lexsort((j, i, *key[::-1]))
-    changes = np.flatnonzero(np.any(np.diff(key[:, order], axis=1) != 0, axis=0)) + 1
-    cuts = [0]
-    for change in [*changes.tolist(), len(i)]:
-        while change - cuts[-1] > _PAIRS_A_BATCH:
-            cuts.append(cuts[-1] + _PAIRS_A_BATCH)
-        cuts.append(change)
-    return order, cuts
+    """Order pairs so that neighbours share their valid rows and columns; where batches end.
+
+    A batch ranks every column once per set of valid rows, and its columns fit a task.
+    """
+    pattern = grid.catalogue.pattern
+    columns = context.machine.task_budget // (grid.catalogue.n_rows * _COLUMN_BYTES)
+    size = max(1, min(_PAIRS_A_BATCH, columns // 2))
+    order = np.lexsort((j, i, pattern[j], pattern[i]))
+    return order, [*range(0, len(i), size), len(i)]
 
 
 def assemble(

@@ -45,7 +45,9 @@ def rules_of(options: Options) -> Rules:
     return {name: float(getattr(options, name)) for name in names}
 
 
-def prepare(context: Context, table: Table, rules: Rules, rows: NDArray[np.int64] | None) -> Prepared:
+def prepare(
+    context: Context, table: Table, rules: Rules, rows: NDArray[np.int64] | None
+) -> Prepared:
     """Rank every feature column into the rank store; blocks already there are kept.
 
     Parameters

@@ -96,6 +96,4 @@ def near_threshold(
     distance = np.abs(np.abs(edges.value) - threshold)
     close = np.flatnonzero(distance <= NEAR)
     order = close[np.lexsort((edges.j[close], edges.i[close], distance[close]))][:_MOST_LISTED]
-    return tuple(
-        (columns[edges.i[k]], columns[edges.j[k]], float(edges.value[k])) for k in order
-    )
+    return tuple((columns[edges.i[k]], columns[edges.j[k]], float(edges.value[k])) for k in order)

@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpipe.model import PassResult
-from dpipe.passes.context import Context, Grid, Prepared, by_name, run_grid, settled_edges, write_matrix
+from dpipe.passes.context import (
+    Context,
+    Grid,
+    Prepared,
+    by_name,
+    run_grid,
+    settled_edges,
+    write_matrix,
+)
 from dpipe.passes.redundancy import keep_representatives
 
 MARGIN = 0.1

@@ -1,0 +1,252 @@
+"""Basis, moments and measures against SciPy, dense HSIC and the published RDC recipe."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from reference import dense_nhsic, published_rdc
+
+from dpipe.kernels.basis import legendre
+from dpipe.kernels.measures import BASIS, MEASURES, rdc_draws
+from dpipe.kernels.moments import Moments, expand_ranks, expand_whitened, tile_moments
+from dpipe.kernels.own import Own, OwnSums, own_sums, whitened
+from dpipe.kernels.ranks import rank_column
+from dpipe.kernels.rerank import average_ranks, joint_spearman
+
+Array = NDArray[np.float64]
+
+
+def shapes(n: int, seed: int) -> dict[str, Array]:
+    """Columns of the seven synthetic shapes of docs/statistics.md, with x first."""
+    rng = np.random.default_rng(seed)
+    x = rng.random(n)
+    angle = 2 * np.pi * x
+    return {
+        "x": x,
+        "independent": rng.random(n),
+        "linear": 0.9 * x + 0.1 * rng.random(n),
+        "quadratic": (x - 0.5) ** 2 + 0.02 * rng.standard_normal(n),
+        "sine": np.sin(4 * np.pi * x) + 0.1 * rng.standard_normal(n),
+        "circle": np.where(rng.random(n) < 0.5, 1, -1) * np.sin(angle),
+        "rounded": np.round(3 * x + rng.random(n)),
+        "binary": (x + 0.3 * rng.random(n) > 0.6).astype(float),
+        "rare": (rng.random(n) < 0.01) * np.round(1 + 2 * rng.random(n)),
+    }
+
+
+def prepared(columns: list[Array]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    ranked = [rank_column(column) for column in columns]
+    scores = np.stack([column.scores for column in ranked])
+    if all(column.valid is None for column in ranked):
+        return scores, None
+    full = np.ones(scores.shape[1], dtype=bool)
+    return scores, np.stack([full if c.valid is None else c.valid for c in ranked])
+
+
+def own_of(
+    scores: NDArray[np.float32], valid: NDArray[np.bool_] | None, functions: int, chunk: int
+) -> Own:
+    parts = []
+    for start in range(0, scores.shape[1], chunk):
+        rows = slice(start, start + chunk)
+        values = legendre(scores[:, rows].astype(float), functions)
+        parts.append(own_sums(values, None if valid is None else valid[:, rows]))
+    return whitened(reduce(OwnSums.__iadd__, parts))
+
+
+def matrices(columns: list[Array], names: list[str], chunk: int = 10**9) -> dict[str, Array]:
+    """Similarities of all pairs through the kernels, as one diagonal tile."""
+    scores, valid = prepared(columns)
+    functions = max(MEASURES[name].functions for name in names)
+    own = own_of(scores, valid, functions, chunk)
+    total: Moments | None = None
+    for start in range(0, scores.shape[1], chunk):
+        rows = slice(start, start + chunk)
+        mask = None if valid is None else valid[:, rows]
+        if functions == 1:
+            piece = expand_ranks(scores[:, rows], mask)
+        else:
+            piece = expand_whitened(scores[:, rows], mask, own)
+        moments = tile_moments(piece, None)
+        total = moments.total() if total is None else total.__iadd__(moments)
+    assert total is not None
+    return {name: MEASURES[name].contract(total, own, own, {}) for name in names}
+
+
+def test_basis__is_orthonormal_and_orthogonal_to_one() -> None:
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    values = legendre(nodes[None] / 2, BASIS)[0]
+    np.testing.assert_allclose((values * weights / 2) @ values.T, np.eye(BASIS), atol=1e-13)
+    np.testing.assert_allclose(values @ weights, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_basis__keeps_the_type_and_agrees_with_numpy(dtype: type) -> None:
+    scores = np.linspace(-0.499, 0.499, 977, dtype=dtype)
+    values = legendre(scores[None], BASIS)
+    assert values.dtype == dtype
+    for k in range(1, BASIS + 1):
+        series = np.zeros(k + 1)
+        series[k] = np.sqrt(2 * k + 1)
+        expected = np.polynomial.legendre.legval(2 * scores.astype(float), series)
+        tolerance = 1e-5 if dtype is np.float32 else 1e-12
+        np.testing.assert_allclose(values[0, k - 1], expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spearman__complete_columns_equal_scipy(seed: int) -> None:
+    columns = list(shapes(1500, seed).values())
+    expected = scipy.stats.spearmanr(np.column_stack(columns)).statistic
+    np.testing.assert_allclose(matrices(columns, ["spearman"])["spearman"], expected, atol=1e-6)
+
+
+def test_spearman__missing_cells_use_own_ranks_on_joint_rows() -> None:
+    rng = np.random.default_rng(5)
+    columns = [column.copy() for column in shapes(900, 5).values()]
+    for column in columns[::2]:
+        column[rng.random(len(column)) < 0.3] = np.nan
+    frame = pd.DataFrame(dict(enumerate(columns)))
+    expected = frame.rank().corr(min_periods=2).to_numpy()
+    np.testing.assert_allclose(matrices(columns, ["spearman"])["spearman"], expected, atol=1e-6)
+
+
+def test_spearman__columns_constant_on_a_pair_have_no_similarity() -> None:
+    x = np.array([1.0, 2, 3, np.nan, np.nan])
+    y = np.array([1.0, 1, 1, 2, 3])
+    rho = matrices([x, y], ["spearman"])["spearman"]
+    assert np.isnan(rho[0, 1])
+    assert rho[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hsic__is_within_1e5_of_the_dense_estimate(seed: int) -> None:
+    table = shapes(1200, seed)
+    values = matrices(list(table.values()), ["hsic"])["hsic"]
+    for j, column in enumerate(table.values()):
+        assert values[0, j] == pytest.approx(dense_nhsic(table["x"], column), abs=1e-5)
+        assert values[j, j] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rdc__is_the_published_recipe_with_the_same_draws(seed: int) -> None:
+    columns = list(shapes(1000, seed).values())
+    values = matrices(columns, ["rdc"])["rdc"]
+    draws = rdc_draws(0, 5)
+    for i in range(len(columns)):
+        for j in range(i):
+            expected = np.median([published_rdc(columns[i], columns[j], w, b) for w, b in draws])
+            assert values[i, j] == pytest.approx(expected, abs=1e-3), (i, j)
+
+
+def test_rdc__degree_is_seed_free_and_sees_finer_shapes() -> None:
+    table = shapes(3000, 1)
+    scores, _ = prepared([table["x"], table["sine"]])
+    own = own_of(scores, None, BASIS, 10**9)
+    moments = tile_moments(expand_whitened(scores, None, own), None).total()
+    contract = MEASURES["rdc"].contract
+    cubic = contract(moments, own, own, {"degree": 3})[0, 1]
+    fine = contract(moments, own, own, {"degree": BASIS})[0, 1]
+    assert contract(moments, own, own, {"degree": 3, "seed": 9})[0, 1] == cubic
+    assert cubic < 0.6 < 0.9 < fine
+
+
+def test_hsic_and_rdc__missing_pairs_follow_the_joint_rows() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.random(4000)
+    y = (x - 0.5) ** 2 + 0.02 * rng.standard_normal(4000)
+    holes = y.copy()
+    holes[rng.random(4000) < 0.4] = np.nan
+    joint = ~np.isnan(holes)
+    values = matrices([x, holes], ["hsic", "rdc"])
+    assert values["hsic"][0, 1] == pytest.approx(dense_nhsic(x[joint], y[joint]), abs=0.02)
+    w, b = rdc_draws(0, 1)[0]
+    assert values["rdc"][0, 1] == pytest.approx(published_rdc(x[joint], y[joint], w, b), abs=0.02)
+
+
+@pytest.mark.parametrize("names", [["spearman", "gram"], ["hsic", "rdc"]])
+@pytest.mark.parametrize("chunk", [37, 500])
+def test_measures__do_not_depend_on_chunks(names: list[str], chunk: int) -> None:
+    columns = list(shapes(1000, 7).values())
+    columns[3][::3] = np.nan
+    whole, cut = matrices(columns, names), matrices(columns, names, chunk)
+    for name in names:
+        np.testing.assert_allclose(whole[name], cut[name], atol=2e-6)
+
+
+def test_tiles__off_the_diagonal_equal_the_diagonal_tile() -> None:
+    columns = list(shapes(800, 2).values())
+    columns[1][:100] = np.nan
+    whole = matrices(columns, ["spearman"])["spearman"]
+    parts = []
+    for part in (columns[:4], columns[4:]):
+        scores, valid = prepared(part)
+        parts.append(expand_ranks(scores, valid))
+    tile = MEASURES["spearman"].contract(tile_moments(*parts).total(), None, None, {})
+    np.testing.assert_allclose(tile, whole[:4, 4:], atol=1e-12)
+
+
+def test_gram__is_the_cosine_of_mean_imputed_ranks_and_semi_definite() -> None:
+    rng = np.random.default_rng(11)
+    columns = [column.copy() for column in shapes(700, 11).values()]
+    for column in columns:
+        column[rng.random(700) < 0.3] = np.nan
+    gram = matrices(columns, ["gram"])["gram"]
+    ranks = pd.DataFrame(dict(enumerate(columns))).rank()
+    expected = ranks.fillna(ranks.mean()).corr().to_numpy()
+    np.testing.assert_allclose(gram, expected, atol=1e-6)
+    assert np.linalg.eigvalsh(gram).min() > -1e-12
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=12, max_size=12), min_size=2, max_size=5))
+def test_measures__are_symmetric_in_range_and_one_on_the_diagonal(rows: list[list[int]]) -> None:
+    columns = [np.array(row, dtype=float) for row in rows]
+    values = matrices(columns, ["hsic", "rdc"]) | matrices(columns, ["spearman"])
+    for name, matrix in values.items():
+        defined = matrix[~np.isnan(matrix)]
+        assert np.all(np.abs(defined) <= 1), name
+        np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
+        for value, column in zip(np.diag(matrix), columns, strict=True):
+            if len(set(column)) == 1:
+                assert np.isnan(value)
+            else:
+                assert value == pytest.approx(1, abs=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_measures__ignore_monotone_maps_and_row_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal(200), rng.integers(0, 9, 200).astype(float)
+    shuffled = rng.permutation(200)
+    changed = [np.exp(x)[shuffled], (y**3 - 5)[shuffled]]
+    for names in (["spearman"], ["hsic", "rdc"]):
+        before, after = matrices([x, y], names), matrices(changed, names)
+        for name in names:
+            np.testing.assert_allclose(before[name], after[name], atol=1e-5)
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(-3, 3), min_size=1, max_size=20).filter(bool), min_size=1, max_size=1
+    )
+)
+def test_rerank__average_ranks_equal_scipy(rows: list[list[int]]) -> None:
+    values = np.array(rows, dtype=float)
+    np.testing.assert_array_equal(average_ranks(values), scipy.stats.rankdata(values, axis=1))
+
+
+def test_rerank__equals_pandas_inside_pairs() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(300), rng.integers(0, 5, 300).astype(float)
+    joint = rng.random(300) < 0.6
+    frame = pd.DataFrame({"x": np.where(joint, x, np.nan), "y": y})
+    expected = frame.corr(method="spearman").to_numpy()[0, 1]
+    assert joint_spearman(x[None, joint], y[None, joint])[0, 0] == pytest.approx(
+        expected, abs=1e-12
+    )
