@@ -36,7 +36,7 @@ from dpipe.model import (
 )
 from dpipe.plan import gib
 
-_REASONS_SHOWN = 3
+_REASONS_SHOWN = 4
 _PIPED_WIDTH = 200  # a table in a log is not folded to the 80 columns nobody looks at it in
 
 
@@ -97,7 +97,7 @@ class Progress:
     >>> with Progress(console=console) as progress:
     ...     progress(PassDone(1, "prepare", 1830, 1204, 2.3, reused=False))
     >>> print(console.file.getvalue().strip())
-    pass 1 prepare    1,830 -> 1,204 columns      2.3 s
+    pass 1 prepare     1,830 ->   1,204 columns     2.3 s
     """
 
     def __init__(self, verbosity: int = 0, console: Console | None = None) -> None:
@@ -106,6 +106,7 @@ class Progress:
         self._done: list[PassDone] = []
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._pass_name = ""
         self._memory = 0
         self._deaf = verbosity < 0
 
@@ -114,7 +115,7 @@ class Progress:
         if is_live(self.console) and not self._deaf:
             self._bars = Bars(
                 TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=24 if self.console.width >= 100 else 12),
                 _Status(table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self.console,
                 refresh_per_second=5,
@@ -183,23 +184,25 @@ class Progress:
             self.line(f"dashboard: {event.dashboard}", style="dim")
 
     def _pass_started(self, event: PassStarted) -> None:
+        self._pass_name = event.name
         if self._bars is not None:
-            name = f"pass {event.number} {event.name}"
-            self._task = self._bars.add_task(name, total=None, memory=self._memory)
+            self._task = self._bars.add_task(_title(event), total=None, memory=self._memory)
 
     def _stage_started(self, event: StageStarted) -> None:
         if self._bars is not None and self._task is not None:
-            self._bars.reset(self._task, total=event.tasks, stage=printable(event.name))
+            # Tasks of a stage are called after their pass, which the line names already.
+            stage = printable(event.name).removesuffix(f"-{self._pass_name}")
+            self._bars.reset(self._task, total=event.tasks, stage=stage, memory=self._memory)
         if self._verbosity > 0:
             self.line(f"  {event.name}: {counted(event.tasks, 'task')}", style="dim")
 
     def _pass_done(self, event: PassDone) -> None:
         self._done.append(event)
         if self._bars is None:
-            self.line(f"pass {event.number} {event.name:<10} {_outcome(event)}")
+            self.line(f"{_title(event)} {_outcome(event)}")
             return
         if self._task is None:
-            self._task = self._bars.add_task(f"pass {event.number} {event.name}", total=1)
+            self._task = self._bars.add_task(_title(event), total=1)
         self._bars.update(self._task, total=1, completed=1, status=_outcome(event))
         self._task = None
 
@@ -243,7 +246,7 @@ class Progress:
                 f"{done.n_columns:,}",
                 f"{done.n_kept:,}",
                 "reused" if done.reused else f"{done.seconds:,.1f}",
-                Text(_most_common(own)),
+                Text(_most_common(own, _REASONS_SHOWN)),
             )
         return table
 
@@ -303,14 +306,19 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _title(event: PassStarted | PassDone) -> str:
+    return f"pass {event.number} {printable(event.name):<9}"
+
+
 def _outcome(event: PassDone) -> str:
     how = "from the checkpoint" if event.reused else f"{event.seconds:.1f} s"
-    return f"{event.n_columns:>6,} -> {event.n_kept:,} columns {how:>10}"
+    return f"{event.n_columns:>7,} -> {event.n_kept:>7,} columns  {how:>8}"
 
 
-def _most_common(reasons: Counter[str]) -> str:
+def _most_common(reasons: Counter[str], limit: int | None = None) -> str:
     # Equal counts in the order of their words, so that the same run prints the same line.
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{n:,} {printable(why)}" for why, n in ordered[:_REASONS_SHOWN]]
-    rest = sum(n for _, n in ordered[_REASONS_SHOWN:])
+    limit = len(ordered) if limit is None else limit
+    shown = [f"{n:,} {printable(why)}" for why, n in ordered[:limit]]
+    rest = sum(n for _, n in ordered[limit:])
     return ", ".join([*shown, f"{rest:,} for other reasons"] if rest else shown)

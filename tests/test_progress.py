@@ -110,8 +110,8 @@ def test_a_pipe_gets_one_plain_line_a_pass() -> None:
         "624 rows x 1,830 numeric columns; 2 workers on the CPU, 2.0 GiB each",
         "plan: 130 tasks, at most 768 MiB a worker, 4 MiB of scratch disk",
         "warning: left out broken.parquet: it is cut short",
-        "pass 1 prepare     1,830 -> 1,204 columns      2.3 s",
-        "pass 2 spearman    1,204 -> 611 columns from the checkpoint",
+        "pass 1 prepare     1,830 ->   1,204 columns     2.3 s",
+        "pass 2 spearman    1,204 ->     611 columns  from the checkpoint",
         "dropped: 3 linear combination, 2 monotone duplicate, 1 constant",
     ]
 
