@@ -128,14 +128,11 @@ def _parts(table: Table, destination: str) -> dict[str, Sequence[TableFile]]:
 
 def _mirrored_names(files: Sequence[TableFile]) -> list[str]:
     """A name for each part: that of its input within the folder that all inputs share."""
-    folders = [posixpath.dirname(file.path) for file in files]
-    try:
-        top = posixpath.commonpath(folders)
-    except ValueError:
-        top = ""
+    folders = [file.path.split("/")[:-1] for file in files]
+    shared = len(posixpath.commonprefix(folders))
     names = []
     for number, file in enumerate(files):
-        name = file.path[len(top) :].lstrip("/") if top else posixpath.basename(file.path)
+        name = "/".join(file.path.split("/")[shared:])
         if not _is_single(name):
             name += ".parquet"
         # A table opened from the copy must find every part, and none outside of it.

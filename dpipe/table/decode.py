@@ -153,8 +153,7 @@ class Decoder:
         return BadFile(
             self._file.path,
             f"cannot be read at {culprit}, row group {group} ({brief(error)}); restore the file or "
-            "leave it out (--on-bad-file skip passes over files whose footer is bad, not pages "
-            "found bad while reading)",
+            "leave it out, which --on-bad-file skip cannot do for a page found bad while reading",
         )
 
     def _first_failure(

@@ -45,7 +45,8 @@ class BadFile(InputError):
     """One file that cannot be used; ``path`` and ``reason`` (what follows the path)."""
 
     def __init__(self, path: str, reason: str, advice: str = "") -> None:
-        super().__init__(f"{path} {reason}{advice}.")
+        shown = path if path.isprintable() else repr(path)
+        super().__init__(f"{shown} {reason}{advice}.")
         self.path = path
         self.reason = reason
 
@@ -447,4 +448,4 @@ def reason_of(error: BaseException) -> str:
 def brief(error: BaseException) -> str:
     """The first line of an error's text, short enough for a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")[:200]
+    return "".join(c if c.isprintable() else "?" for c in lines[0].rstrip(". ")[:200])

@@ -144,8 +144,17 @@ class Table:
 
     @classmethod
     def from_json(cls, text: str) -> Table:
-        """Read what `to_json` wrote."""
-        return _parse(text)
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            When the text is something else.
+        """
+        try:
+            return _parse(text)
+        except (ValueError, KeyError, TypeError):
+            raise InputError("this is no table record of this version of dpipe.") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record as JSON, under a temporary name first."""

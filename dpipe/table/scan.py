@@ -98,7 +98,7 @@ def open_table(
         files=files,
         columns=roles.columns,
         layouts=layouts,
-        notes=(*found.notes, *_file_notes(files, skipped), *roles.notes()),
+        notes=(*found.notes, *_file_notes(files), *roles.notes()),
         skipped=tuple(skipped),
         coerced=roles.coerced,
     )
@@ -255,12 +255,10 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
     return uses
 
 
-def _file_notes(files: Sequence[TableFile], skipped: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _file_notes(files: Sequence[TableFile]) -> Iterator[str]:
     empty = [file.path for file in files if not file.n_rows]
     if empty:
         yield f"{plural(len(empty), 'file')} without rows: {listed(empty, 2)}."
-    for path, reason in skipped:
-        yield f"left out: {path} {reason}."
 
 
 def _check_features(table: Table) -> None:

@@ -1,0 +1,989 @@
+"""Tests of `dpipe.table`: which files, which schema, which values, and what is said about dirt."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import dirty
+import fsspec
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dirty import Dirt
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from pyarrow.parquet.core import ParquetReader
+
+from dpipe.config import Options
+from dpipe.errors import DpipeError, InputError, ResourceError
+from dpipe.model import Role
+from dpipe.table import (
+    Table,
+    TableFile,
+    check_unchanged,
+    copy_columns,
+    draw_rows,
+    open_table,
+    read_block,
+)
+from dpipe.table import decode as decode_module
+from dpipe.table import files as files_module
+from dpipe.table.convert import fill_float64, parse_number, text_as_float64
+from dpipe.table.schema import Kind, kind_of, widen, widen_types
+
+PLAIN = Options()
+SKIP = Options(on_bad_file="skip")
+
+
+def by_name(case: Dirt) -> str:
+    return case.name
+
+
+def write(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=4, write_page_checksum=True)
+    return path
+
+
+def refusal(sources: Any, options: Options = PLAIN) -> str:
+    """The one sentence with which a table is refused."""
+    with pytest.raises(InputError) as caught:
+        open_table(sources, options=options)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+# Dirt
+
+
+@pytest.mark.parametrize(
+    "case", [*dirty.drifts(), *dirty.odd_columns(), *dirty.coerced_columns()], ids=by_name
+)
+def test_dirt_is_read_exactly_or_named(case: Dirt, tmp_path: Path) -> None:
+    table = open_table([case.write(tmp_path / "t")], options=case.options)
+    assert [column.name for column in table.columns] == case.names()
+    roles = {c.name: c.role for c in table.columns if c.role is not Role.FEATURE}
+    assert roles == case.others
+    block = read_block(table, table.features)
+    for place, name in enumerate(case.features()):
+        cells = case.cells(name)
+        np.testing.assert_array_equal(block.values[place], [dirty.as_number(c) for c in cells])
+        counted = (block.n_null[place], block.n_nan[place], block.n_inf[place])
+        assert counted == dirty.counts(cells), name
+    for words in case.notes:
+        assert any(all(word in note for word in words) for note in table.notes), table.notes
+    if not case.notes and len(case.files) == 1:
+        assert table.notes == ()
+
+
+def test_agreement_with_pandas(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    frames = []
+    for part in range(3):
+        frame = pd.DataFrame(rng.normal(size=(37, 6)), columns=list("abcdef"))
+        frame["n"] = rng.integers(0, 5, 37)
+        frame["flag"] = rng.random(37) < 0.5
+        frame = frame.astype({"n": "Int8", "flag": "boolean"}).mask(rng.random(frame.shape) < 0.2)
+        frame.to_parquet(tmp_path / f"{part}.parquet", row_group_size=10)
+        frames.append(frame)
+    expected = pd.concat(frames).astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    table = open_table([tmp_path], options=PLAIN)
+    np.testing.assert_array_equal(read_block(table, table.features).values, expected.T)
+
+
+def test_odd_column_names(tmp_path: Path) -> None:
+    case = dirty.odd_names()
+    table = open_table([case.write(tmp_path / "t")], options=PLAIN)
+    assert table.features == dirty.ODD_NAMES
+    for name in dirty.ODD_NAMES:  # alone, so that a name is no prefix of another
+        assert read_block(table, [name]).values[0].tolist() == case.cells(name)
+
+
+def test_column_order_is_that_of_first_appearance(tmp_path: Path) -> None:
+    write(tmp_path / "b.parquet", z=[1], y=[1])
+    write(tmp_path / "a.parquet", y=[1], x=[1])
+    for sources in ([tmp_path], [tmp_path / "b.parquet", tmp_path / "a.parquet"]):
+        assert open_table(sources, options=PLAIN).features == ("y", "x", "z")
+
+
+def test_duplicate_names_name_file_and_column(tmp_path: Path) -> None:
+    twice = pa.table([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    write(tmp_path / "good.parquet", x=[1.0])
+    message = refusal([tmp_path])
+    assert "twice.parquet" in message
+    assert "'x'" in message
+    assert open_table([tmp_path], options=SKIP).n_rows == 1
+
+
+def test_pandas_index_is_an_id(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.0]}, index=[5, 9])
+    frame.to_parquet(tmp_path / "plain.parquet")
+    frame.rename_axis("mol").to_parquet(tmp_path / "named.parquet")
+    for file, name in (("plain", "__index_level_0__"), ("named", "mol")):
+        source = [tmp_path / f"{file}.parquet"]
+        table = open_table(source, options=PLAIN)
+        assert table.features == ("x",)
+        assert table.column(name).role is Role.ID
+        assert any("index" in note and name in note for note in table.notes)
+        assert open_table(source, options=Options(keep=(name,))).features == ("x", name)
+
+
+def test_many_columns_share_one_note(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", **{f"c{i}": [1.5] for i in range(300)})
+    write(tmp_path / "b.parquet", **{f"c{i}": [1] for i in range(300)})
+    write(tmp_path / "c.parquet", c0=[1.5])
+    notes = open_table([tmp_path], options=PLAIN).notes
+    assert len(notes) == 3
+    assert all(len(note) < 500 for note in notes)
+
+
+# Options and roles
+
+
+def test_roles_from_options(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", id=[1], y=[2.0], x=[3.0], s=["a"])
+    options = Options(id_columns=("id",), exclude=("y",), prefer=("x", "nowhere"), keep=("s",))
+    table = open_table([path], options=options)
+    roles = [column.role for column in table.columns]
+    assert roles == [Role.ID, Role.EXCLUDED, Role.FEATURE, Role.NOT_NUMERIC]
+    assert any("--prefer" in note and "'nowhere'" in note for note in table.notes)
+    assert any("--keep" in note and "'s'" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("option", ["id_columns", "exclude", "keep"])
+def test_unknown_columns_in_options(tmp_path: Path, option: str) -> None:
+    path = write(tmp_path / "a.parquet", MolWt=[1.0], TPSA=[1.0])
+    message = refusal([path], Options(**{option: ("molwt",)}))
+    assert f"--{option.replace('_', '-')} names 'molwt'" in message
+    assert "did you mean 'MolWt'?" in message
+
+
+def test_a_column_has_one_role(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", x=[1.0], id=[1])
+    options = Options(id_columns=("id",), exclude=("id",))
+    assert "both --id-columns and --exclude" in refusal([path], options)
+
+
+# Sources
+
+
+@pytest.mark.parametrize("name", dirty.ODD_PATHS)
+def test_odd_file_names(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, x=[1.0])
+    write(tmp_path / "br.parquet" / "unread", x=[1.0])
+    for source in (path, str(path), f"file://{path}"):
+        table = open_table([source], options=PLAIN)
+        assert [file.path for file in table.files] == [str(path)]
+        assert read_block(table, ["x"]).values.tolist() == [[1.0]]
+    check_unchanged(table)
+
+
+@pytest.mark.parametrize("name", dirty.ODD_PATHS)
+def test_odd_folder_names(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    paths = sorted(str(write(folder / inner, x=[1.0])) for inner in dirty.ODD_PATHS)
+    for source in (folder, f"{folder}/", f"file://{folder}", f"{folder}/*"):
+        table = open_table([source], options=PLAIN)
+        assert [file.path for file in table.files] == paths
+
+
+def test_folders_are_searched_recursively(tmp_path: Path) -> None:
+    for name in ("b/2.parquet", "a.parquet", "b/c/1.parq"):
+        write(tmp_path / name, x=[1.0])
+    write(tmp_path / "b/_metadata.parquet", y=[1.0])
+    write(tmp_path / ".cache/x.parquet", y=[1.0])
+    write(tmp_path / "_temporary/x.parquet", y=[1.0])
+    (tmp_path / "README.md").write_text("no data")
+    table = open_table([tmp_path], options=PLAIN)
+    assert [os.path.relpath(file.path, tmp_path) for file in table.files] == [
+        "a.parquet",
+        "b/2.parquet",
+        "b/c/1.parq",
+    ]
+    assert any("_metadata.parquet" in note for note in table.notes)
+
+
+def test_globs_and_repeated_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a1.parquet", "a2.parquet", "b/a3.parquet"):
+        write(tmp_path / name, x=[1.0])
+    everything = open_table([tmp_path], options=PLAIN)
+    for sources in (
+        [f"{tmp_path}/**/*.parquet"],
+        [f"{tmp_path}/a?.parquet", f"{tmp_path}/b"],
+        [f"{tmp_path}/*"],
+        [tmp_path, tmp_path / "a1.parquet", str(tmp_path)],
+    ):
+        assert open_table(sources, options=PLAIN) == everything
+    monkeypatch.chdir(tmp_path)
+    assert open_table(["b", "a[12].parquet"], options=PLAIN) == everything
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "data" / "a.parquet", x=[1.0])
+    (tmp_path / "data" / "latest.parquet").symlink_to(path)
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "b.parquet", x=[2.0])
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    table = open_table([tmp_path / "data"], options=PLAIN)
+    assert read_block(table, ["x"]).values.tolist() == [[1.0, 2.0]]
+    assert any("latest.parquet" in note for note in table.notes)
+
+
+def test_partition_folders_are_noted(tmp_path: Path) -> None:
+    write(tmp_path / "source=HIV" / "a.parquet", x=[1.0])
+    assert any("source=HIV" in note for note in open_table([tmp_path], options=PLAIN).notes)
+
+
+def test_sources_that_mean_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "data.parquet", x=[1.0])
+    assert "no file matches" in refusal([tmp_path / "x*.parquet"])
+    assert "holds no Parquet file" in refusal([tmp_path / "empty"])
+    assert "did you mean 'data.parquet'?" in refusal([tmp_path / "dat.parquet"])
+    assert "no input was given" in refusal([])
+
+
+def test_urls(memory: MemoryFileSystem) -> None:
+    for name, number in (("a", 1.0), ("b", 2.0)):
+        with memory.open(f"/data/{name}.parquet", "wb") as sink:
+            pq.write_table(pa.table({"x": [number, None]}), sink)
+    for source in ("memory://data", "memory:///data/*.parquet", "memory://data/?.parquet"):
+        table = open_table([source], options=PLAIN)
+        assert [file.path for file in table.files] == [
+            "memory:///data/a.parquet",
+            "memory:///data/b.parquet",
+        ]
+        assert read_block(table, ["x"]).values.tolist()[0] == pytest.approx(
+            [1.0, math.nan, 2.0, math.nan], nan_ok=True
+        )
+        check_unchanged(table)
+    assert "does not exist" in refusal(["memory://nowhere"])
+    assert "no file matches" in refusal(["memory://data/*.csv"])
+    assert "cannot be reached" in refusal(["nosuch://data"])
+    assert "not supported" in refusal(["simplecache::memory://data"])
+
+
+def test_urls_hold_no_password() -> None:
+    message = refusal(["ftp://me:secret@host/data"])
+    assert "secret" not in message
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+class Throttled:
+    """A remote file whose every third read fails."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._reads = 0
+
+    def read(self, count: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads % 3 == 1:
+            raise RuntimeError("503 slow down")
+        return bytes(self._handle.read(count))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def __enter__(self) -> Throttled:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._handle.close()
+
+
+def test_remote_reads_are_tried_again(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with memory.open("/a.parquet", "wb") as sink:
+        pq.write_table(pa.table({"x": np.arange(5.0)}), sink)
+    monkeypatch.setattr(files_module, "_PAUSES", (0.0, 0.0, None))
+    opened = MemoryFileSystem.open
+    monkeypatch.setattr(
+        MemoryFileSystem, "open", lambda *args, **kw: Throttled(opened(*args, **kw))
+    )
+    table = open_table(["memory://a.parquet"], options=PLAIN)
+    assert read_block(table, ["x"]).values.tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0]]
+
+
+def test_remote_reads_that_never_work(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with memory.open("/a.parquet", "wb") as sink:
+        pq.write_table(pa.table({"x": np.arange(5.0)}), sink)
+    monkeypatch.setattr(files_module, "_PAUSES", (0.0, None))
+
+    def refuse(*arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError("403 forbidden")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", refuse)
+    assert "403 forbidden" in refusal(["memory://a.parquet"])
+
+
+# Bad files
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    for path, reason in dirty.broken_files(tmp_path).items():
+        message = refusal([path])
+        assert str(path) in message
+        assert reason in message
+        assert "--on-bad-file skip" in message
+
+
+def test_broken_files_can_be_skipped(tmp_path: Path) -> None:
+    broken = dirty.broken_files(tmp_path)
+    write(tmp_path / "sound.parquet", x=[1.0, 2.0])
+    table = open_table([tmp_path], options=SKIP)
+    assert [path for path, _ in table.skipped] == sorted(str(path) for path in broken)
+    assert all(broken[Path(path)] in reason for path, reason in table.skipped)
+    assert read_block(table, ["x"]).values.tolist() == [[1.0, 2.0]]
+    (tmp_path / "sound.parquet").unlink()
+    assert "none of 9 files can be used" in refusal([tmp_path], SKIP)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.parquet")
+    assert "is not a file" in refusal([tmp_path])
+
+
+def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", x=[1.0])
+
+    def deny(*arguments: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files_module.pa, "OSFile", deny)
+    assert f"{path} cannot be read (permission denied)" in refusal([path])
+
+
+def test_tables_without_anything_to_do(tmp_path: Path) -> None:
+    empty = write(tmp_path / "empty.parquet", x=pa.array([], pa.float64()))
+    assert "there are no rows in 1 file" in refusal([empty])
+    text = write(tmp_path / "text.parquet", s=["a"], t=["1"])
+    assert "no numeric column is left" in refusal([text])
+    assert "1 excluded" in refusal([write(tmp_path / "x.parquet", x=[1])], Options(exclude=("x",)))
+    pq.write_table(pa.table({}), tmp_path / "none.parquet")
+    assert "no rows" in refusal([tmp_path / "none.parquet"])
+
+
+def test_corrupt_pages_name_file_and_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", x=np.arange(12.0), y=np.arange(12.0) ** 2)
+    dirty.damage_page(path, column=1, group=2)
+    for options in (PLAIN, SKIP):
+        table = open_table([path], options=options)
+        assert read_block(table, ["x"]).values[0].tolist() == list(range(12))
+        with pytest.raises(InputError, match=r"a\.parquet .*column 'y', row group 2") as caught:
+            read_block(table, ["x", "y"])
+        assert "\n" not in str(caught.value)
+
+
+def test_encrypted_files_are_named(tmp_path: Path) -> None:
+    columns = pa.table({"x": [1.0, 2.0], "y": [3.0, 4.0]})
+    path = tmp_path / "a.parquet"
+    dirty.write_encrypted(path, columns, "x", plain_footer=False)
+    assert "is encrypted" in refusal([path])
+    dirty.write_encrypted(path, columns, "x", plain_footer=True)
+    table = open_table([path], options=PLAIN)
+    assert read_block(table, ["y"]).values.tolist() == [[3.0, 4.0]]
+    with pytest.raises(InputError, match=r"a\.parquet has column 'x' encrypted; decrypt it"):
+        read_block(table, ["y", "x"])
+
+
+def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = open_table([write(tmp_path / "a.parquet", x=[1.0])], options=PLAIN)
+
+    class Starved:
+        def read_row_groups(self, *arguments: Any, **keywords: Any) -> Any:
+            raise pa.ArrowMemoryError("malloc of size 99 failed")
+
+    monkeypatch.setattr(decode_module, "open_part", lambda *arguments: Starved())
+    with pytest.raises(ResourceError, match="memory does not suffice to decode 1 rows"):
+        read_block(table, ["x"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bytes_never_end_in_a_traceback(tmp_path: Path, seed: int) -> None:
+    source = write(tmp_path / "a.parquet", x=np.arange(40.0), n=list(range(40)), s=["a", "b"] * 20)
+    sound = source.read_bytes()
+    dice = random.Random(seed)
+    for _ in range(60):
+        broken = bytearray(sound)
+        for _ in range(dice.choice([1, 1, 4])):
+            broken[dice.randrange(len(sound))] = dice.randrange(256)
+        source.write_bytes(bytes(broken))
+        with contextlib.suppress(DpipeError):
+            table = open_table([source], options=PLAIN)
+            read_block(table, table.features)
+
+
+# Values
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+@pytest.mark.parametrize("offset", [0, 1, 8, 13])
+def test_conversion_of_slices(size: int, offset: int) -> None:
+    rng = np.random.default_rng(size + offset)
+    total = offset + size
+    arrays = {
+        "double": rng.normal(size=total),
+        "float": rng.normal(size=total).astype("float32"),
+        "int": rng.integers(-9, 9, total),
+        "uint8": rng.integers(0, 255, total).astype("uint8"),
+        "bool": rng.random(total) < 0.5,
+    }
+    for name, values in arrays.items():
+        for mask in (None, rng.random(total) < 0.3):
+            chunk = pa.array(values, mask=mask).slice(offset)
+            out = np.empty(size)
+            n_null, n_nan, n_inf, n_rounded = fill_float64(out, chunk)
+            expected = values[offset:].astype(float)
+            if mask is not None:
+                expected[mask[offset:]] = np.nan
+            np.testing.assert_array_equal(out, expected, err_msg=name)
+            assert (n_null, n_nan, n_inf, n_rounded) == (np.isnan(expected).sum(), 0, 0, 0)
+
+
+def test_null_cells_get_the_one_nan() -> None:
+    out = np.empty(3)
+    fill_float64(out, pa.array([None, 1.0, None]))
+    assert out.view(np.int64)[0] == np.array(np.nan).view(np.int64)
+
+
+@given(st.lists(st.none() | st.floats() | st.integers(-(2**53), 2**53).map(float)))
+def test_conversion_law(cells: list[float | None]) -> None:
+    out = np.empty(len(cells))
+    n_null, n_nan, n_inf, _ = fill_float64(out, pa.array(cells, pa.float64()))
+    np.testing.assert_array_equal(out, np.array([dirty.as_number(c) for c in cells], dtype=float))
+    assert (n_null, n_nan, n_inf) == dirty.counts(cells)
+
+
+@given(st.lists(st.decimals(allow_nan=False, allow_infinity=False, places=7), min_size=1))
+def test_decimals_are_rounded_exactly(cells: list[Decimal]) -> None:
+    cells = [cell for cell in cells if abs(cell) < 10**20]
+    out = np.empty(len(cells))
+    fill_float64(out, pa.array(cells, pa.decimal128(30, 7)))
+    assert out.tolist() == [float(cell) for cell in cells]
+
+
+@given(st.text(alphabet="0123456789.eE+-_ nainfINFx,", max_size=8))
+def test_text_numbers_agree_with_python(text: str) -> None:
+    try:
+        expected = None if "_" in text else float(text)
+    except ValueError:
+        expected = None
+    read = text_as_float64(pa.array([text, "x"]))[0].as_py()
+    for number in (parse_number(text), read):
+        assert (number is None) == (expected is None)
+        assert number is None or number == expected or math.isnan(number)
+
+
+def test_numbers_beyond_float64_are_counted(tmp_path: Path) -> None:
+    whole = [2**53, 2**53 + 1, None, -(2**60) - 1]
+    path = write(tmp_path / "a.parquet", x=whole, u=pa.array([2**64 - 1, 1, 2, 3], pa.uint64()))
+    block = read_block(open_table([path], options=PLAIN), ["x", "u"])
+    assert block.n_rounded.tolist() == [2, 1]
+    assert block.values[0][[0, 1, 3]].tolist() == [float(cell) for cell in whole if cell]
+
+
+def test_block_layout(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", a=[1, 2], b=[3, 4], c=[5, 6])
+    table = open_table([path], options=PLAIN)
+    block = read_block(table, ["c", "a"])
+    assert block.values.flags.c_contiguous
+    assert block.values.dtype == np.float64
+    assert block.values.tolist() == [[5, 6], [1, 2]]
+    assert read_block(table, []).values.shape == (0, 2)
+
+
+def test_names_that_cannot_be_read(tmp_path: Path) -> None:
+    table = open_table([write(tmp_path / "a.parquet", x=[1], s=["1"])], options=PLAIN)
+    with pytest.raises(InputError, match="column 's' is string, which is not numeric"):
+        read_block(table, ["s"])
+    with pytest.raises(InputError, match=r"no column 'X' \(did you mean 'x'\?\)"):
+        read_block(table, ["X"])
+    with pytest.raises(ValueError, match="twice"):
+        read_block(table, ["x", "x"])
+    ids = open_table([table.files[0].path], options=Options(id_columns=("s",)))
+    with pytest.raises(InputError, match=r"'s' is string in .*a\.parquet"):
+        read_block(ids, ["s"])
+
+
+@pytest.mark.parametrize("merged", [1, 5, 1000])
+@pytest.mark.parametrize("cells", [1, 7, 1000])
+def test_any_grouping_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: int, cells: int
+) -> None:
+    monkeypatch.setattr(decode_module, "_MERGED_ROWS", merged)
+    monkeypatch.setattr(decode_module, "_CELLS", cells)
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(5, 40))
+    for part, columns in enumerate(np.array_split(values, 3, axis=1)):
+        write(tmp_path / f"{part}.parquet", **{f"c{i}": row for i, row in enumerate(columns)})
+    table = open_table([tmp_path], options=PLAIN)
+    names = ["c3", "c0", "c4", "c1"]
+    np.testing.assert_array_equal(read_block(table, names).values, values[[3, 0, 4, 1]])
+    for count in (0, 1, 11, 39, 40):
+        rows = np.sort(rng.choice(40, count, replace=False))
+        block = read_block(table, names, rows)
+        np.testing.assert_array_equal(block.values, values[[3, 0, 4, 1]][:, rows])
+
+
+def test_row_groups_without_a_chosen_row_are_not_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", x=np.arange(200_000.0))
+    pq.write_table(pa.table({"x": np.arange(200_000.0)}), path, row_group_size=100_000)
+    dirty.damage_page(path, column=0, group=1)
+    table = open_table([path], options=PLAIN)
+    assert read_block(table, ["x"], np.array([5, 99_999])).values.tolist() == [[5.0, 99_999.0]]
+
+
+@pytest.mark.parametrize("rows", [[3, 1], [1, 1], [-1], [4]])
+def test_rows_must_increase_within_the_table(tmp_path: Path, rows: list[int]) -> None:
+    table = open_table([write(tmp_path / "a.parquet", x=[1, 2, 3, 4])], options=PLAIN)
+    with pytest.raises(ValueError, match="increase strictly"):
+        read_block(table, ["x"], np.array(rows))
+
+
+def test_memory_is_the_result_and_little_more(tmp_path: Path) -> None:
+    n, p = 100_000, 60
+    rng = np.random.default_rng(0)
+    table = pa.table({f"c{i}": rng.normal(size=n) for i in range(p)})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    opened = open_table([tmp_path], options=PLAIN)
+    pool = pa.default_memory_pool()
+    before, peak = pool.bytes_allocated(), 0
+    with decode_module.decoder(opened.files[0], opened.layouts[0]) as source:
+        for part in source.parts(opened.features):
+            peak = max(peak, pool.bytes_allocated() - before)
+            del part
+    assert peak < 2 * 8 * decode_module._CELLS < n * p * 8
+
+
+# The record
+
+
+def test_record_survives_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(each for each in dirty.drifts() if each.name.startswith("nested"))
+    folder = case.write(tmp_path / "t")
+    table = open_table([folder], options=PLAIN, storage_options={"key": "topsecret"})
+    table.save(tmp_path / "table.json")
+    loaded = Table.load(tmp_path / "table.json")
+    assert loaded == table == Table.from_json(table.to_json())
+    assert loaded.fingerprint == table.fingerprint
+    monkeypatch.chdir(tmp_path)
+    assert Table.load("table.json") is loaded
+    np.testing.assert_array_equal(
+        read_block(loaded, ["x", "y"]).values, read_block(table, ["x", "y"]).values
+    )
+    assert "topsecret" not in (tmp_path / "table.json").read_text()
+    assert [path.name for path in tmp_path.iterdir() if "table" in path.name] == ["table.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "dpipe-table", "version": 99}'])
+def test_records_of_something_else(tmp_path: Path, content: str) -> None:
+    (tmp_path / "table.json").write_text(content)
+    with pytest.raises(InputError, match="record of this version"):
+        Table.load(tmp_path / "table.json")
+    with pytest.raises(InputError):
+        Table.from_json(content)
+
+
+def test_fingerprint_depends_on_the_files_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a" / "x.parquet", x=[1.0], y=[2.0])
+    first = open_table([path], options=PLAIN).fingerprint
+    assert open_table([tmp_path / "a"], options=Options(exclude=("y",))).fingerprint == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert open_table([tmp_path / "b"], options=PLAIN).fingerprint == first
+    write(tmp_path / "b" / "x.parquet", x=[1.5], y=[2.0])
+    assert open_table([tmp_path / "b"], options=PLAIN).fingerprint != first
+
+
+@pytest.mark.parametrize("change", ["touch", "rewrite", "remove"])
+def test_changed_files_are_found(tmp_path: Path, change: str) -> None:
+    path = write(tmp_path / "a.parquet", x=[1.0, 2.0])
+    write(tmp_path / "b.parquet", x=[1.0])
+    table = open_table([tmp_path], options=PLAIN)
+    check_unchanged(table)
+    if change == "touch":
+        os.utime(path, ns=(1, 1))
+    elif change == "rewrite":
+        write(path, x=[2.0, 1.5])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        check_unchanged(table)
+    if change != "touch":  # values are never taken from a file with another footer
+        with pytest.raises(InputError, match=r"a\.parquet"):
+            read_block(table, ["x"])
+
+
+# Drawing rows
+
+
+def record(sizes: dict[str, int]) -> Table:
+    """A table of files given by footer hash and rows."""
+    files = tuple(
+        TableFile(f"/{number}", rows, 0, 0, (rows,), digest)
+        for number, (digest, rows) in enumerate(sizes.items())
+    )
+    return Table(files, ())
+
+
+def drawn_of(table: Table, rows: Any) -> dict[str, list[int]]:
+    """The rows drawn, by footer hash of their file."""
+    return {
+        file.footer_hash: [r - start for r in rows if start <= r < start + file.n_rows]
+        for file, start in zip(table.files, table.starts, strict=True)
+    }
+
+
+def test_draws_do_not_depend_on_the_order_of_files() -> None:
+    sizes = {"aa": 50, "bb": 0, "cc": 200, "dd": 3}
+    one, other = record(sizes), record(dict(reversed(sizes.items())))
+    for wanted in ({"sample_rows": 40}, {"sample_per_file": 10}):
+        first, second = draw_rows(one, **wanted, seed=3), draw_rows(other, **wanted, seed=3)
+        assert drawn_of(one, first) == drawn_of(other, second)
+
+
+def test_draws_are_sorted_seeded_and_nested() -> None:
+    table = record({"aa": 300, "bb": 100})
+    small, large = draw_rows(table, 20, seed=1), draw_rows(table, 60, seed=1)
+    assert small is not None
+    assert large is not None
+    assert small.dtype == np.int64
+    assert np.all(np.diff(small) > 0)
+    assert set(small) < set(large)
+    assert not np.array_equal(small, draw_rows(table, 20, seed=2))
+    assert draw_rows(table, 1000).tolist() == list(range(400))  # type: ignore[union-attr]
+    assert draw_rows(table) is None
+
+
+def test_draws_per_file() -> None:
+    table = record({"aa": 300, "bb": 5, "cc": 100})
+    rows = drawn_of(table, draw_rows(table, sample_per_file=10))
+    assert [len(own) for own in rows.values()] == [10, 5, 10]
+
+
+def test_draws_are_uniform() -> None:
+    table = record({"aa": 60, "bb": 40})
+    hits = np.zeros(100)
+    for seed in range(2000):
+        hits[draw_rows(table, 10, seed=seed)] += 1
+    # Each row is hit 200 times on average, standard deviation 13.4: all 100 within 4.5 of them.
+    assert abs(hits - 200).max() < 60
+    assert abs(hits[:60].sum() / hits.sum() - 0.6) < 0.02
+
+
+def test_copies_of_a_file_are_drawn_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.parquet", x=np.arange(100.0))
+    table = open_table([tmp_path], options=PLAIN)
+    rows = draw_rows(table, sample_per_file=10)
+    assert rows is not None
+    assert rows[:10].tolist() != (rows[10:] - 100).tolist()
+
+
+# Copying
+
+
+def test_copy_mirrors_the_input(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write(folder / "a.parquet", id=["x", "y"], v=[1, 2], w=[1.5, None])
+    write(folder / "sub" / "b.parquet", id=["z"], v=[3], w=[2.5])
+    table = open_table([folder], options=PLAIN)
+    written = copy_columns(table, ["w", "id"], tmp_path / "out")
+    assert written == (str(tmp_path / "out/a.parquet"), str(tmp_path / "out/sub/b.parquet"))
+    assert pq.read_table(written[0]).to_pydict() == {"w": [1.5, None], "id": ["x", "y"]}
+    assert pq.read_table(written[1]).to_pydict() == {"w": [2.5], "id": ["z"]}
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+    again = open_table([tmp_path / "out"], options=PLAIN)
+    np.testing.assert_array_equal(read_block(again, ["w"]).values, read_block(table, ["w"]).values)
+
+
+def test_copy_into_one_file(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", x=[1, 2], y=[True, None], only=["here", "now"])
+    write(tmp_path / "in" / "b.parquet", x=[0.5], y=[7])
+    write(tmp_path / "in" / "c.parquet", z=[0.5])
+    table = open_table([tmp_path / "in"], options=PLAIN)
+    (written,) = copy_columns(table, ["x", "y", "only"], tmp_path / "out.parquet")
+    copied = pq.read_table(written)
+    assert copied.schema.types == [pa.float64(), pa.int64(), pa.string()]
+    assert copied.to_pydict() == {
+        "x": [1.0, 2.0, 0.5, None],
+        "y": [1, None, 7, None],
+        "only": ["here", "now", None, None],
+    }
+
+
+TYPED = {
+    "i8": pa.array([1, None], pa.int8()),
+    "u64": pa.array([2**64 - 1, None], pa.uint64()),
+    "half": pa.array(np.float16([0.5, 1])),
+    "dec": pa.array([Decimal("1.50"), None]),
+    "cat": pa.array(["a", None]).dictionary_encode(),
+    "big": pa.array(["a", None], pa.large_string()),
+    "when": pa.array([0, None], pa.timestamp("us", tz="UTC")),
+    "list": pa.array([[1, 2], None]),
+    "struct": pa.array([{"a": 1, "b": [None]}, None]),
+    "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int8())),
+    "null": pa.nulls(2),
+    "bytes": pa.array([b"\x00", None]),
+    "x": pa.array([1.5, math.nan]),
+}
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_copy_keeps_types_and_values(tmp_path: Path, name: str) -> None:
+    source = pa.table(TYPED)
+    pq.write_table(source, tmp_path / "a.parquet")
+    table = open_table([tmp_path / "a.parquet"], options=PLAIN)
+    (written,) = copy_columns(table, source.column_names, tmp_path / name)
+    copied = pq.read_table(written)
+    assert copied.schema.types == source.schema.types
+    assert repr(copied.to_pylist()) == repr(source.to_pylist())
+
+
+@pytest.mark.parametrize("case", [*dirty.drifts()], ids=by_name)
+def test_copy_of_drifting_columns(case: Dirt, tmp_path: Path) -> None:
+    table = open_table([case.write(tmp_path / "t")], options=case.options)
+    meeting = [name for name in case.names() if "date" not in case.name or name != "x"]
+    (written,) = copy_columns(table, meeting, tmp_path / "out.parquet")
+    again = open_table([written], options=PLAIN)
+    assert {name: again.column(name).role for name in case.features() if name in meeting} == {
+        name: Role.FEATURE for name in case.features() if name in meeting
+    }
+    for name in meeting:
+        if name in case.features():
+            expected = [dirty.as_number(cell) for cell in case.cells(name)]
+            np.testing.assert_array_equal(read_block(again, [name]).values[0], expected)
+        elif name == "x":
+            texts = [cell if cell is None else str(cell) for cell in case.cells(name)]
+            assert pq.read_table(written).column(name).to_pylist() == texts
+    if meeting != case.names():
+        with pytest.raises(InputError, match="column 'x' cannot be copied"):
+            copy_columns(table, ["x"], tmp_path / "other.parquet")
+
+
+def test_copy_streams_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpipe.table.copying._ROWS", (1, 7))
+    write(tmp_path / "a.parquet", x=np.arange(30.0), y=np.arange(30))
+    table = open_table([tmp_path / "a.parquet"], options=PLAIN)
+    (written,) = copy_columns(table, ["y"], tmp_path / "out.parquet")
+    assert pq.ParquetFile(written).num_row_groups >= 30 // 7
+    assert pq.read_table(written).column("y").to_pylist() == list(range(30))
+
+
+def test_copy_stores_checksums(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", x=np.arange(5000.0))
+    table = open_table([tmp_path / "a.parquet"], options=PLAIN)
+    (written,) = copy_columns(table, ["x"], tmp_path / "out.parquet")
+    dirty.damage_page(Path(written), column=0)
+    with pytest.raises(InputError, match="column 'x'"):
+        read_block(open_table([written], options=PLAIN), ["x"])
+
+
+def test_copy_never_replaces_unasked(tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.parquet", x=[1.0])
+    table = open_table([source], options=PLAIN)
+    file, folder = tmp_path / "out.parquet", tmp_path / "out"
+    for destination in (file, folder):
+        copy_columns(table, ["x"], destination)
+        with pytest.raises(InputError, match="exists already"):
+            copy_columns(table, ["x"], destination)
+    (folder / "stale.parquet").write_text("old")
+    for destination in (file, folder):
+        copy_columns(table, ["x"], destination, overwrite=True)
+    assert os.listdir(folder) == ["a.parquet"]
+    for destination in (source, source.parent):
+        with pytest.raises(InputError, match="holds the input"):
+            copy_columns(table, ["x"], destination, overwrite=True)
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        copy_columns(table, ["x"], tmp_path / "plain")
+    assert sorted(os.listdir(tmp_path)) == ["in", "out", "out.parquet", "plain"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_failed_copies_leave_nothing(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "in" / "a.parquet", x=np.arange(9.0))
+    dirty.damage_page(write(tmp_path / "in" / "b.parquet", x=np.arange(9.0)), column=0)
+    table = open_table([tmp_path / "in"], options=PLAIN)
+    with pytest.raises(InputError, match=r"b\.parquet .*'x'"):
+        copy_columns(table, ["x"], tmp_path / name)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_copy_refuses_changed_input(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", x=[1.0])
+    table = open_table([path], options=PLAIN)
+    write(path, x=[2.0, 3.0])
+    with pytest.raises(InputError, match=r"a\.parquet changed"):
+        copy_columns(table, ["x"], tmp_path / "out.parquet")
+
+
+def test_copy_to_a_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    script = """
+import resource, signal, sys
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from dpipe.config import Options
+from dpipe.errors import ResourceError
+from dpipe.table import copy_columns, open_table
+folder = sys.argv[1]
+table = open_table([folder + "/a.parquet"], options=Options())
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    copy_columns(table, ["x"], folder + "/out.parquet")
+except ResourceError as error:
+    print(error)
+"""
+    write(tmp_path / "a.parquet", x=np.random.default_rng(0).normal(size=20_000))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "out.parquet cannot be written" in done.stdout
+    assert os.listdir(tmp_path) == ["a.parquet"]
+
+
+def test_copy_between_urls(memory: MemoryFileSystem) -> None:
+    for name in ("a", "b"):
+        with memory.open(f"/in/{name}.parquet", "wb") as sink:
+            pq.write_table(pa.table({"x": [1.0], "y": [2.0]}), sink)
+    table = open_table(["memory://in"], options=PLAIN)
+    written = copy_columns(table, ["y"], "memory://out/reduced")
+    assert written == ("memory://out/reduced/a.parquet", "memory://out/reduced/b.parquet")
+    (single,) = copy_columns(table, ["y"], "memory://out/all.parquet")
+    assert open_table([single], options=PLAIN).n_rows == 2
+    assert sorted(memory.find("/out")) == [
+        "/out/all.parquet",
+        "/out/reduced/a.parquet",
+        "/out/reduced/b.parquet",
+    ]
+    with pytest.raises(InputError, match="exists already"):
+        copy_columns(table, ["y"], single)
+    copy_columns(table, ["x"], "memory://out/reduced", overwrite=True)
+    assert open_table(["memory://out/reduced"], options=PLAIN).features == ("x",)
+
+
+def test_parts_of_many_folders_keep_apart(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, x=[1.0]) for name in ("a/p.data", "b/p.data", "b/_q.parquet")]
+    table = open_table(paths, options=PLAIN)
+    written = copy_columns(table, ["x"], tmp_path / "out")
+    assert [os.path.relpath(path, tmp_path / "out") for path in written] == [
+        "a/p.data.parquet",
+        "part-00001.parquet",
+        "b/p.data.parquet",
+    ]
+    assert open_table([tmp_path / "out"], options=PLAIN).n_rows == 3
+
+
+@pytest.mark.parametrize("names", [[], ["x", "x"]])
+def test_copy_needs_names(tmp_path: Path, names: list[str]) -> None:
+    table = open_table([write(tmp_path / "a.parquet", x=[1.0])], options=PLAIN)
+    with pytest.raises(ValueError, match="once"):
+        copy_columns(table, names, tmp_path / "out")
+
+
+# Types
+
+
+@given(st.permutations(list(Kind)), st.integers(0, len(Kind)))
+def test_widening_does_not_depend_on_order(kinds: list[Kind], count: int) -> None:
+    assert widen(kinds[:count]) is widen(reversed(kinds[:count]))
+
+
+FLAT = [
+    *(pa.int8(), pa.int64(), pa.uint8(), pa.uint32(), pa.uint64(), pa.float16(), pa.float64()),
+    *(
+        pa.bool_(),
+        pa.null(),
+        pa.decimal128(9, 2),
+        pa.string(),
+        pa.dictionary(pa.int8(), pa.int16()),
+    ),
+]
+
+
+@given(st.lists(st.sampled_from(FLAT), min_size=1, max_size=4))
+def test_types_widen_to_the_kind_of_all(types: list[pa.DataType]) -> None:
+    unified = widen_types(types)
+    kinds = {kind_of(each) for each in types}
+    if Kind.TEXT in kinds:
+        assert kind_of(unified) is Kind.TEXT
+    else:
+        expected = widen(kinds)
+        assert kind_of(unified) in (expected, Kind.FLOAT)
+
+
+# Real tables
+
+
+@pytest.mark.parametrize("name", ["hiv_muv_rdkit", "physchem_mordred_rdkit"])
+def test_real_tables(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.config.rootpath.parent / "shared" / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"the real table {name} is not beside the repository")
+    table = open_table([folder], options=Options(id_columns=("id",)))
+    assert table.notes == ()
+    names = table.features[:: len(table.features) // 12]
+    block = read_block(table, names)
+    frame = pd.concat(pd.read_parquet(file.path, columns=list(names)) for file in table.files)
+    expected = frame.to_numpy(dtype=float)
+    np.testing.assert_array_equal(block.values, np.where(np.isfinite(expected), expected, np.nan).T)
+    assert block.n_inf.tolist() == np.isinf(expected).sum(axis=0).tolist()
+    missing = (block.n_null + block.n_nan).tolist()
+    assert missing == np.isnan(expected).sum(axis=0).tolist()
+
+
+@pytest.mark.slow
+def test_very_wide_table(tmp_path: Path) -> None:
+    names = [f"column {i}" for i in range(20_000)]
+    pq.write_table(pa.table({name: [1.0, 2.0] for name in names}), tmp_path / "a.parquet")
+    table = open_table([tmp_path], options=PLAIN)
+    assert len(table.features) == 20_000
+    assert read_block(table, names[-3:]).values.tolist() == [[1.0, 2.0]] * 3
+
+
+@pytest.mark.slow
+def test_many_tiny_row_groups(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": np.arange(30_000.0)}), tmp_path / "a.parquet", row_group_size=3)
+    table = open_table([tmp_path], options=PLAIN)
+    assert len(table.files[0].row_groups) == 10_000
+    np.testing.assert_array_equal(read_block(table, ["x"]).values[0], np.arange(30_000.0))
+
+
+def test_the_reader_below_parquet_file_is_there() -> None:
+    """`ParquetReader` is not in pyarrow's manual: notice early when it goes or changes."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": [1.0], "x.1": [2.0]}), buffer)
+    reader = ParquetReader()
+    reader.open(pa.BufferReader(buffer.getvalue()), page_checksum_verification=True)
+    assert reader.read_row_groups([0], [0], use_threads=False).column_names == ["x"]
+    assert [b.num_rows for b in reader.iter_batches(1, [0], [1], use_threads=False)] == [1]
