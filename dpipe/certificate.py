@@ -1,7 +1,7 @@
 """What became of every column, put together from the passes' own answers.
 
-Covers: the chain from a dropped column to one that is finally kept, the alternatives each kept
-column stands for, and the decision table with one row per input column.
+Covers: the chain from a dropped column to one that is finally kept, the alternatives a kept column
+stands for, the decision table with one row per input column, a sentence on any of its rows.
 Does not cover: deciding (see `dpipe.passes`), writing (see `dpipe.runfolder`), or checking that the
 answers are true (see `dpipe.verify`, which does not use this module).
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from dpipe.config import PASS_NAMES
+from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
 
 _UNTOUCHED = {
@@ -145,6 +147,44 @@ def decide(
         )
 
     return tuple(decision(column) for column in columns)
+
+
+def explain(column: str, decisions: Sequence[Decision]) -> str:
+    """What became of one column, in a sentence.
+
+    Raises
+    ------
+    InputError
+        When the table has no such column.
+
+    Examples
+    --------
+    >>> columns = [Column(name, "double", Role.FEATURE) for name in "ab"]
+    >>> drop = Drop("b", 2, "redundant", "spearman", -0.97, 0.95, representative="a")
+    >>> decisions = decide(columns, [], [PassResult(2, "spearman", ("a",), (drop,))])
+    >>> explain("b", decisions)
+    "'b' was dropped by pass 2 (spearman): redundant, spearman -0.97 (threshold 0.95); 'a' stays."
+    """
+    rows = {decision.column: decision for decision in decisions}
+    if column not in rows:
+        raise InputError(f"the table has no column {column!r}.")
+    row = rows[column]
+    if row.pass_number is None:
+        return f"{column!r} is {row.decision.replace('_', ' ')}: {row.reason}."
+    said = f"{column!r} was dropped by pass {row.pass_number} ({PASS_NAMES[row.pass_number]}): "
+    said += row.reason
+    if row.measure is not None and row.value is not None:
+        said += f", {row.measure} {row.value:.6g} (threshold {row.threshold:.6g})"
+    if row.representative is None:
+        return f"{said}."
+    gone = {name: _as_drop(other) for name, other in rows.items() if other.pass_number is not None}
+    *between, last = follow_chain(column, gone)[1:]
+    through = f" (through {', '.join(map(repr, between))})" if between else ""
+    return f"{said}; {last!r} stays{through}."
+
+
+def _as_drop(row: Decision) -> Drop:
+    return Drop(row.column, row.pass_number or 0, row.reason, representative=row.representative)
 
 
 def _by_strength(drop: Drop) -> tuple[int, float, str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dpipe.certificate import alternatives, decide, drops_by_column, follow_chain
+from dpipe.certificate import alternatives, decide, drops_by_column, explain, follow_chain
+from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Drop, PassResult, Role
 
 PASSES = (
@@ -106,3 +107,16 @@ def test_kept_column_reasons() -> None:
         "no similar column",
     ]
     assert decide(columns, [], [two])[0].reason == "representative of 1 column"
+
+
+def test_explanations() -> None:
+    decisions = decide(COLUMNS, STATISTICS, PASSES, keep=["e"])
+    assert explain("c", decisions) == "'c' is kept: representative of 3 columns."
+    assert explain("text", decisions) == "'text' is not numeric: not numeric, passed through."
+    assert explain("flat", decisions) == "'flat' was dropped by pass 1 (prepare): constant."
+    assert explain("d", decisions) == (
+        "'d' was dropped by pass 2 (spearman): redundant, spearman -0.99 (threshold 0.95); "
+        "'c' stays (through 'a')."
+    )
+    with pytest.raises(InputError, match="no column 'q'"):
+        explain("q", decisions)

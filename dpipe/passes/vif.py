@@ -10,10 +10,12 @@ moments of all columns, and it is positive semi-definite, which a pairwise-compl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from dpipe.certificate import follow_chain
 from dpipe.config import PASS_NAMES, Options
 from dpipe.kernels.vif import Elimination, eliminate
 from dpipe.model import Drop, Edges, PassResult
@@ -42,7 +44,12 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         3,
         PASS_NAMES[3],
         tuple(name for name in columns if name not in drops),
-        tuple(drops[name] for name in columns if name in drops),
+        # What stood for a column when it went may have gone by a later step of this very pass.
+        tuple(
+            dataclasses.replace(drops[name], representative=follow_chain(name, drops)[-1])
+            for name in columns
+            if name in drops
+        ),
     )
 
 
