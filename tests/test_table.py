@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import math
 import os
 import random
@@ -151,6 +152,20 @@ def test_many_columns_share_one_note(tmp_path: Path) -> None:
     notes = open_table([tmp_path], options=PLAIN).notes
     assert len(notes) == 3
     assert all(len(note) < 500 for note in notes)
+
+
+def test_footers_are_not_kept(tmp_path: Path) -> None:
+    for part in range(5):
+        write(tmp_path / f"{part}.parquet", x=[1.0])
+    gc.collect()
+    gc.disable()  # what only the collector would free counts as kept
+    try:
+        table = open_table([tmp_path], options=PLAIN)
+        read_block(table, ["x"])
+        kept = {type(each).__name__ for each in gc.get_objects()}
+    finally:
+        gc.enable()
+    assert not {"FileMetaData", "ParquetSchema", "RowGroupMetaData"} & kept
 
 
 # Options and roles

@@ -158,8 +158,7 @@ def _unified_schema(
         footer = read_footer(file.path, storage_options)
         if footer.digest != file.footer_hash:
             raise changed(file.path)
-        schema = footer.metadata.schema.to_arrow_schema()
-        own = dict(zip(schema.names, schema.types, strict=True))
+        own = dict(zip(footer.schema.names, footer.schema.types, strict=True))
         return {name: own[name] for name in names if name in own}
 
     types: dict[str, dict[pa.DataType, None]] = {name: {} for name in names}

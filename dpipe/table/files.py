@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from pyarrow.parquet.core import FileMetaData, ParquetReader
+from pyarrow.parquet.core import ParquetReader
 
 from dpipe.errors import InputError
 from dpipe.table.record import listed, nearest
@@ -53,9 +53,15 @@ class BadFile(InputError):
 
 @dataclass(frozen=True)
 class Footer:
-    """The parsed footer of one file, with what identifies it."""
+    """What the footer of one file says, and what identifies the file.
 
-    metadata: FileMetaData
+    pyarrow's own record of a footer is not kept: it takes some kB a column.
+    """
+
+    schema: pa.Schema
+    n_leaves: int
+    n_rows: int
+    row_groups: tuple[int, ...]
     size: int
     mtime: int
     digest: str
@@ -371,7 +377,19 @@ def read_footer(path: str, storage_options: StorageOptions = None) -> Footer:
         size, mtime = modified(path, storage_options)
         with open_file(path, storage_options) as source:
             raw = _footer_bytes(path, source, size)
-        return Footer(_parse(path, raw), size, mtime, hashlib.sha256(raw).hexdigest())
+        reader = _parse(path, raw)
+        metadata = reader.metadata  # its `schema` would tie a knot that only the collector undoes
+        return Footer(
+            schema=reader.schema_arrow,
+            n_leaves=metadata.num_columns,
+            n_rows=metadata.num_rows,
+            row_groups=tuple(
+                metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)
+            ),
+            size=size,
+            mtime=mtime,
+            digest=hashlib.sha256(raw).hexdigest(),
+        )
     except STORAGE_ERRORS as error:
         raise BadFile(path, reason_of(error)) from error
 
@@ -393,7 +411,7 @@ def open_part(path: str, source: pa.NativeFile, digest: str) -> ParquetReader:
     reader = ParquetReader()
     reader.open(
         source,
-        metadata=_parse(path, raw),
+        metadata=_parse(path, raw).metadata,
         page_checksum_verification=True,
         pre_buffer=not isinstance(source, pa.OSFile),
     )
@@ -427,11 +445,12 @@ def _footer_bytes(path: str, source: pa.NativeFile, size: int) -> bytes:
     return bytes(tail[-length:])
 
 
-def _parse(path: str, raw: bytes) -> FileMetaData:
+def _parse(path: str, raw: bytes) -> ParquetReader:
+    """A reader that knows the footer and has no data."""
     try:
         reader = ParquetReader()
         reader.open(pa.BufferReader(b"PAR1" + raw), pre_buffer=False)
-        return reader.metadata
+        return reader
     except STORAGE_ERRORS as error:
         raise BadFile(path, f"is damaged: its footer cannot be read ({brief(error)})") from error
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import pyarrow as pa
 
@@ -32,9 +33,12 @@ _SAMPLE_ROWS = 1000
 
 @dataclass
 class Use:
-    """Where a column occurs: the files of each of its types, in order."""
+    """Where a column occurs: for each of its types the groups of files that have it.
 
-    files_by_type: dict[pa.DataType, list[str]] = field(default_factory=dict)
+    A group holds the paths of files with one schema and is shared by all columns of it.
+    """
+
+    files_by_type: dict[pa.DataType, list[Sequence[str]]] = field(default_factory=dict)
     is_index: bool = False
 
     @property
@@ -60,10 +64,10 @@ class Use:
     @property
     def story(self) -> str:
         """Which types it has where, as the end of a sentence."""
-        parts = [
-            f"{kind} in {plural(len(paths), 'file')} ({listed(paths, 2)})"
-            for kind, paths in self.files_by_type.items()
-        ]
+        parts = []
+        for kind, groups in self.files_by_type.items():
+            paths = sorted(chain.from_iterable(groups))
+            parts.append(f"{kind} in {plural(len(paths), 'file')} ({listed(paths, 2)})")
         return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -168,7 +172,9 @@ class Roles:
         by_file = defaultdict(list)
         for name in names:
             by_type = self._uses[name].files_by_type
-            path = next(paths[0] for kind, paths in by_type.items() if kind_of(kind) is Kind.TEXT)
+            path = next(
+                files[0][0] for kind, files in by_type.items() if kind_of(kind) is Kind.TEXT
+            )
             by_file[path].append(name)
         found: set[str] = set()
         for file in self._files:

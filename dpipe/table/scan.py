@@ -10,6 +10,7 @@ of the schemas one copy of each that is distinct.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from dpipe.model import Role
 from dpipe.table.files import (
     STORAGE_ERRORS,
     BadFile,
+    Footer,
     StorageOptions,
     changed,
     find_files,
@@ -174,7 +176,7 @@ def _scan_all(
 ) -> tuple[list[_Scan], list[tuple[str, str]]]:
     scans: list[_Scan] = []
     skipped: list[tuple[str, str]] = []
-    schemas: dict[_Schema, _Schema] = {}
+    schemas: dict[bytes, _Schema] = {}
     scan_one = partial(_scan_or_error, storage_options=storage_options, schemas=schemas)
     for result in in_threads(scan_one, paths):
         if isinstance(result, _Scan):
@@ -190,29 +192,30 @@ def _scan_all(
 
 
 def _scan_or_error(
-    path: str, storage_options: StorageOptions, schemas: dict[_Schema, _Schema]
+    path: str, storage_options: StorageOptions, schemas: dict[bytes, _Schema]
 ) -> _Scan | BadFile:
+    """What to keep of one file; `schemas` holds those met so far by their serialised form."""
     try:
         footer = read_footer(path, storage_options)
-        metadata = footer.metadata
-        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
+        if sum(footer.row_groups) != footer.n_rows or min(footer.row_groups, default=0) < 0:
             raise BadFile(path, "is damaged: its row counts contradict each other")
-        schema = _schema_of(path, metadata.schema.to_arrow_schema(), metadata.num_columns)
+        key = hashlib.sha256(footer.schema.serialize()).digest()
+        schema = schemas.get(key) or _schema_of(path, footer)
+        schema = schemas.setdefault(key, schema)
     except BadFile as error:
         return error
     except (*STORAGE_ERRORS, UnicodeDecodeError):
         return BadFile(path, "is damaged: its schema cannot be read")
-    schema = schemas.setdefault(schema, schema)
-    return _Scan(path, footer.size, footer.mtime, footer.digest, groups, schema)
+    return _Scan(path, footer.size, footer.mtime, footer.digest, footer.row_groups, schema)
 
 
-def _schema_of(path: str, schema: pa.Schema, n_leaves: int) -> _Schema:
+def _schema_of(path: str, footer: Footer) -> _Schema:
+    schema = footer.schema
     repeated = [name for name, count in Counter(schema.names).items() if count > 1]
     if repeated:
         raise BadFile(path, f"has more than one column called {listed(repeated, 2)}")
     widths = tuple(count_leaves(kind) for kind in schema.types)
-    if sum(widths) != n_leaves:
+    if sum(widths) != footer.n_leaves:
         raise BadFile(path, "has a schema that cannot be understood")
     flat = all(width == 1 for width in widths)
     layout = Layout(tuple(schema.names), () if flat else widths)
@@ -241,14 +244,18 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
     A file without rows names columns, but its types say nothing about values: they count only
     where no other file has the column.
     """
+    groups: dict[tuple[int, bool], list[_Scan]] = {}
+    for scan in scans:
+        groups.setdefault((id(scan.schema), scan.n_rows > 0), []).append(scan)
     uses: dict[str, Use] = {}
     without_rows: dict[str, Use] = {}
-    for scan in scans:
-        for name, kind in zip(scan.schema.layout.names, scan.schema.types, strict=True):
+    for group in groups.values():
+        schema, paths = group[0].schema, [scan.path for scan in group]
+        for name, kind in zip(schema.layout.names, schema.types, strict=True):
             use = uses.setdefault(name, Use())
-            use.is_index |= name in scan.schema.index
-            told = use if scan.n_rows else without_rows.setdefault(name, Use())
-            told.files_by_type.setdefault(kind, []).append(scan.path)
+            use.is_index |= name in schema.index
+            told = use if group[0].n_rows else without_rows.setdefault(name, Use())
+            told.files_by_type.setdefault(kind, []).append(paths)
     for name, use in without_rows.items():
         if not uses[name].files_by_type:
             uses[name].files_by_type.update(use.files_by_type)
