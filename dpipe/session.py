@@ -27,20 +27,23 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
 import psutil
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, WorkerPlugin
+from dask.utils import parse_timedelta
+from distributed import Client, LocalCluster, SpecCluster, WorkerPlugin
 from distributed.diagnostics import nvml
 from distributed.system import MEMORY_LIMIT
 
@@ -53,9 +56,13 @@ CONNECT_SECONDS = 20.0
 WORKERS_SECONDS = 60.0
 """How long a scheduler may take to show its first worker."""
 RECYCLE_SECONDS = 60.0
-"""How long workers may take to come back as new processes before the fallback is used."""
+"""How long the workers of an attached cluster may take to come back as new processes."""
+REOPEN_SECONDS = 30.0
+"""How long owned workers may take to come back before the whole cluster is opened anew."""
 PROBE_SECONDS = 20.0
 """How long a look at every worker may take."""
+GRACE_SECONDS = 2.0
+"""How long an owned worker may take to stop what it is doing before it is killed."""
 CLOSE_SECONDS = 15.0
 """How long an owned cluster may take to end before its processes are killed."""
 
@@ -263,7 +270,13 @@ class Session:
         self._pin: str | None = None
         self._began = time.monotonic()
         self._closed = False
+        self.device = device or "unknown"
         facts = self._expect(owned.n_workers if owned else 1, time.monotonic() + PROBE_SECONDS)
+        if not facts:
+            raise ResourceError(
+                f"no worker of {_scheduler_address(client)} answers within {PROBE_SECONDS:g} s; "
+                "look at its log, or start workers anew."
+            )
         self.device = device or _choose_attached_device(options.device, facts, emit)
 
     def __enter__(self) -> Session:
@@ -310,7 +323,7 @@ class Session:
         pass_number
             The pass the reading belongs to.
         """
-        return self._readings(moment, pass_number, self._probe())
+        return self._readings(moment, pass_number, self.workers())
 
     def _readings(
         self, moment: str, pass_number: int, facts: Iterable[WorkerFacts]
@@ -326,8 +339,15 @@ class Session:
         )
         return (client, *workers)
 
-    def _probe(self, seconds: float = PROBE_SECONDS) -> tuple[WorkerFacts, ...]:
-        gpu = getattr(self, "device", "gpu") == "gpu"
+    def workers(self, seconds: float = PROBE_SECONDS) -> tuple[WorkerFacts, ...]:
+        """What every worker that answers within `seconds` says about itself.
+
+        Raises
+        ------
+        ResourceError
+            When a worker cannot import dpipe.
+        """
+        gpu = self.device != "cpu"
         try:
             answers = _within(self.client, seconds, "run", _look, gpu=gpu, on_error="return")
         except _CLUSTER_ERRORS as error:
@@ -350,7 +370,7 @@ class Session:
         """
         while True:
             left = max(deadline - time.monotonic(), 1.0)
-            facts = tuple(f for f in self._probe(left) if f.pid not in old)
+            facts = tuple(f for f in self.workers(left) if f.pid not in old)
             if len(facts) >= n_workers or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
@@ -370,7 +390,7 @@ class Session:
         """Give every worker a fresh process, so that the next pass starts at the baseline.
 
         Hold no future and no scattered data over this call: they are lost. An owned cluster
-        whose workers do not come back within `RECYCLE_SECONDS` is closed and opened again. An
+        whose workers do not come back within `REOPEN_SECONDS` is closed and opened again. An
         attached one is restarted only as far as ``--restart`` and its other users allow;
         otherwise its workers collect garbage and hand free pages back.
 
@@ -398,10 +418,11 @@ class Session:
         return self._readings("recycled", pass_number, facts)
 
     def _recycle_own(self, own: _OwnCluster) -> tuple[WorkerFacts, ...]:
-        deadline = time.monotonic() + RECYCLE_SECONDS
+        deadline = time.monotonic() + REOPEN_SECONDS
         old = own.pids()
         try:
-            _within(self.client, RECYCLE_SECONDS, "restart", timeout=RECYCLE_SECONDS * 0.8)
+            with _impatience(old):
+                _within(self.client, REOPEN_SECONDS, "restart", timeout=REOPEN_SECONDS * 0.8)
             facts = self._expect(own.n_workers, deadline, old)
             if len(facts) >= own.n_workers:
                 return facts
@@ -411,10 +432,10 @@ class Session:
         self._warn(f"the restart of the workers failed ({reason}); opening a new cluster.")
         own.close()
         self.client = own.open()
-        return self._expect(own.n_workers, time.monotonic() + RECYCLE_SECONDS, old)
+        return self._expect(own.n_workers, time.monotonic() + REOPEN_SECONDS, old)
 
     def _recycle_attached(self) -> tuple[WorkerFacts, ...]:
-        before = self._probe()
+        before = self.workers()
         without = [f.name for f in before if not f.nanny]
         if without:
             return self._tidy(
@@ -426,20 +447,22 @@ class Session:
                 f"the workers keep their processes, because {reason}; "
                 "--restart always restarts them all the same."
             )
-        deadline = time.monotonic() + RECYCLE_SECONDS
-        addresses = [f.address for f in before]
+        _wait_for_a_quiet_moment(self.client)
+        began = time.monotonic()
+        deadline = began + RECYCLE_SECONDS
         try:
             _within(
                 self.client,
                 RECYCLE_SECONDS,
                 "restart_workers",
-                addresses,
+                [f.address for f in before],
                 timeout=RECYCLE_SECONDS * 0.8,
                 raise_for_error=False,
             )
         except (*_CLUSTER_ERRORS, KeyError, ValueError) as error:
             self._warn(f"the restart of the workers failed ({_first_line(error)}).")
         facts = self._expect(len(before), deadline, frozenset(f.pid for f in before))
+        _restarts.setdefault(_scheduler_address(self.client), []).append((began, time.monotonic()))
         if 0 < len(facts) < len(before):
             self._warn(f"{len(facts)} of {len(before)} workers came back after the restart.")
         return facts
@@ -492,6 +515,26 @@ class Session:
             _within(self.client, PROBE_SECONDS, "unregister_worker_plugin", self._pin)
         except (*_CLUSTER_ERRORS, ValueError) as error:
             self._warn(f"the BLAS threads of the workers stay at 1 ({_first_line(error)}).")
+
+
+_restarts: dict[str, list[tuple[float, float]]] = {}
+
+
+def _wait_for_a_quiet_moment(client: Client) -> None:
+    """Let the checks for lost workers pass that earlier restarts on this cluster set off.
+
+    See `_KeepsNannies`, which an attached cluster is not: there a worker that happens to be away
+    at such a check loses its nanny, or its job on a batch system.
+    """
+    address = _scheduler_address(client)
+    delay = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+    now = time.monotonic()
+    recent = [(began, ended) for began, ended in _restarts.get(address, []) if ended + delay > now]
+    _restarts[address] = recent
+    away = 2.0 + 2 * max((ended - began for began, ended in recent), default=0.0)
+    for began, ended in recent:
+        if began + delay < time.monotonic() + away:
+            time.sleep(max(0.0, ended + delay + 0.5 - time.monotonic()))
 
 
 # What runs inside workers
@@ -605,15 +648,18 @@ class _OwnCluster:
         start = _start_gpu_cluster if self.device == "gpu" else _start_cpu_cluster
         before = dict(os.environ)
         try:
-            with dask.config.set({"distributed.nanny.pre-spawn-environ": _spawn_environment()}):
+            with (
+                dask.config.set({"distributed.nanny.pre-spawn-environ": _spawn_environment()}),
+                _deaf_to_interrupts(),
+            ):
                 self._cluster = start(self.options, self._folder)
             # Not the default client: what the user computes meanwhile stays where it was.
             self._client = Client(self._cluster, set_as_default=False)
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             self.close()
             raise ResourceError(
-                f"the workers could not be started ({_first_line(error)}); "
-                "try fewer with --workers or another --scratch-dir."
+                f"the workers could not be started ({_first_line(error)}): a script must call "
+                'dpipe under if __name__ == "__main__"; otherwise try fewer --workers.'
             ) from error
         finally:
             # A nanny writes what its workers shall find into this process and leaves it there.
@@ -634,12 +680,13 @@ class _OwnCluster:
     def close(self) -> None:
         """End every process, remove the folder, put the environment back."""
         pids = self.pids()
-        for part in (self._client, self._cluster):
-            if part is not None:
-                with contextlib.suppress(*_CLUSTER_ERRORS):
-                    part.close(timeout=CLOSE_SECONDS)
+        with _impatience(pids):
+            for part in (self._client, self._cluster):
+                if part is not None:
+                    with contextlib.suppress(*_CLUSTER_ERRORS):
+                        part.close(timeout=CLOSE_SECONDS)
         self._client = self._cluster = None
-        _kill(pids)
+        psutil.wait_procs(_kill(pids), timeout=5)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -651,27 +698,43 @@ class _OwnCluster:
         self._environment = {}
 
 
+class _KeepsNannies(SpecCluster):
+    """Leaves a worker that is away to its nanny.
+
+    A cluster otherwise looks, some time after a worker left (``lost-worker-timeout``, 15 s),
+    whether one of that name is there, and closes its nanny for good if not. When the look falls
+    into the second in which a later restart has just taken the worker away, the nanny dies and
+    the restart never ends (distributed issue 7312).
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        super(SpecCluster, self)._update_worker_status(op, msg)
+
+
+class _LocalCluster(_KeepsNannies, LocalCluster):
+    pass
+
+
 def _start_cpu_cluster(options: Options, folder: str) -> LocalCluster:
-    return LocalCluster(**_local_options(options, folder, CPU_COUNT))
+    return _LocalCluster(**_local_options(options, folder, CPU_COUNT // options.threads_per_worker))
 
 
 def _start_gpu_cluster(options: Options, folder: str) -> LocalCluster:
     dask_cuda = importlib.import_module("dask_cuda")
-    cluster: LocalCluster = dask_cuda.LocalCUDACluster(
-        **gpu_options(options, folder, visible_cards())
-    )
+    kind = type("_LocalCUDACluster", (_KeepsNannies, dask_cuda.LocalCUDACluster), {})
+    cluster: LocalCluster = kind(**gpu_options(options, folder, visible_cards()))
     return cluster
 
 
 def _local_options(options: Options, folder: str, n_workers: int) -> dict[str, Any]:
     chosen: dict[str, Any] = {
-        "n_workers": options.workers or n_workers,
+        "n_workers": options.workers or max(1, n_workers),
         "threads_per_worker": options.threads_per_worker,
         "processes": True,
         "host": "127.0.0.1",
         "dashboard_address": _free_dashboard_address(),
         "local_directory": folder,
-        "silence_logs": logging.ERROR,
+        "silence_logs": max(logging.ERROR, logging.getLogger("distributed").level),
         "env": {"TMPDIR": folder},
     }
     if options.memory_limit is not None:
@@ -703,7 +766,30 @@ def gpu_options(options: Options, folder: str, n_cards: int) -> dict[str, Any]:
 
 def _spawn_environment() -> dict[str, Any]:
     configured = dask.config.get("distributed.nanny.pre-spawn-environ", default={})
-    return {**configured, **ONE_THREAD}
+    # Where this process wants no word of distributed, its workers keep silent to their end.
+    silent = logging.getLogger("distributed").level >= logging.CRITICAL
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"} if silent else {}
+    return {**configured, **ONE_THREAD, **quiet}
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the processes started inside; it comes to this process afterwards.
+
+    A terminal sends it to every process, and each worker would answer with a traceback while
+    dpipe is about to end it properly. The thread of the event loop starts inside and inherits the
+    mask; the workers, and those that replace them later, inherit it from that thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Whoever starts this helper of multiprocessing unblocks the signal in its own thread.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker_folder(local_directory: str | None) -> str:
@@ -730,13 +816,29 @@ def _free_dashboard_address() -> str:
     return "127.0.0.1:8787"
 
 
-def _kill(pids: Iterable[int]) -> None:
-    """End the worker processes among this process's children that outlived their cluster."""
-    leftover = [child for child in psutil.Process().children() if child.pid in set(pids)]
-    for child in leftover:
+@contextlib.contextmanager
+def _impatience(pids: Iterable[int]) -> Iterator[None]:
+    """Kill these workers if the block takes longer than a worker may need to stop.
+
+    A nanny waits four seconds for a worker that is deep in a task; nothing is lost with it, since
+    the results of tasks are on disk or gone anyway.
+    """
+    timer = threading.Timer(GRACE_SECONDS, _kill, [frozenset(pids)])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _kill(pids: Iterable[int]) -> list[psutil.Process]:
+    """Kill those of the processes that this one started and that still run."""
+    running = [child for child in psutil.Process().children() if child.pid in set(pids)]
+    for child in running:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    psutil.wait_procs(leftover, timeout=5)
+    return running
 
 
 # Devices
@@ -759,6 +861,18 @@ def visible_cards() -> int:
         return installed
     named = [d for d in allowed.split(",") if d.strip() not in ("", "-1", "NoDevFiles")]
     return min(installed, len(named)) if installed else 0
+
+
+def own_machine() -> tuple[int, int]:
+    """Cores and bytes of memory that this process may use, control groups respected.
+
+    Examples
+    --------
+    >>> cores, memory = own_machine()
+    >>> cores >= 1 and memory > 0
+    True
+    """
+    return int(CPU_COUNT), int(MEMORY_LIMIT)
 
 
 def card() -> str | None:
@@ -860,16 +974,17 @@ def _address(text: str) -> str:
 
 def _wait_for_first_worker(client: Client, seconds: float) -> None:
     address = _scheduler_address(client)
+    # A task in the queue is what makes an adaptive cluster ask for its first worker.
+    wake = client.submit(int, pure=False)
     try:
-        # A task in the queue is what makes an adaptive cluster ask for its first worker.
-        wake = client.submit(int, pure=False)
         _within(client, seconds + 5, "wait_for_workers", 1, timeout=seconds)
     except _CLUSTER_ERRORS as error:
         raise ResourceError(
             f"the scheduler at {address} has no worker after {seconds:g} s; "
             "start workers there and run the same command again."
         ) from error
-    wake.release()
+    finally:
+        wake.release()
 
 
 def _scheduler_address(client: Client) -> str:
