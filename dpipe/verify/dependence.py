@@ -1,0 +1,323 @@
+"""The measures once more, in plain NumPy: what a decision claims is computed by other means.
+
+Covers: pairwise-complete Spearman, copula HSIC, RDC after the published recipe, their fusion, and
+the correlations VIF is computed from.
+Does not cover: what the values must satisfy (see `dpipe.verify.checks`).
+
+Of dpipe's own computation only the seeded draws of RDC are used: they are a convention. Every
+value that decides is computed for its pair alone, in float64; products of many columns at once
+only tell which pairs need not be looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.polynomial import legendre
+
+from dpipe.config import Options
+from dpipe.kernels.measures import rdc_draws
+from dpipe.verify.columns import RankedColumns, in_order, is_valid
+from dpipe.verify.pairs import all_pairs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Found = Iterator[tuple[str, str, float]]
+
+FUNCTIONS = 12
+BANDWIDTH = 1 - 1 / math.sqrt(2)
+RDC_SCALE = 1 / 6
+RDC_TOLERANCE = 1e-7
+
+_OWN_RANKS_MISS = 0.1  # how far rho by own ranks may lie from that by ranks among common rows
+_COARSE = 1e-4  # relative weight of kernel directions left out of the look at all pairs
+_COARSE_MISS = 1e-3  # and what HSIC may then lack
+_SMALL_CELLS = 10**8
+_CACHE_BYTES = 2**30
+_ROWS_AT_ONCE = 4096
+
+
+# Spearman
+
+
+def spearman(left: NDArray[np.int32], right: NDArray[np.int32], min_valid: int) -> float:
+    """Rho of one pair, both columns ranked again on the rows where both are valid.
+
+    NaN with fewer than `min_valid` common rows, or where a column is constant on them.
+    """
+    joint = is_valid(left) & is_valid(right)
+    if np.count_nonzero(joint) < min_valid:
+        return math.nan
+    first, second = (_ranked_again(column[joint]) for column in (left, right))
+    scale = math.sqrt(float(first @ first)) * math.sqrt(float(second @ second))
+    return float(first @ second) / scale if scale > 0 else math.nan
+
+
+def _ranked_again(ranks: NDArray[np.int32]) -> Floats:
+    """Centred average ranks of some of a column's rows; counting is enough, as ranks are whole."""
+    from_zero = ranks.astype(np.int64) - int(ranks.min(initial=0))
+    counts = np.bincount(from_zero)
+    twice = 2 * np.cumsum(counts) - counts - len(ranks)
+    again: Floats = twice[from_zero] / max(1, len(ranks))
+    return again
+
+
+def similar_pairs(
+    columns: RankedColumns, names: Sequence[str], threshold: float, min_valid: int
+) -> Found:
+    """Every pair of `names` whose |rho| reaches `threshold`, with its rho.
+
+    All pairs are first measured by the columns' own ranks, which is exact for complete columns and
+    misses others by a few hundredths; those that may reach the threshold are then ranked alone. In
+    a small table all pairs with missing cells are.
+    """
+    names = in_order(names, columns)
+    incomplete = sum(not columns.is_complete(name) for name in names)
+    is_small = incomplete * len(names) * columns.n_rows <= _SMALL_CELLS
+    margin = math.inf if is_small else _OWN_RANKS_MISS
+
+    def read(part: Sequence[str], rows: slice) -> tuple[Floats, NDArray[np.bool_]]:
+        ranks = np.stack([columns.of(name)[rows] for name in part])
+        return _scores(ranks, [columns.facts[name].n_valid for name in part])[:, None], is_valid(
+            ranks
+        )
+
+    for left, right, sums in all_pairs(names, columns.n_rows, 1, read):
+        whole = all(columns.is_complete(name) for name in (*left, *right))
+        low = threshold - (1e-9 if whole else margin)
+        may_reach = (np.abs(sums.correlation()) >= low) & (sums.count >= min_valid)
+        for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
+            rho = spearman(columns.of(left[i]), columns.of(right[j]), min_valid)
+            if abs(rho) >= threshold:
+                yield left[i], right[j], rho
+
+
+def _scores(ranks: NDArray[np.int32], n_valid: Sequence[int]) -> Floats:
+    """Centred ranks (b, n) on the scale of u, 0 (the mean rank) where missing."""
+    scores = np.where(is_valid(ranks), ranks, 0) / (2 * np.maximum(n_valid, 1))[:, None]
+    return np.asarray(scores, dtype=np.float64)
+
+
+# HSIC and RDC
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Functions of one column: valid (n,), kernel (K, n), one (d, n) for each draw of RDC."""
+
+    valid: NDArray[np.bool_]
+    kernel: Floats
+    own_hsic: float
+    canonical: list[Floats]
+
+
+class Nonlinear:
+    """The fused similarity of pass 4 for pairs of columns.
+
+    Parameters
+    ----------
+    columns
+        The ranked input.
+    rows
+        Sorted positions of the rows pass 4 looked at; None for all.
+    options
+        Weights, seeds, degree and fewest common rows.
+    """
+
+    def __init__(
+        self, columns: RankedColumns, rows: NDArray[np.int64] | None, options: Options
+    ) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.options = options
+        self.n_rows = columns.n_rows if rows is None else len(rows)
+        self.draws = rdc_draws(options.seed, options.rdc_seeds)
+        width = FUNCTIONS + 4 * (1 if options.rdc_degree else len(self.draws))
+        held = max(4, _CACHE_BYTES // (8 * self.n_rows * width))
+        self._features = lru_cache(maxsize=held)(self._work_out)
+
+    def similarity(self, first: str, second: str) -> float:
+        """The fused similarity of two columns; NaN where a measure is undefined."""
+        left, right = self._features(first), self._features(second)
+        joint = left.valid & right.valid
+        if np.count_nonzero(joint) < self.options.min_valid:
+            return math.nan
+        hsic = _hsic(left, right, joint) if self.options.w_hsic > 0 else 0.0
+        rdc = _rdc(left, right, joint) if self.options.w_rdc > 0 else 0.0
+        return float(self._fused(hsic, rdc))
+
+    def similar_pairs(self, names: Sequence[str], threshold: float) -> Found:
+        """Every pair of `names` whose similarity reaches `threshold`, with it.
+
+        RDC is 1 at most, so HSIC alone tells which pairs may reach the threshold.
+        """
+        names = in_order(names, self.columns)
+        own = {name: self._own_hsic(name) for name in names}
+        root = _kernel_root(_COARSE)
+
+        def read(part: Sequence[str], rows: slice) -> tuple[Any, NDArray[np.bool_]]:
+            ranks = np.stack([self._ranks(name)[rows] for name in part])
+            valid = is_valid(ranks)
+            argument = 2 * _scores(ranks, [self.columns.facts[name].n_valid for name in part])
+            functions = np.matmul(root.T, _psi(argument).transpose(1, 0, 2))
+            return (functions * valid[:, None]).astype(np.float32), valid
+
+        for left, right, sums in all_pairs(names, self.n_rows, root.shape[1], read):
+            norms = np.sqrt(np.outer([own[a] for a in left], [own[b] for b in right]))
+            squares = (sums.covariance() ** 2).sum(axis=(2, 3))
+            hsic = np.minimum(squares / np.where(norms > 0, norms, 1) + _COARSE_MISS, 1)
+            may_reach = (self._fused(hsic, 1.0) >= threshold) & (norms > 0)
+            for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
+                value = self.similarity(left[i], right[j])
+                if value >= threshold:
+                    yield left[i], right[j], value
+
+    def _ranks(self, name: str) -> NDArray[np.int32]:
+        """Ranks of a column among all its rows, on the rows of pass 4."""
+        ranks = self.columns.of(name)
+        return ranks if self.rows is None else ranks[self.rows]
+
+    def _fused(self, hsic: Any, rdc: Any) -> Any:
+        w_hsic, w_rdc = self.options.w_hsic, self.options.w_rdc
+        return (w_hsic * hsic + w_rdc * rdc) / (w_hsic + w_rdc)
+
+    def _argument(self, name: str) -> tuple[NDArray[np.bool_], Floats]:
+        """Which rows are valid, and 2 u - 1 on them."""
+        ranks = self._ranks(name)
+        valid = is_valid(ranks)
+        return valid, ranks[valid] / max(1, self.columns.facts[name].n_valid)
+
+    def _own_hsic(self, name: str) -> float:
+        _, argument = self._argument(name)
+        kernel = _kernel_functions(argument)
+        return float((_covariance(kernel, kernel) ** 2).sum())
+
+    def _work_out(self, name: str) -> _Features:
+        valid, argument = self._argument(name)
+
+        def spread(functions: Floats) -> Floats:
+            everywhere = np.zeros((len(functions), len(valid)))
+            everywhere[:, valid] = functions
+            return everywhere
+
+        kernel = _kernel_functions(argument)
+        return _Features(
+            valid=valid,
+            kernel=spread(kernel),
+            own_hsic=float((_covariance(kernel, kernel) ** 2).sum()),
+            canonical=[spread(_orthonormal(f)) for f in self._random_features(argument)],
+        )
+
+    def _random_features(self, argument: Floats) -> Iterator[Floats]:
+        """The functions whose span RDC looks at, (m, n) for each draw; `argument` is 2 u - 1."""
+        if self.options.rdc_degree is not None:
+            yield _psi(argument)[: self.options.rdc_degree]
+            return
+        u = (argument + 1) / 2
+        for w, b in self.draws:
+            yield np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None]))
+
+
+def _psi(argument: Floats) -> Floats:
+    """Orthonormal Legendre functions 1 to 12 at 2 u - 1: (12, ...)."""
+    values = np.moveaxis(legendre.legvander(argument, FUNCTIONS), -1, 0)
+    degrees = np.arange(FUNCTIONS + 1).reshape(-1, *[1] * argument.ndim)
+    return np.asarray((values * np.sqrt(2 * degrees + 1))[1:])
+
+
+@lru_cache
+def _kernel_root(smallest: float) -> Floats:
+    """A (12, K) with A A' the Gaussian kernel's coefficients.
+
+    Directions of less than `smallest` times the largest weight are left out.
+    """
+    nodes, weights = legendre.leggauss(80)
+    u, weights = (nodes + 1) / 2, weights / 2
+    kernel = np.exp(-0.5 * ((u[:, None] - u) / BANDWIDTH) ** 2)
+    weighted = _psi(nodes) * weights
+    values, vectors = np.linalg.eigh(weighted @ kernel @ weighted.T)
+    large = values > smallest * values[-1]
+    return np.asarray(vectors[:, large] * np.sqrt(values[large]))
+
+
+def _kernel_functions(argument: Floats) -> Floats:
+    """Functions (K, n) whose squared covariances add up to HSIC."""
+    return np.asarray(_kernel_root(1e-9).T @ _psi(argument))
+
+
+def _covariance(left: Floats, right: Floats) -> Floats:
+    """Of functions (K, n) and (L, n): (K, L)."""
+    n = max(1, left.shape[1])
+    means = np.outer(left.sum(axis=1) / n, right.sum(axis=1) / n)
+    return np.asarray(left @ right.T / n - means)
+
+
+def _hsic(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
+    scale = math.sqrt(left.own_hsic * right.own_hsic)
+    if scale <= 0:
+        return math.nan
+    between = _covariance(left.kernel[:, joint], right.kernel[:, joint])
+    return min(1.0, float((between**2).sum()) / scale)
+
+
+def _rdc(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
+    """Largest canonical correlation, the median over the draws."""
+    values = []
+    for first, second in zip(left.canonical, right.canonical, strict=True):
+        if 0 in (len(first), len(second)):
+            return math.nan
+        between = _covariance(first[:, joint], second[:, joint])
+        values.append(min(1.0, float(np.linalg.norm(between, 2))))
+    return float(np.median(values))
+
+
+def _orthonormal(features: Floats) -> Floats:
+    """Centred functions (d, n) of unit variance with the span of `features` (m, n).
+
+    Orthogonalisation with pivoting, stopped at the relative tolerance of R's ``cancor``; none for
+    a constant.
+    """
+    m, n = features.shape
+    if n == 0:
+        return features[:0]
+    residual = features - features.mean(axis=1, keepdims=True)
+    # A constant's features differ from their mean by rounding alone.
+    smallest = 1e-13 * math.sqrt(n) * float(np.abs(features).max())
+    found: list[Floats] = []
+    while len(found) < m:
+        norms = np.sqrt(np.einsum("mn,mn->m", residual, residual))
+        pivot = int(np.argmax(norms))
+        if norms[pivot] <= smallest:
+            break
+        if not found:
+            smallest = max(smallest, RDC_TOLERANCE * float(norms[pivot]))
+        direction = residual[pivot] / norms[pivot]
+        for earlier in found:
+            direction = direction - (direction @ earlier) * earlier
+        direction /= np.linalg.norm(direction)
+        residual -= np.outer(residual @ direction, direction)
+        found.append(direction)
+    return np.stack(found) * math.sqrt(n) if found else features[:0]
+
+
+# VIF
+
+
+def score_gram(columns: RankedColumns, names: Sequence[str]) -> Floats:
+    """Cosines (p, p) of the rank scores, missing cells at the mean rank; 0 beside a constant."""
+    rows = [columns.index[name] for name in names]
+    n_valid = [columns.facts[name].n_valid for name in names]
+    gram = np.zeros((len(names), len(names)))
+    for start in range(0, columns.n_rows, _ROWS_AT_ONCE):
+        scores = _scores(columns.ranks[rows, start : start + _ROWS_AT_ONCE], n_valid)
+        gram += scores @ scores.T
+    norms = np.sqrt(np.diag(gram))
+    norms[norms == 0] = 1
+    return np.asarray(gram / np.outer(norms, norms))
