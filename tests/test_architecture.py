@@ -244,6 +244,15 @@ def test_the_package_is_typed_for_its_users() -> None:
     assert "py.typed" in setup_cfg()["options.package_data"]["dpipe"]
 
 
+def test_every_file_of_the_package_is_installed() -> None:
+    patterns = setup_cfg()["options.package_data"]
+    for path in PACKAGE.rglob("*"):
+        if path.is_dir() or path.suffix in {".py", ".pyc"}:
+            continue
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        assert any(path.match(pattern) for pattern in patterns.get(package, "").split()), path
+
+
 def test_tests_mirror_modules() -> None:
     # A test file named after a module that is gone tests nothing that anybody would look for.
     for path in (ROOT / "tests").glob("test_kernels_*.py"):
