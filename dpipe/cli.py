@@ -23,6 +23,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -440,7 +441,8 @@ def _settle(
     if beside["verbose"] and beside["quiet"]:
         raise InputError("give --verbose or --quiet, not both.")
     named = (*sources, *line.get("parquet_glob", ()))
-    _prepare_libraries(bool(beside["verbose"]))
+    if not beside["verbose"]:
+        _silence_libraries()
     return _Request(
         options=options_from(merged),
         sources=named or tuple(beside["parquet_glob"] or ()),
@@ -592,12 +594,16 @@ def _whole_number(text: str | None, option: str) -> int | None:
     return int(value)
 
 
-def _prepare_libraries(verbose: bool) -> None:
-    """Keep libraries from writing between the lines of the progress, unless asked for."""
-    if verbose:
-        return
-    for name in ("distributed", "tornado", "asyncio", "bokeh"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def _silence_libraries() -> None:
+    """Keep libraries from writing between the lines of the progress, until the command ends."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio", "bokeh")]
+    ctx = click.get_current_context()
+    for logger in loggers:
+        ctx.call_on_close(functools.partial(logger.setLevel, logger.level))
+        logger.setLevel(logging.CRITICAL)
+    if not sys.warnoptions:
+        ctx.with_resource(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
 
 
 def _need_sources(request: _Request) -> tuple[str, ...]:
@@ -661,6 +667,9 @@ def run(
             observers=(progress,),
             storage_options=request.storage_options,
         )
+        from dpipe.report import write_report  # takes a second to import: not before it is due
+
+        write_report(request.output_dir)
     progress.summary(selection.decisions)
     if request.verbosity >= 0:
         _final_words(selection, request.output_dir)
@@ -868,13 +877,15 @@ def _reduce(
     options = Options(coerce_strings=coerce)
     table = open_table(sources, options=options, storage_options=storage_options)
     there = {column.name for column in table.columns}
-    missing = [name for name in selected if name not in there]
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"the new data lacks column {missing[0]!r}{others} of the {len(selected)} that "
-            f"{os.path.join(folder, 'selected.txt')} lists."
-        )
+    for file in table.files:
+        lacking = set(selected) - there | set(table.lacks(file))
+        missing = [name for name in selected if name in lacking]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{file.path} lacks column {missing[0]!r}{others} of the {len(selected)} that "
+                f"{os.path.join(folder, 'selected.txt')} lists."
+            )
     carried = [d.column for d in done.read_decisions() if d.decision != "dropped"]
     names = [name for name in carried if name in there]
     copy_columns(table, names, output, storage_options=storage_options)
@@ -895,7 +906,7 @@ def report(folder: str, output: str | None, verbose: bool | None) -> None:
     """Render the page of the finished run in DIR again."""
     from dpipe.report import write_report
 
-    click.echo(str(write_report(folder, output or os.path.join(folder, "report.html"))))
+    click.echo(str(write_report(folder, output)))
 
 
 @main.command(
@@ -923,11 +934,10 @@ def verify(
     verbose: bool | None,
 ) -> None:
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
-    from dpipe.verify import verify_run
+    from dpipe.verify import verify as recompute
 
-    for line in verify_run(
-        folder, sources or None, storage_options=_storage_options(storage_options) or None
-    ):
+    made = recompute(folder, sources or None, _storage_options(storage_options) or None)
+    for line in made.lines:
         click.echo(line)
 
 
@@ -950,16 +960,18 @@ def doctor(given: dict[str, Any], sources: tuple[str, ...], config: str | None) 
     from dpipe.progress import Progress
 
     place = None
-    with Progress(request.verbosity) as progress:
-        findings = examine(
-            request.options,
-            request.sources,
-            storage_options=request.storage_options,
-            emit=progress,
-        )
-        for finding in findings:
-            if finding.place != place:
-                place = finding.place
-                progress.line(place)
-            mark = "!" if finding.problem else " "
-            progress.line(f"{mark} {finding.subject:<12} {finding.text}")
+    progress = Progress(request.verbosity)
+    findings = examine(
+        request.options,
+        request.sources,
+        storage_options=request.storage_options,
+        emit=progress,
+    )
+    for finding in findings:
+        if request.verbosity < 0 and not finding.problem:
+            continue
+        if finding.place != place:
+            place = finding.place
+            progress.line(place)
+        mark = "!" if finding.problem else " "
+        progress.line(f"{mark} {finding.subject:<12} {finding.text}")

@@ -36,6 +36,7 @@ from dpipe.model import (
 )
 from dpipe.plan import gib
 
+_WAITING = "opening the input"
 _REASONS_SHOWN = 4
 _PIPED_WIDTH = 200  # a table in a log is not folded to the 80 columns nobody looks at it in
 
@@ -120,6 +121,7 @@ class Progress:
                 console=self.console,
                 refresh_per_second=5,
             )
+            self._task = self._bars.add_task(_WAITING, total=None)
             self._bars.start()
         return self
 
@@ -186,13 +188,23 @@ class Progress:
     def _pass_started(self, event: PassStarted) -> None:
         self._pass_name = event.name
         if self._bars is not None:
-            self._task = self._bars.add_task(_title(event), total=None, memory=self._memory)
+            self._begin(self._bars, _title(event))
+
+    def _begin(self, bars: Bars, title: str) -> TaskID:
+        """Begin a line; the one that only said to wait becomes it."""
+        if self._task is None:
+            self._task = bars.add_task(title, total=None)
+        bars.update(self._task, description=title, memory=self._memory)
+        return self._task
 
     def _stage_started(self, event: StageStarted) -> None:
-        if self._bars is not None and self._task is not None:
+        if self._bars is not None:
             # Tasks of a stage are called after their pass, which the line names already.
             stage = printable(event.name).removesuffix(f"-{self._pass_name}")
-            self._bars.reset(self._task, total=event.tasks, stage=stage, memory=self._memory)
+            # A matrix without a selection has stages, but no pass.
+            task = self._task if self._pass_name else self._begin(self._bars, "computing")
+            if task is not None:
+                self._bars.reset(task, total=event.tasks, stage=stage, memory=self._memory)
         if self._verbosity > 0:
             self.line(f"  {event.name}: {counted(event.tasks, 'task')}", style="dim")
 
@@ -201,9 +213,8 @@ class Progress:
         if self._bars is None:
             self.line(f"{_title(event)} {_outcome(event)}")
             return
-        if self._task is None:
-            self._task = self._bars.add_task(_title(event), total=1)
-        self._bars.update(self._task, total=1, completed=1, status=_outcome(event))
+        task = self._begin(self._bars, _title(event))
+        self._bars.update(task, total=1, completed=1, status=_outcome(event))
         self._task = None
 
     def _memory_read(self, event: MemoryRead) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from conftest import why_no_gpu
 
 from dpipe.cli import SECTIONS, main
 from dpipe.config import Options
@@ -34,9 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--workers", "1", "--device", "cpu")
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    """A folder of two files: an identifier, twelve columns of which four say nothing new."""
+def write_table(folder: Path) -> Path:
+    """Two files of an identifier and twelve columns, four of which say nothing new."""
     rng = np.random.default_rng(1)
     data = {f"x{i}": rng.normal(size=300) for i in range(8)}
     data["twice x0"] = 2 * data["x0"]
@@ -44,11 +45,15 @@ def table(tmp_path: Path) -> Path:
     data["square of x2"] = data["x2"] ** 2
     data["constant"] = np.ones(300)
     whole = pa.table({"mol_id": [f"m{i}" for i in range(300)], **data})
-    folder = tmp_path / "data"
     folder.mkdir()
     pq.write_table(whole.slice(0, 200), folder / "part-0.parquet")
     pq.write_table(whole.slice(200), folder / "part-1.parquet")
     return folder
+
+
+def write_part(folder: Path) -> None:
+    """One small file of two columns."""
+    pq.write_table(pa.table({"x": np.arange(5.0), "y": np.arange(5.0)}), folder / "a.parquet")
 
 
 def invoke(*words: object) -> Result:
@@ -460,3 +465,269 @@ def test_importing_the_command_line_is_cheap() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout == "[]\n"
+
+
+# Whole runs of the real program
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A finished run: its table, its folder and what it said."""
+    place = tmp_path_factory.mktemp("finished")
+    data = write_table(place / "data")
+    done = program("run", "data", "--output-dir", "out", *SMALL, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return data, place / "out", done.stdout
+
+
+Finished = tuple[Path, Path, str]
+
+
+def test_a_run_says_what_it_did_and_what_to_do_next(finished: Finished) -> None:
+    _, out, said = finished
+    lines = said.splitlines()
+    assert lines[0].startswith("300 rows x 12 numeric columns; 1 worker on the CPU")
+    assert lines[1].startswith("plan: ")
+    passes = [line.split()[2] for line in lines if line.startswith("pass ")]
+    assert passes == ["prepare", "spearman", "vif", "nonlinear"]
+    selected = (out / "selected.txt").read_text().splitlines()
+    assert f"{len(selected)} of 12 numeric columns kept." in lines
+    assert lines[-1].endswith("dpipe verify out")
+    for line in lines[-4:-1]:
+        assert (out.parent / line.split()[0]).is_file()
+
+
+def test_the_same_command_continues(finished: Finished) -> None:
+    _, out, _ = finished
+    before = (out / "selected.txt").read_text()
+    done = program("run", "data", "--output-dir", "out", *SMALL, cwd=out.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("from the checkpoint") == 4
+    assert (out / "selected.txt").read_text() == before
+
+
+def test_quiet_says_nothing(finished: Finished) -> None:
+    _, out, _ = finished
+    done = program("run", "data", "--output-dir", "out", "--quiet", *SMALL, cwd=out.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_apply_keeps_what_the_run_did_not_drop(finished: Finished, tmp_path: Path) -> None:
+    data, out, _ = finished
+    new = data / "part-1.parquet"
+    result = invoke("apply", out, new, "--output", tmp_path / "reduced.parquet")
+    assert result.exit_code == 0, result.stderr
+    reduced = pq.read_table(tmp_path / "reduced.parquet")
+    selected = (out / "selected.txt").read_text().splitlines()
+    assert reduced.column_names == ["mol_id", *selected]
+    assert reduced.equals(pq.read_table(new, columns=reduced.column_names))
+    again = invoke("apply", out, new, "--output", tmp_path / "reduced.parquet")
+    assert again.exit_code == 2
+    assert "reduced.parquet" in one_sentence(again.stderr)
+
+
+def test_apply_names_the_column_that_is_not_there(finished: Finished, tmp_path: Path) -> None:
+    data, out, _ = finished
+    whole = pq.read_table(data / "part-0.parquet")
+    pq.write_table(whole, tmp_path / "whole.parquet")
+    pq.write_table(whole.drop_columns(["x5", "x6"]), tmp_path / "without.parquet")
+    for sources in (["without.parquet"], ["whole.parquet", "without.parquet"]):
+        paths = [tmp_path / source for source in sources]
+        result = invoke("apply", out, *paths, "--output", tmp_path / "reduced.parquet")
+        assert result.exit_code == 2
+        sentence = one_sentence(result.stderr)
+        assert "without.parquet lacks column 'x5' and 1 more of the" in sentence
+        assert not (tmp_path / "reduced.parquet").exists()
+
+
+@pytest.mark.parametrize("command", ["apply", "report", "verify"])
+def test_a_folder_that_is_no_run_is_one_sentence(
+    command: str, tmp_path: Path, finished: Finished
+) -> None:
+    data, _, _ = finished
+    more = [data, "--output", tmp_path / "y.parquet"] if command == "apply" else []
+    result = invoke(command, tmp_path / "nowhere", *more)
+    assert result.exit_code == 2
+    assert "nowhere" in one_sentence(result.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_renders_the_page_again(finished: Finished, tmp_path: Path) -> None:
+    _, out, _ = finished
+    result = invoke("report", out, "--output", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    assert "<html" in (tmp_path / "page.html").read_text()
+
+
+def test_verify_accepts_a_true_run_and_refuses_a_false_one(
+    finished: Finished, tmp_path: Path
+) -> None:
+    _, out, _ = finished
+    done = program("verify", "out", cwd=out.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    forged = tmp_path / "forged"
+    shutil.copytree(out, forged)
+    (forged / "selected.txt").write_text("x0\n")
+    done = program("verify", forged, cwd=out.parent)
+    assert done.returncode == 2
+    one_sentence(done.stderr)
+
+
+def test_similarity_writes_the_matrix_and_its_names(finished: Finished, tmp_path: Path) -> None:
+    data, _, _ = finished
+    output = tmp_path / "rho.npy"
+    words = ("similarity", data, "--measure", "spearman", "--output", output, *SMALL)
+    done = program(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    values = np.load(output, allow_pickle=False)
+    names = (tmp_path / "rho_columns.txt").read_text().splitlines()
+    assert values.shape == (12, 12)
+    assert values[names.index("x0"), names.index("twice x0")] == pytest.approx(1)
+    assert "12 x 12 columns" in done.stdout
+
+
+def test_plan_runs_nothing_and_prints_passes(finished: Finished, tmp_path: Path) -> None:
+    data, _, _ = finished
+    done = program("plan", data, "--workers", "2", "--passes", "1,2", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "300 rows x 12 numeric columns on 2 workers" in done.stdout
+    assert re.search(r"^1 prepare +\d+ ", done.stdout, flags=re.MULTILINE)
+    assert not re.search(r"^3 vif", done.stdout, flags=re.MULTILINE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_refuses_what_cannot_fit(tmp_path: Path) -> None:
+    words = "plan --rows 120e9 --columns 1800 --workers 2 --memory-limit 1GiB"
+    result = invoke(*words.split())
+    assert result.exit_code == 3
+    assert "--memory-limit" in one_sentence(result.stderr)
+
+
+def test_a_reader_who_leaves_early_is_no_error(finished: Finished) -> None:
+    data, _, _ = finished
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m dpipe plan {data} | true; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_doctor_looks_here_and_at_the_worker(finished: Finished, tmp_path: Path) -> None:
+    data, _, _ = finished
+    done = program("doctor", data, "--scratch-dir", tmp_path, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("distributed", "BLAS", "scratch", "nanny", "worker 0", "as on the client"):
+        assert word in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+# Bad input: one sentence, exit code 2, nothing half written
+
+
+def corrupt(folder: Path) -> None:
+    (folder / "text.parquet").write_text("this is no Parquet file, whatever its name says")
+
+
+def no_rows(folder: Path) -> None:
+    pq.write_table(pa.table({"x": pa.array([], pa.float64())}), folder / "empty.parquet")
+
+
+def no_numbers(folder: Path) -> None:
+    pq.write_table(pa.table({"name": ["a", "b"]}), folder / "names.parquet")
+
+
+def nothing(folder: Path) -> None:
+    """Leave the folder empty."""
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "says"),
+    [
+        (nothing, "nowhere.parquet", "nowhere.parquet"),
+        (nothing, "input", "input"),
+        (nothing, "input/*.parquet", "input/*.parquet"),
+        (corrupt, "input/text.parquet", "text.parquet"),
+        (no_rows, "input", "no rows"),
+        (no_numbers, "input", "no numeric column"),
+        (write_part, "input --device tpu", "--device"),
+        (write_part, "input --keep MolWt", "'MolWt'"),
+        (write_part, "input --id-columns x99", "'x99'"),
+        (write_part, "input --device gpu", "--device gpu"),
+        (write_part, "input --scheduler-file nowhere.json", "nowhere.json"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    make: Callable[[Path], None], words: str, says: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    make(folder)
+    if "--device gpu" in words and why_no_gpu() is None:
+        pytest.skip("there is a GPU")
+    done = program("run", *words.split(), "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in one_sentence(done.stderr)
+    left = [path for path in tmp_path.rglob("*") if folder not in (path, *path.parents)]
+    assert [path for path in left if path.is_file()] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders of Windows have other rights")
+def test_an_output_folder_that_cannot_be_written_is_one_sentence(
+    finished: Finished, tmp_path: Path
+) -> None:
+    data, _, _ = finished
+    (tmp_path / "file").write_text("in the way")
+    done = program("run", data, "--output-dir", "file", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "file" in one_sentence(done.stderr)
+    done = program("run", data, "--output-dir", "/proc/dpipe", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "/proc/dpipe" in one_sentence(done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_scheduler_that_does_not_answer_has_exit_code_3(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpipe import session
+
+    data, _, _ = finished
+    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
+    address = "tcp://127.0.0.1:1"
+    result = invoke("run", data, "--output-dir", tmp_path / "out", "--scheduler", address)
+    assert result.exit_code == 3
+    assert address in one_sentence(result.stderr)
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_continues(number: signal.Signals, tmp_path: Path) -> None:
+    write_table(tmp_path / "data")
+    words = [sys.executable, "-m", "dpipe", "run", "data", "--output-dir", "out", *SMALL]
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()  # the workers are up
+    os.killpg(process.pid, number)  # as a terminal does: the workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    if number == signal.SIGINT:  # a worker that gets SIGTERM itself says so
+        assert errors == "interrupted; run the same command again to continue\n"
+    assert not (tmp_path / "out" / "selected.txt").exists()
+    done = program(*words[3:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "selected.txt").exists()
