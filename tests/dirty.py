@@ -12,19 +12,29 @@ import datetime
 import decimal
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.parquet import encryption
 
 from dpipe.config import Options
 from dpipe.model import Role
 
 NAN, INF = math.nan, math.inf
+
+
+def write(path: Path, **columns: Any) -> Path:
+    """Write columns as one file of small row groups, with page checksums."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=4, write_page_checksum=True)
+    return path
 
 
 @dataclass(frozen=True)
@@ -318,6 +328,22 @@ ODD_PATHS = (
     "short.parq",
     "shorter.pq",
 )
+
+
+@contextmanager
+def memory_files() -> Iterator[MemoryFileSystem]:
+    """The file system behind memory:// URLs, empty before and after."""
+    system = fsspec.filesystem("memory")
+
+    def clear() -> None:
+        system.store.clear()
+        system.pseudo_dirs[:] = [""]
+
+    clear()
+    try:
+        yield system
+    finally:
+        clear()
 
 
 def broken_files(folder: Path) -> dict[Path, str]:

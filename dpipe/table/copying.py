@@ -234,7 +234,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     layout = table.layouts[file.layout]
     if any(name in layout.leaves for name in names):
-        with decoder(file, layout, storage_options) as source:
+        with decoder(file, layout, storage_options, streamed=True) as source:
             yield from source.batches(names, rows)
         return
     for start in range(0, file.n_rows, rows):

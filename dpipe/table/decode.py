@@ -43,9 +43,13 @@ class Part:
 
 @contextmanager
 def decoder(
-    file: TableFile, layout: Layout, storage_options: StorageOptions = None
+    file: TableFile,
+    layout: Layout,
+    storage_options: StorageOptions = None,
+    *,
+    streamed: bool = False,
 ) -> Iterator[Decoder]:
-    """An open `Decoder` of a file of a table.
+    """An open `Decoder` of a file of a table; `streamed` suits `Decoder.batches`.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def decoder(
     with ExitStack() as stack:
         try:
             source = stack.enter_context(open_file(file.path, storage_options))
-            reader = open_part(file.path, source, file.footer_hash)
+            reader = open_part(file.path, source, file.footer_hash, streamed=streamed)
         except STORAGE_ERRORS as error:
             raise BadFile(file.path, reason_of(error)) from error
         yield Decoder(file, layout, reader)

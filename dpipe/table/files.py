@@ -34,6 +34,7 @@ STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
 
 _TAIL = 64 * 1024
+_STREAM = 256 * 1024
 _GLOB = re.compile(r"[*?\[]")
 _PAUSES = (0.2, 1.0, None)
 """Seconds between tries of a remote read; None: give up."""
@@ -394,11 +395,14 @@ def read_footer(path: str, storage_options: StorageOptions = None) -> Footer:
         raise BadFile(path, reason_of(error)) from error
 
 
-def open_part(path: str, source: pa.NativeFile, digest: str) -> ParquetReader:
+def open_part(
+    path: str, source: pa.NativeFile, digest: str, *, streamed: bool = False
+) -> ParquetReader:
     """The Parquet reader of an open file whose footer must still have the hash `digest`.
 
     The reader below `pyarrow.parquet.ParquetFile` is used, because that class spends longer on a
     table of names than the reader on the footer, and because it selects columns by position.
+    With `streamed` a local file is read a little at a time instead of whole column chunks.
 
     Raises
     ------
@@ -408,12 +412,14 @@ def open_part(path: str, source: pa.NativeFile, digest: str) -> ParquetReader:
     raw = _footer_bytes(path, source, source.size())
     if hashlib.sha256(raw).hexdigest() != digest:
         raise changed(path)
+    local = isinstance(source, pa.OSFile)
     reader = ParquetReader()
     reader.open(
         source,
         metadata=_parse(path, raw).metadata,
         page_checksum_verification=True,
-        pre_buffer=not isinstance(source, pa.OSFile),
+        pre_buffer=not local,
+        buffer_size=_STREAM if streamed and local else 0,
     )
     return reader
 

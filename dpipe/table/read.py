@@ -136,7 +136,7 @@ class _Filler:
         self.names = list(names)
         self._place = {name: place for place, name in enumerate(names)}
         self._text = set(text)
-        self._counts = np.zeros((4, len(names)), dtype=np.int64)
+        self._counts = [(0, 0, 0, 0)] * len(names)
         self._row = 0
         try:
             self._values = np.empty((len(names), n), dtype=np.float64)
@@ -156,14 +156,18 @@ class _Filler:
             row = self._row + part.offset
             for chunk in column.chunks:
                 out = self._values[place, row : row + len(chunk)]
-                self._counts[:, place] += fill_float64(out, chunk)
+                self._count(place, fill_float64(out, chunk))
                 row += len(chunk)
 
     def lack(self, names: Sequence[str], count: int) -> None:
         """Mark the rows of a file that does not have these columns."""
         for name in names:
             self._values[self._place[name], self._row : self._row + count] = math.nan
-            self._counts[0, self._place[name]] += count
+            self._count(self._place[name], (count, 0, 0, 0))
+
+    def _count(self, place: int, more: Sequence[int]) -> None:
+        null, nan, inf, rounded = self._counts[place]
+        self._counts[place] = (null + more[0], nan + more[1], inf + more[2], rounded + more[3])
 
     def advance(self, count: int) -> None:
         """The next file begins `count` rows on."""
@@ -171,5 +175,5 @@ class _Filler:
 
     def block(self) -> Block:
         """The finished block."""
-        null, nan, inf, rounded = self._counts
+        null, nan, inf, rounded = np.array(self._counts, dtype=np.int64).reshape(-1, 4).T.copy()
         return Block(self._values, null, nan, inf, rounded)

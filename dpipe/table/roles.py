@@ -190,7 +190,8 @@ class Roles:
         if not names or not file.n_rows:
             return
         group = next(i for i, rows in enumerate(file.row_groups) if rows)
-        with decoder(file, self._layouts[file.layout], self._storage_options) as source:
+        layout = self._layouts[file.layout]
+        with decoder(file, layout, self._storage_options, streamed=True) as source:
             for batch in source.batches(names, _SAMPLE_ROWS, [group]):
                 for name in names:
                     filled, failed = count_numbers(pa.chunked_array([batch.column(name)]))
