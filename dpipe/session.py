@@ -19,6 +19,7 @@ instead of keeping it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import importlib.util
@@ -35,6 +36,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import Any
@@ -44,7 +46,10 @@ import psutil
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, SpecCluster, WorkerPlugin
+from distributed.comm.core import connect
+from distributed.deploy.cluster import Cluster
 from distributed.diagnostics import nvml
+from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.config import Options
@@ -63,6 +68,8 @@ PROBE_SECONDS = 20.0
 """How long a look at every worker may take."""
 GRACE_SECONDS = 2.0
 """How long an owned worker may take to stop what it is doing before it is killed."""
+DASHBOARD_PORT = 8787
+"""Where people look for the dashboard; another one is taken when it is not free."""
 CLOSE_SECONDS = 15.0
 """How long an owned cluster may take to end before its processes are killed."""
 
@@ -83,7 +90,7 @@ ONE_THREAD = dict.fromkeys(
 # connections (both OSError) and a client or loop that has been closed (RuntimeError).
 _CLUSTER_ERRORS = (OSError, TimeoutError, RuntimeError)
 
-_Connection = Client | str | os.PathLike[str]
+_Connection = Client | Cluster | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -271,10 +278,11 @@ class Session:
         self._began = time.monotonic()
         self._closed = False
         self.device = device or "unknown"
+        self._address = _scheduler_address(client)
         facts = self._expect(owned.n_workers if owned else 1, time.monotonic() + PROBE_SECONDS)
         if not facts:
             raise ResourceError(
-                f"no worker of {_scheduler_address(client)} answers within {PROBE_SECONDS:g} s; "
+                f"no worker of {self._address} answers within {PROBE_SECONDS:g} s; "
                 "look at its log, or start workers anew."
             )
         self.device = device or _choose_attached_device(options.device, facts, emit)
@@ -351,7 +359,7 @@ class Session:
         try:
             answers = _within(self.client, seconds, "run", _look, gpu=gpu, on_error="return")
         except _CLUSTER_ERRORS as error:
-            self._warn(f"the workers did not answer within {seconds:g} s ({_first_line(error)}).")
+            self._warn(f"the workers do not answer ({_first_line(error)}).")
             return ()
         missing = next((a for a in answers.values() if isinstance(a, ModuleNotFoundError)), None)
         if missing is not None:
@@ -412,7 +420,7 @@ class Session:
             facts = self._recycle_attached()
         if not facts:
             raise ResourceError(
-                "no worker is left after the restart between passes; "
+                f"no worker of {self._address} answers any more; "
                 "start workers and run the same command again to resume."
             )
         return self._readings("recycled", pass_number, facts)
@@ -436,6 +444,8 @@ class Session:
 
     def _recycle_attached(self) -> tuple[WorkerFacts, ...]:
         before = self.workers()
+        if not before:
+            return before
         without = [f.name for f in before if not f.nanny]
         if without:
             return self._tidy(
@@ -509,7 +519,7 @@ class Session:
         self._pin = name
 
     def _unpin_threads(self) -> None:
-        if self._pin is None:
+        if self._pin is None or self.client.status != "running":
             return
         try:
             _within(self.client, PROBE_SECONDS, "unregister_worker_plugin", self._pin)
@@ -531,7 +541,7 @@ def _wait_for_a_quiet_moment(client: Client) -> None:
     now = time.monotonic()
     recent = [(began, ended) for began, ended in _restarts.get(address, []) if ended + delay > now]
     _restarts[address] = recent
-    away = 2.0 + 2 * max((ended - began for began, ended in recent), default=0.0)
+    away = 1.0 + max((ended - began for began, ended in recent), default=0.0)
     for began, ended in recent:
         if began + delay < time.monotonic() + away:
             time.sleep(max(0.0, ended + delay + 0.5 - time.monotonic()))
@@ -806,14 +816,14 @@ def _worker_folder(local_directory: str | None) -> str:
 
 
 def _free_dashboard_address() -> str:
-    """Port 8787, where people look for the dashboard, or any other when it is taken."""
+    """The usual port, or any other when it is taken."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", 8787))
+            probe.bind(("127.0.0.1", DASHBOARD_PORT))
         except OSError:
             return "127.0.0.1:0"
-    return "127.0.0.1:8787"
+    return f"127.0.0.1:{DASHBOARD_PORT}"
 
 
 @contextlib.contextmanager
@@ -941,8 +951,11 @@ def _connect(connection: _Connection, seconds: float) -> tuple[Client, bool]:
         if connection.status != "running":
             raise InputError(f"the given Dask client is {connection.status}; give a running one.")
         return connection, False
-    address = getattr(connection, "scheduler_address", None) or _address(os.fspath(connection))
+    if isinstance(connection, Cluster):
+        return Client(connection, set_as_default=False), True
+    address = _address(os.fspath(connection))
     try:
+        _knock(address, seconds)
         return Client(address, timeout=seconds, set_as_default=False), True
     except ValueError as error:
         raise InputError(
@@ -950,10 +963,26 @@ def _connect(connection: _Connection, seconds: float) -> tuple[Client, bool]:
             "write it like tcp://host:8786."
         ) from error
     except (OSError, TimeoutError) as error:
+        source = "" if address == connection else f" (the address in {connection})"
         raise ResourceError(
-            f"no Dask scheduler answers at {address} within {seconds:g} s; "
+            f"no Dask scheduler answers at {address}{source} within {seconds:g} s; "
             "check the address and that it runs."
         ) from error
+
+
+def _knock(address: str, seconds: float) -> None:
+    """Raise what is wrong with an address before a client is made for it.
+
+    A client that could not connect is a nuisance until the interpreter ends. The detour through a
+    thread is for callers that run in an event loop, as notebooks do.
+    """
+
+    async def knock() -> None:
+        comm = await connect(address, timeout=seconds, **Security().get_connection_args("client"))
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, knock()).result()
 
 
 def _address(text: str) -> str:
@@ -1048,6 +1077,8 @@ def _release(text: str | None) -> tuple[str, ...]:
 
 def _within(client: Client, seconds: float, method: str, *args: Any, **kwargs: Any) -> Any:
     """Call a method of the client, giving up after `seconds` whatever the cluster does."""
+    if client.scheduler is None:
+        raise ConnectionError("the connection to the scheduler is lost")
     call: Callable[..., Any] = getattr(client, method)
     return client.sync(call, *args, callback_timeout=seconds, **kwargs)
 
