@@ -1,0 +1,69 @@
+"""The page of a finished run: one HTML file, offline, that says what became of every column.
+
+Covers: `write_report`, which renders ``report.html`` from a run folder and nothing else.
+Does not cover: computing anything (see `dpipe.pipeline`) or checking it (see `dpipe.verify`): the
+page shows what the run recorded, and where a run recorded nothing the page says so.
+See also: `dpipe.report.results` (what is read), `dpipe.report.words` (what is said in words),
+`dpipe.report.figures` (what is drawn), `dpipe.report.page` (how it is put together).
+
+The page is untrusted-input safe twice over. Names and texts of the run reach it as escaped HTML or
+as JSON that the page's script puts into text nodes; and a content security policy lets only the
+page's own scripts run, named by their checksums, and forbids every request.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dpipe.report.page import render
+from dpipe.report.results import read_results
+from dpipe.report.write import write_page
+
+REPORT = "report.html"
+"""Name of the page in a run folder."""
+
+__all__ = ["REPORT", "write_report"]
+
+
+def write_report(
+    folder: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> Path:
+    """Render the page of a finished run.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    path
+        The page to write; ``report.html`` of the run folder when None. A page inside the run folder
+        is listed in its manifest with its checksum.
+
+    Returns
+    -------
+    Path
+        Where the page lies.
+
+    Raises
+    ------
+    InputError
+        When the folder holds no finished run, or one of its results cannot be read.
+    ResourceError
+        When the page cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from dpipe.model import Decision
+    >>> from dpipe.runfolder import RunFolder
+    >>> run = RunFolder(tempfile.mkdtemp())
+    >>> run.write_decisions([Decision("MolWt", "double", 9, 0, 0, 0, 9, "kept", None,
+    ...     "no similar column", None, None, None, None, None)])
+    >>> run.write_selected(["MolWt"])
+    >>> run.write_run({})
+    >>> write_report(run.path).name
+    'report.html'
+    """
+    results = read_results(folder)
+    target = Path(path) if path is not None else Path(folder) / REPORT
+    return write_page(folder, target, render(results))

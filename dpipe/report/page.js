@@ -1,0 +1,699 @@
+/* The page's own script: tables, column browser, and what Bokeh's figures show.
+ *
+ * Names and texts of the run reach the document through textContent alone, never as HTML.
+ */
+(() => {
+  "use strict";
+
+  const byId = (id) => document.getElementById(id);
+  const data = JSON.parse(byId("data").textContent);
+  const figures = JSON.parse(byId("figures").textContent);
+  const columns = data.columns;
+  const n = columns.name.length;
+  const lower = columns.name.map((name) => name.toLowerCase());
+
+  // Words and numbers
+
+  const whole = new Intl.NumberFormat("en");
+  const MEASURES = {
+    spearman: "ρ", "hsic+rdc": "HSIC+RDC", hsic: "HSIC", rdc: "RDC", vif: "VIF", r2: "R²",
+    n_valid: "valid", missing_ratio: "missing", normalised_variance: "norm. variance",
+  };
+  const PASSES = { 1: "Prepare", 2: "Spearman", 3: "VIF", 4: "Nonlinear" };
+  // Where the value is not of the pair: how the next column of a chain was found.
+  const PARTNERS = { vif: ", most of which the next column carries", r2: ", the next is its closest part" };
+  const DECISIONS = { kept: "kept", dropped: "dropped", id: "identifier", excluded: "left out", not_numeric: "not numeric" };
+  const MATRICES = { spearman: "Spearman ρ", hsic: "HSIC", rdc: "RDC" };
+
+  const real = (value) => (value === "inf" ? Infinity : value === "-inf" ? -Infinity : value);
+  const text = (coded, i) => (coded.code[i] < 0 ? null : coded.table[coded.code[i]]);
+  const minus = (string) => string.replace(/-/g, "−");
+
+  function digits(value) {
+    value = real(value);
+    if (value === null || value === undefined) return "–";
+    if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+    if (Number.isInteger(value) && Math.abs(value) < 1e7) return minus(whole.format(value));
+    const size = Math.abs(value);
+    if (size >= 1e6 || size < 1e-4) return minus(value.toExponential(2));
+    if (size >= 1e4) return minus(whole.format(Math.round(value)));
+    return minus(size >= 100 ? value.toFixed(1) : String(Number(value.toPrecision(4))));
+  }
+  const similarity = (value) => minus(real(value).toFixed(4));
+  const isSimilarity = (measure) => measure in MATRICES || measure === "hsic+rdc" || measure === "r2";
+  function measured(i) {
+    const value = columns.value[i];
+    if (value === null) return "";
+    const measure = text(columns.measure, i);
+    return `${MEASURES[measure] || measure || ""} ${isSimilarity(measure) ? similarity(value) : digits(value)}`;
+  }
+  const plural = (count, noun) => `${whole.format(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+  const isKept = (i) => text(columns.decision, i) === "kept";
+  const isDropped = (i) => text(columns.decision, i) === "dropped";
+  function missingShare(i) {
+    const missing = columns.missing[i];
+    const all = missing + columns.valid[i];
+    return missing === null ? null : all ? missing / all : 0;
+  }
+  const share = (value) => {
+    if (value === null) return "–";
+    const percent = 100 * value;
+    return `${percent === 0 ? "0" : percent < 0.1 ? "<0.1" : percent.toFixed(1)} %`;
+  };
+
+  /** The column itself, its representative, and so on to one that stayed. */
+  function chain(i) {
+    const steps = [i];
+    while (columns.representative[steps.at(-1)] >= 0 && steps.length <= n) {
+      steps.push(columns.representative[steps.at(-1)]);
+    }
+    return steps;
+  }
+  const root = new Int32Array(n);
+  const stands = Array.from({ length: n }, () => []);
+  for (let i = 0; i < n; i++) {
+    root[i] = chain(i).at(-1);
+    if (root[i] !== i) stands[root[i]].push(i);
+  }
+  // The direct ones first, then the most similar.
+  const rank = (i) => [chain(i).length, -columns.pass[i], isSimilarity(text(columns.measure, i)) ? -Math.abs(real(columns.value[i])) : 0, i];
+  for (const others of stands) {
+    if (others.length < 2) continue;
+    const keys = new Map(others.map((i) => [i, rank(i)]));
+    others.sort((a, b) => {
+      const x = keys.get(a), y = keys.get(b);
+      const k = x.findIndex((part, place) => part !== y[place]);
+      return k < 0 ? 0 : x[k] - y[k];
+    });
+  }
+
+  // Building blocks
+
+  function make(tag, attributes = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name === "class") node.className = value;
+      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (value !== null && value !== undefined) node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+  }
+  const nameOf = (i, tag = "span") => make(tag, { class: "name", title: columns.name[i] }, columns.name[i]);
+
+  const ORDER = new Intl.Collator("en", { numeric: true });
+
+  /** A table of any length: only the rows in sight are in the document. */
+  class DataTable {
+    static ROW = 32;
+
+    constructor(place, { fields, rows, sort, height, search, filter, label, open, noun = "row", more = [] }) {
+      Object.assign(this, { fields, rows, open, noun, search, filter });
+      this.sorted = sort;
+      this.shown = rows;
+      this.selected = -1;
+      this.body = make("tbody");
+      this.heads = fields.map((field, place) =>
+        make("th", { scope: "col", style: `width:${field.width}`, class: field.right ? "right" : "" },
+          make("button", { type: "button", title: field.title, onclick: () => this.sortBy(place) }, field.label)));
+      this.table = make("table", { "aria-label": label }, make("thead", {}, make("tr", {}, ...this.heads)), this.body);
+      this.scroll = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table);
+      this.height = height;
+      this.count = make("p", { class: "count", "aria-live": "polite" });
+      this.query = make("input", { type: "search", placeholder: "Search names", "aria-label": `Search: ${label}`, spellcheck: "false", autocomplete: "off" });
+      this.query.addEventListener("input", () => this.refresh());
+      this.scroll.addEventListener("scroll", () => this.draw(), { passive: true });
+      this.choice = filter ? this.makeFilter(filter) : null;
+      place.replaceChildren(
+        make("div", { class: "tools" }, ...(search ? [this.query] : []), this.choice, ...more, this.count),
+        this.scroll);
+      this.refresh();
+    }
+
+    makeFilter(groups) {
+      const select = make("select", { "aria-label": "Show", onchange: () => this.refresh() });
+      this.tests = [];
+      for (const { label, options } of groups) {
+        const parent = label ? make("optgroup", { label }) : select;
+        for (const option of options) {
+          parent.append(make("option", { value: this.tests.length }, option.label));
+          this.tests.push(option.test);
+        }
+        if (label) select.append(parent);
+      }
+      return select;
+    }
+
+    sortBy(place) {
+      const descending = this.sorted[0] === place ? !this.sorted[1] : Boolean(this.fields[place].falling);
+      this.sorted = [place, descending];
+      this.refresh();
+    }
+
+    refresh() {
+      const words = this.query.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const test = this.choice ? this.tests[Number(this.choice.value)] : null;
+      const shown = this.rows.filter((row) =>
+        (!test || test(row)) && words.every((word) => this.search(row).includes(word)));
+      const [place, descending] = this.sorted;
+      const keys = new Map(shown.map((row) => [row, this.fields[place].key(row)]));
+      const sign = descending ? -1 : 1;
+      // Array.sort is stable, so equal rows stay in the order they have in the input.
+      this.shown = shown.sort((a, b) => {
+        const x = keys.get(a), y = keys.get(b);
+        if (x === null || y === null) return (x === null) - (y === null);
+        return sign * (typeof x === "string" ? ORDER.compare(x, y) : x < y ? -1 : x > y ? 1 : 0);
+      });
+      this.heads.forEach((head, i) => {
+        if (i === place) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        else head.removeAttribute("aria-sort");
+      });
+      const of = this.shown.length === this.rows.length ? "" : ` of ${whole.format(this.rows.length)}`;
+      this.count.textContent = `${whole.format(this.shown.length)}${of} ${this.noun}${this.rows.length === 1 ? "" : "s"}`;
+      this.table.setAttribute("aria-rowcount", this.shown.length + 1);
+      this.scroll.style.height = `${Math.min(this.height, 40 + DataTable.ROW * Math.max(1, this.shown.length) + 2)}px`;
+      this.scroll.scrollTop = 0;
+      this.drawn = null;
+      this.draw();
+    }
+
+    draw() {
+      const first = Math.max(0, Math.floor(this.scroll.scrollTop / DataTable.ROW) - 8);
+      const last = Math.min(this.shown.length, first + Math.ceil(this.height / DataTable.ROW) + 16);
+      if (this.drawn === `${first}-${last}`) return;
+      this.drawn = `${first}-${last}`;
+      if (!this.shown.length) {
+        this.body.replaceChildren(make("tr", {}, make("td", { colspan: this.fields.length, class: "empty" }, "Nothing matches.")));
+        return;
+      }
+      const focused = this.body.contains(document.activeElement) ? document.activeElement.closest("tr").dataset.row : null;
+      const pad = (rows) => make("tr", { class: "pad", "aria-hidden": "true" },
+        make("td", { colspan: this.fields.length, style: `height:${rows * DataTable.ROW}px` }));
+      const lines = [];
+      for (let k = first; k < last; k++) lines.push(this.line(this.shown[k], k));
+      this.body.replaceChildren(pad(first), ...lines, pad(this.shown.length - last));
+      if (focused !== null) this.body.querySelector(`tr[data-row="${focused}"] button`)?.focus({ preventScroll: true });
+    }
+
+    line(row, k) {
+      const cells = this.fields.map((field) => {
+        const content = field.cell(row);
+        const cell = make("td", { class: field.right ? "right" : field.name ? "name" : "" });
+        cell.append(content);
+        if (typeof content === "string" && content.length > 12) cell.title = content;
+        return cell;
+      });
+      const line = make("tr", { class: this.open ? "row" : "", "aria-rowindex": k + 2, "data-row": k,
+        "aria-selected": this.open && this.pick !== undefined && this.pick(row) ? "true" : null }, ...cells);
+      if (this.open) line.addEventListener("click", () => this.open(row));
+      return line;
+    }
+
+    redraw() { this.drawn = null; this.draw(); }
+  }
+
+  const opener = (i, act) => make("button", { type: "button", class: "open", title: columns.name[i],
+    onclick: (event) => { event.stopPropagation(); act(i); } }, columns.name[i]);
+
+  // Column browser
+
+  const find = byId("find");
+  const list = byId("columns");
+  const pane = byId("column");
+  const OPTION = 32;
+  const byStrength = Array.from({ length: n }, (_, i) => i).sort(
+    (a, b) => (isKept(b) - isKept(a)) || stands[b].length - stands[a].length || a - b);
+  const keptFirst = byStrength.filter(isKept);
+  let options = keptFirst;
+  let current = -1; // the column the pane is about
+  let partner = -1; // the one of its alternatives that is looked at
+  let active = 0; // the option the keyboard is on
+
+  function matchOptions() {
+    const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+    options = words.length ? byStrength.filter((i) => words.every((word) => lower[i].includes(word))) : keptFirst;
+    active = 0;
+    list.scrollTop = 0;
+    byId("columns-count").textContent = words.length
+      ? `${plural(options.length, "column")} of ${whole.format(n)}`
+      : `${plural(options.length, "kept column")}, those that stand for most first`;
+    drawOptions();
+  }
+
+  function drawOptions() {
+    const first = Math.max(0, Math.floor(list.scrollTop / OPTION) - 4);
+    const last = Math.min(options.length, first + Math.ceil((list.clientHeight || 520) / OPTION) + 8);
+    const nodes = [make("div", { role: "presentation", style: `height:${options.length * OPTION}px` })];
+    for (let k = first; k < last; k++) {
+      const i = options[k];
+      const about = isKept(i) ? (stands[i].length ? `for ${whole.format(stands[i].length)}` : "alone") : text(columns.kind, i) === "dropped" ? "dropped" : columns.labels[text(columns.kind, i)];
+      nodes.push(make("div", { role: "option", id: `option-${k}`, class: isKept(i) ? "option" : "option dropped",
+        style: `top:${k * OPTION}px`, "aria-setsize": options.length, "aria-posinset": k + 1,
+        "aria-selected": i === current || i === partner ? "true" : "false",
+        onclick: () => { active = k; openColumn(i); } },
+        nameOf(i), make("small", {}, about)));
+    }
+    if (!options.length) nodes.push(make("p", { class: "empty" }, "No such column."));
+    list.replaceChildren(...nodes);
+    const target = options.length ? `option-${active}` : "";
+    list.setAttribute("aria-activedescendant", target);
+    find.setAttribute("aria-activedescendant", target);
+  }
+
+  function moveActive(event) {
+    const page = Math.max(1, Math.floor(list.clientHeight / OPTION) - 1);
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page };
+    const ends = event.currentTarget === list ? { Home: 0, End: options.length - 1 } : {};
+    if (event.key in steps) active += steps[event.key];
+    else if (event.key in ends) active = ends[event.key];
+    else if (event.key !== "Enter") return;
+    event.preventDefault();
+    if (!options.length) return;
+    active = Math.min(options.length - 1, Math.max(0, active));
+    const top = active * OPTION;
+    if (top < list.scrollTop) list.scrollTop = top;
+    if (top + OPTION > list.scrollTop + list.clientHeight) list.scrollTop = top + OPTION - list.clientHeight;
+    openColumn(options[active]);
+  }
+
+  function fact(label, value, title) {
+    return make("div", { title }, make("dt", {}, label), make("dd", {}, value));
+  }
+
+  function openColumn(i, { jump = false } = {}) {
+    if (i < 0) return;
+    current = root[i];
+    partner = i === root[i] ? (stands[i][0] ?? -1) : i;
+    drawColumn();
+    drawOptions();
+    if (jump) {
+      byId("browser").scrollIntoView();
+      pane.querySelector("h3").focus({ preventScroll: true });
+    }
+  }
+
+  function drawColumn() {
+    const i = current;
+    const others = stands[i];
+    const verdict = make("p", { class: "verdict" });
+    if (isKept(i)) {
+      verdict.append(make("b", { class: "is-kept" }, "kept"), ` – ${text(columns.reason, i)}`);
+    } else if (isDropped(i)) {
+      verdict.append(make("b", { class: "is-gone" }, "dropped"), ` by pass ${columns.pass[i]} – ${text(columns.reason, i)}${columns.value[i] === null ? "" : ` (${measured(i)}, limit ${digits(columns.threshold[i])})`}`);
+    } else {
+      verdict.append(text(columns.reason, i));
+    }
+    const counted = columns.valid[i] !== null;
+    const long = columns.name[i].length > 60 ? "long" : "";
+    pane.replaceChildren(
+      make("h3", { tabindex: "-1", class: long }, columns.name[i]), verdict,
+      make("dl", { class: "stats" },
+        fact("type", text(columns.type, i)),
+        ...(counted ? [
+          fact("valid", digits(columns.valid[i])),
+          fact("missing", share(missingShare(i))),
+          fact("different", digits(columns.unique[i]), "different values"),
+        ] : []),
+        ...(columns.min[i] === null ? [] : [
+          fact("minimum", digits(columns.min[i])), fact("mean", digits(columns.mean[i])), fact("maximum", digits(columns.max[i])),
+        ])));
+    if (!others.length) {
+      pane.append(make("p", { class: "hint" }, isKept(i) ? "It stands for no other column." : "No other column stands for it."));
+      return;
+    }
+    const direct = others.filter((j) => columns.representative[j] === i).length;
+    pane.append(make("p", {}, make("b", {}, `Stands for ${plural(others.length, "column")}`),
+      direct < others.length ? `, for ${whole.format(direct)} of them directly` : ""));
+    const place = make("div", { class: "table" });
+    pane.append(place);
+    alternatives = new DataTable(place, {
+      label: "Alternatives", rows: others.slice(), sort: [3, false], height: 236, noun: "column",
+      search: others.length > 12 ? (j) => lower[j] : null,
+      open: (j) => { partner = j; drawPair(); drawOptions(); alternatives.redraw(); },
+      fields: [
+        { label: "Column", width: "36%", key: (j) => columns.name[j], cell: (j) => opener(j, (j) => alternatives.open(j)) },
+        { label: "Pass", width: "17%", key: (j) => columns.pass[j], cell: (j) => `${columns.pass[j]} ${PASSES[columns.pass[j]] || ""}` },
+        { label: "Value", width: "20%", falling: true, key: (j) => absolute(columns.value[j]), cell: measured },
+        { label: "By way of", width: "27%", name: true, key: (j) => chain(j).length, cell: (j) => chain(j).slice(1, -1).map((k) => columns.name[k]).join(" → ") || make("span", { class: "hint" }, "direct") },
+      ],
+    });
+    alternatives.pick = (j) => j === partner;
+    alternatives.redraw();
+    pane.append(make("div", { id: "pair" }));
+    drawPair();
+  }
+  let alternatives = null;
+  const absolute = (value) => (value === null ? null : Math.abs(real(value)));
+
+  function drawPair() {
+    const steps = chain(partner);
+    const items = steps.map((i, k) => {
+      const why = k === steps.length - 1 ? (isKept(i) ? "kept" : "not kept") :
+        `dropped by pass ${columns.pass[i]}: ${text(columns.reason, i)}; ${measured(i)}${PARTNERS[text(columns.measure, i)] ?? " with the next"}`;
+      return make("li", { class: isKept(i) ? "kept" : "" }, nameOf(i), make("small", {}, why));
+    });
+    const words = make("div", {}, make("b", {}, "From the dropped column to the kept one"), make("ol", { class: "chain" }, ...items));
+    byId("pair").replaceChildren(make("div", { class: "pair" }, words, scatter.place(partner, current)));
+    scatter.show(partner, current);
+  }
+
+  find.addEventListener("input", matchOptions);
+  find.addEventListener("keydown", moveActive);
+  list.addEventListener("keydown", moveActive);
+  list.addEventListener("scroll", drawOptions, { passive: true });
+
+  // Ranks of a pair, where the run left a sample of them
+
+  const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+  const scatter = {
+    sample: data.sample && { ...data.sample, codes: bytesOf(data.sample.codes), slot: new Map(data.sample.columns.map((i, slot) => [i, slot])) },
+    stage: null,
+    has(i) { return this.sample && this.sample.slot.has(i); },
+    place(a, b) {
+      if (!this.has(a) || !this.has(b)) return null;
+      if (!this.stage) this.stage = make("div", { id: "figure-pair" });
+      return make("div", { class: "scatter" }, this.stage,
+        make("p", {}, "→ ranks of ", nameOf(a)), make("p", {}, "↑ ranks of ", nameOf(b)),
+        make("p", {}, `on ${plural(this.sample.rows, "row")} of the run`));
+    },
+    async show(a, b) {
+      if (!this.has(a) || !this.has(b)) return;
+      if (!this.drawn) this.drawn = drawFigure("pair");
+      const plot = await this.drawn;
+      const { rows, codes, slot } = this.sample;
+      const x = [], y = [];
+      for (let r = 0; r < rows; r++) {
+        const u = codes[slot.get(a) * rows + r], v = codes[slot.get(b) * rows + r];
+        if (u && v) { x.push((u - 1) / 254); y.push((v - 1) / 254); }
+      }
+      model(plot, "pair-points").data = { x, y };
+    },
+  };
+
+  // Figures
+
+  const roots = [];
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+
+  async function drawFigure(name) {
+    const manager = await Bokeh.embed.embed_item(figures[name], byId(`figure-${name}`));
+    const plot = [...manager.roots][0].model;
+    roots.push(plot);
+    paint(plot);
+    return plot;
+  }
+  const model = (plot, name) => [...plot.references()].find((part) => part.name === name);
+
+  /** Set the colours that models name in their tags. */
+  function paint(plot) {
+    const style = getComputedStyle(document.documentElement);
+    for (const part of plot.references()) {
+      const colours = {};
+      for (const tag of part.tags || []) {
+        const [property, variable] = String(tag).split("=");
+        colours[property] = style.getPropertyValue(`--${variable}`).trim();
+      }
+      if (Object.keys(colours).length) part.setv(colours);
+    }
+  }
+  scheme.addEventListener("change", () => { roots.forEach(paint); if (matrix) matrix.recolour(); });
+
+  // From −1 over 0 to 1; safe for colour-blind readers, and 0 is the paper.
+  const RAMPS = {
+    light: ["#0b3c6f", "#2f7fbc", "#9cc9e3", "#f6f6f4", "#f6b98b", "#d95f0e", "#7a2504"],
+    dark: ["#bfe3ff", "#5aaee8", "#235a86", "#1c2227", "#8a4a1c", "#ee8b3c", "#ffe0b8"],
+  };
+  function ramp(from, to) {
+    const stops = RAMPS[scheme.matches ? "dark" : "light"].map((hex) => [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16)));
+    const colours = [];
+    for (let value = from; value <= to; value++) {
+      const at = ((value + 100) / 200) * (stops.length - 1);
+      const low = Math.min(stops.length - 2, Math.floor(at));
+      colours.push("#" + stops[low].map((part, k) =>
+        Math.round(part + (at - low) * (stops[low + 1][k] - part)).toString(16).padStart(2, "0")).join(""));
+    }
+    return colours;
+  }
+
+  class MatrixView {
+    constructor(plot) {
+      this.plot = plot;
+      this.unpacked = data.matrices.map(() => null);
+      this.buttons = [...document.querySelectorAll("[data-matrix]")];
+      this.buttons.forEach((button, place) => button.addEventListener("click", () => this.show(place)));
+      const zooms = { in: () => this.zoom(0.5), out: () => this.zoom(2), all: () => this.whole() };
+      for (const button of document.querySelectorAll("[data-zoom]")) button.addEventListener("click", zooms[button.dataset.zoom]);
+      byId("figure-matrix").addEventListener("keydown", (event) => this.key(event));
+      byId("figure-matrix").addEventListener("wheel", (event) => this.wheel(event), { passive: false });
+      plot.on_event("mousemove", (event) => this.point(event.x, event.y));
+      plot.on_event("mouseleave", () => this.rest());
+      plot.on_event("tap", (event) => this.click(event.x, event.y));
+      this.show(0);
+    }
+
+    unpack(place) {
+      const { side, cells } = data.matrices[place];
+      const packed = new Int8Array(bytesOf(cells).buffer);
+      const full = new Int8Array(side * side);
+      for (let row = 0, k = 0; row < side; row++) {
+        for (let column = row; column < side; column++, k++) {
+          full[row * side + column] = full[column * side + row] = packed[k];
+        }
+      }
+      return full;
+    }
+
+    show(place) {
+      this.matrix = data.matrices[place];
+      this.buttons.forEach((button, k) => button.setAttribute("aria-pressed", String(k === place)));
+      this.codes = this.unpacked[place] ??= this.unpack(place);
+      const { side, step, order, sizes, measure } = this.matrix;
+      const { ndarray } = Bokeh.require("core/util/ndarray");
+      const image = ndarray(this.codes, { dtype: "int8", shape: [side, side] });
+      model(this.plot, "matrix-cells").data = { image: [image], x: [0], y: [0], w: [side * step], h: [side * step] };
+      const low = [], high = [];
+      let at = 0;
+      for (const size of sizes) {
+        if (size >= Math.max(3, order.length / 150)) { low.push(at); high.push(at + size); }
+        at += size;
+      }
+      model(this.plot, "matrix-frames").data = { low, high };
+      this.whole();
+      this.recolour();
+      const name = MATRICES[measure];
+      byId("matrix-note").textContent =
+        `${plural(order.length, "column")}, ${plural(sizes.length, "community").replace("communitys", "communities")} by falling size, then columns of no community. ` +
+        (low.length ? "Framed: the larger communities. " : "") +
+        (step > 1
+          ? `Too many for one cell a pair: a cell shows the largest |value| of ${step} × ${step} pairs, a column with itself left out.`
+          : `A cell is a pair; its ${name} is rounded to 0.01.`);
+      this.rest();
+    }
+
+    recolour() {
+      const signed = this.matrix.measure === "spearman";
+      const mapper = model(this.plot, "matrix-colours");
+      const missing = getComputedStyle(document.documentElement).getPropertyValue("--missing").trim();
+      const palette = ramp(signed ? -100 : 0, 100);
+      mapper.setv({ palette, low: (signed ? -100 : 0) - 0.5, high: 100.5, low_color: missing });
+      const bar = document.querySelector(".scale");
+      bar.querySelector(".ramp").style.background = `linear-gradient(to right, ${palette.filter((_, k) => k % 10 === 0).join(",")})`;
+      bar.querySelector(".ticks").replaceChildren(...(signed ? ["−1", "−0.5", "0", "0.5", "1"] : ["0", "0.25", "0.5", "0.75", "1"]).map((tick) => make("span", {}, tick)));
+    }
+
+    whole() { this.set(0, this.matrix.order.length, 0, this.matrix.order.length); }
+
+    set(left, right, top, bottom) {
+      const p = this.matrix.order.length;
+      const width = Math.min(p, Math.max(Math.min(p, 4 * this.matrix.step), right - left));
+      const fit = (low) => Math.min(p - width, Math.max(0, low));
+      left = fit((left + right - width) / 2);
+      top = fit((top + bottom - width) / 2);
+      this.plot.x_range.setv({ start: left, end: left + width });
+      this.plot.y_range.setv({ start: top + width, end: top });
+    }
+
+    /** Zoom around a point, or around the middle; what is at the point stays there. */
+    zoom(factor, point) {
+      const { x_range: x, y_range: y } = this.plot;
+      const [px, py] = point ?? [(x.start + x.end) / 2, (y.start + y.end) / 2];
+      const scaled = (at, to) => at + (to - at) * factor;
+      this.set(scaled(px, x.start), scaled(px, x.end), scaled(py, y.end), scaled(py, y.start));
+    }
+
+    /** The wheel alone scrolls the page. */
+    wheel(event) {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault();
+      this.zoom(event.deltaY < 0 ? 0.8 : 1.25, this.at);
+    }
+
+    key(event) {
+      const { x_range: x, y_range: y } = this.plot;
+      const by = (x.end - x.start) / 5;
+      const move = { ArrowLeft: [-by, 0], ArrowRight: [by, 0], ArrowUp: [0, -by], ArrowDown: [0, by] }[event.key];
+      if (move) this.set(x.start + move[0], x.end + move[0], y.end + move[1], y.start + move[1]);
+      else if (event.key === "+" || event.key === "=") this.zoom(0.5);
+      else if (event.key === "-") this.zoom(2);
+      else if (event.key === "0") this.whole();
+      else return;
+      event.preventDefault();
+    }
+
+    cell(x, y) {
+      const { step, side, order } = this.matrix;
+      if (!(x >= 0 && y >= 0 && x < order.length && y < order.length)) return null;
+      const row = Math.floor(y / step), column = Math.floor(x / step);
+      return { row, column, code: this.codes[row * side + column] };
+    }
+
+    names(k) { return this.matrix.order.slice(k * this.matrix.step, (k + 1) * this.matrix.step); }
+
+    point(x, y) {
+      this.at = [x, y];
+      const cell = this.cell(x, y);
+      if (!cell) { this.rest(); return; }
+      const { step, measure } = this.matrix;
+      const listed = (k) => {
+        const names = this.names(k).filter((i) => i >= 0);
+        const shown = names.slice(0, 3).map((i) => nameOf(i, "dd"));
+        if (names.length > 3) shown.push(make("dd", {}, `and ${names.length - 3} more`));
+        return shown;
+      };
+      const value = cell.code === -128 ? "undefined" : minus((cell.code / 100).toFixed(2));
+      byId("readout").replaceChildren(
+        make("b", {}, `${MATRICES[measure]} ${value}`), step > 1 ? " at most, in size" : "",
+        make("dl", {}, make("dt", {}, "row"), ...listed(cell.row), make("dt", {}, "column"), ...listed(cell.column)));
+    }
+
+    rest() {
+      byId("readout").replaceChildren(make("span", { class: "hint" }, "Point at a cell to read it."));
+    }
+
+    click(x, y) {
+      const cell = this.cell(x, y);
+      if (cell) openColumn(this.names(cell.row)[0], { jump: true });
+    }
+  }
+  let matrix = null;
+
+  // Tables
+
+  const jumpTo = (i) => openColumn(i, { jump: true });
+  const place = (name) => document.querySelector(`[data-table="${name}"]`);
+
+  function decisionFilter() {
+    const total = (test) => { let sum = 0; for (let i = 0; i < n; i++) sum += test(i); return sum; };
+    const option = (label, test) => ({ label: `${label} (${whole.format(total(test))})`, test });
+    const groups = [{ options: [option("All columns", () => true), option("Kept", isKept), option("Dropped", isDropped)] }];
+    const other = columns.decision.table.filter((name) => name !== "kept" && name !== "dropped");
+    if (other.length) groups[0].options.push(...other.map((name) => option(DECISIONS[name] || name, (i) => text(columns.decision, i) === name)));
+    const passes = [...new Set(columns.pass.filter((number) => number !== null))].sort();
+    if (passes.length) groups.push({ label: "Dropped by pass", options: passes.map((number) => option(`${number} ${PASSES[number] || ""}`, (i) => columns.pass[i] === number)) });
+    const kinds = columns.kind.table.filter((kind) => !(kind in DECISIONS));
+    if (kinds.length) groups.push({ label: "Reason", options: kinds.map((kind) => option(kind === "redundant nonlinear" ? "redundant (nonlinear)" : columns.labels[kind], (i) => text(columns.kind, i) === kind)) });
+    return groups;
+  }
+
+  function drawTables() {
+    const every = Array.from({ length: n }, (_, i) => i);
+    const code = (coded) => (i) => text(coded, i);
+    const representative = (i) => columns.representative[i];
+    new DataTable(place("decisions"), {
+      label: "All decisions", rows: every, sort: [0, false], height: 560, noun: "column", open: jumpTo,
+      search: (i) => lower[i], filter: decisionFilter(),
+      fields: [
+        { label: "#", width: "62px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
+        { label: "Column", width: "21%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+        { label: "Decision", width: "104px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
+        { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
+        { label: "Reason", width: "19%", key: code(columns.reason), cell: code(columns.reason) },
+        { label: "Value", width: "126px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
+        { label: "Representative", width: "17%", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
+        { label: "Community", width: "100px", right: true, key: (i) => columns.community[i], cell: (i) => (columns.community[i] === null ? "" : digits(columns.community[i])) },
+        { label: "Missing", width: "78px", right: true, falling: true, key: missingShare, cell: (i) => share(missingShare(i)) },
+        { label: "Different", width: "82px", right: true, falling: true, title: "different values", key: (i) => columns.unique[i], cell: (i) => digits(columns.unique[i]) },
+        { label: "Type", width: "74px", key: code(columns.type), cell: code(columns.type) },
+      ],
+    });
+
+    if (place("near")) {
+      const pairs = data.near;
+      const gap = ([number, , , value]) => Math.abs(real(value)) - data.thresholds[number];
+      new DataTable(place("near"), {
+        label: "Pairs near a threshold", rows: pairs, sort: [4, false], height: 420, noun: "pair",
+        search: ([, a, b]) => `${lower[a]}\n${lower[b]}`,
+        fields: [
+          { label: "Pass", width: "120px", key: (pair) => pair[0], cell: (pair) => `${pair[0]} ${PASSES[pair[0]] || ""}` },
+          { label: "Column", width: "28%", key: (pair) => columns.name[pair[1]], cell: (pair) => opener(pair[1], jumpTo) },
+          { label: "Column", width: "28%", key: (pair) => columns.name[pair[2]], cell: (pair) => opener(pair[2], jumpTo) },
+          { label: "Value", width: "120px", right: true, falling: true, key: (pair) => real(pair[3]), cell: (pair) => minus(real(pair[3]).toFixed(6)) },
+          { label: "From the threshold", width: "170px", right: true, key: (pair) => Math.abs(gap(pair)), cell: (pair) => `${gap(pair) >= 0 ? "+" : "−"}${Math.abs(gap(pair)).toFixed(6)}` },
+          { label: "Redundant", width: "110px", key: (pair) => Number(gap(pair) >= -5e-7), cell: (pair) => (gap(pair) >= -5e-7 ? "yes" : "no") },
+        ],
+      });
+    }
+
+    if (place("dirt")) {
+      const dirty = every.filter((i) => columns.missing[i]);
+      const empty = (i) => columns.missing[i] - columns.nan[i] - columns.inf[i];
+      const counted = (label, key) => ({ label, width: "10%", right: true, falling: true, key, cell: (i) => digits(key(i)) });
+      new DataTable(place("dirt"), {
+        label: "Columns with missing values", rows: dirty, sort: [1, true], height: 420, noun: "column", open: jumpTo,
+        search: (i) => lower[i], filter: [{ options: [
+          ["With missing values", () => true], ["Kept", isKept], ["Dropped", isDropped],
+          ["With NaN", (i) => columns.nan[i] > 0], ["With infinite values", (i) => columns.inf[i] > 0],
+        ].map(([label, test]) => ({ label: `${label} (${whole.format(dirty.filter(test).length)})`, test })) }],
+        fields: [
+          { label: "Column", width: "28%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+          { label: "Missing", width: "17%", falling: true, key: missingShare, cell: (i) => {
+            const cell = make("span", {}, make("span", { class: "meter", "aria-hidden": "true" }, make("i", { style: `width:${100 * missingShare(i)}%` })), share(missingShare(i)));
+            return cell;
+          } },
+          counted("Empty", empty), counted("NaN", (i) => columns.nan[i]), counted("Infinite", (i) => columns.inf[i]),
+          counted("Valid", (i) => columns.valid[i]),
+          { label: "Decision", width: "15%", key: code(columns.reason), cell: (i) => (isDropped(i) ? text(columns.reason, i) : DECISIONS[text(columns.decision, i)] || "") },
+        ],
+      });
+    }
+  }
+
+  /** The ledger, when it is looked at: a table has no size while it is folded away. */
+  function drawLedger() {
+    const mib = (bytes) => (bytes === null ? "–" : `${whole.format(Math.round(bytes / 2 ** 20))} MiB`);
+    const size = (label, at) => ({ label, width: "13%", right: true, falling: true, key: (row) => row[at], cell: (row) => mib(row[at]) });
+    new DataTable(place("ledger"), {
+      label: "Memory readings", rows: data.ledger, sort: [0, false], height: 380, noun: "reading",
+      search: (row) => `${row[3]} ${row[1]}`.toLowerCase(),
+      fields: [
+        { label: "At", width: "12%", right: true, key: (row) => row[0], cell: (row) => `${row[0].toFixed(1)} s` },
+        { label: "Moment", width: "18%", key: (row) => row[1], cell: (row) => row[1] + (row[2] ? ` pass ${row[2]}` : "") },
+        { label: "Process", width: "19%", name: true, key: (row) => row[3], cell: (row) => row[3] },
+        { label: "pid", width: "12%", right: true, key: (row) => row[4], cell: (row) => String(row[4]) },
+        size("Resident", 5), size("Peak", 6), size("GPU", 7),
+      ],
+    });
+  }
+  place("ledger")?.closest("details").addEventListener("toggle", drawLedger, { once: true });
+
+  // Start
+
+  drawTables();
+  matchOptions();
+  if (n) openColumn(keptFirst[0] ?? byStrength[0]);
+  if (figures.matrix) drawFigure("matrix").then((plot) => { matrix = new MatrixView(plot); });
+  if (figures.memory) drawFigure("memory");
+
+  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const link of links.values()) link.removeAttribute("aria-current");
+      links.get(entry.target.id)?.setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-20% 0px -70% 0px" });
+  for (const id of links.keys()) watcher.observe(byId(id));
+  document.documentElement.dataset.ready = "true";
+})();

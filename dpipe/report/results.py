@@ -1,0 +1,199 @@
+"""What a run folder holds, read once for the page.
+
+Covers: decisions, run.json, matrices, the statistics of pass 1 and the sample of ranks, the last
+three where the run left them.
+Does not cover: the files themselves (see `dpipe.runfolder`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpipe.errors import InputError
+from dpipe.model import Decision, MemoryReading
+from dpipe.runfolder import CHECKPOINT, RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MATRICES = ("spearman", "hsic", "rdc")
+STATISTICS = f"{CHECKPOINT}/statistics.json"
+SAMPLE = "rank_sample"
+
+_BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A similarity matrix of the run: ``values`` (p, p) mapped from disk, NaN where undefined."""
+
+    measure: str
+    columns: tuple[str, ...]
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Ranks on some rows: ``codes`` (p, m) uint8, 0 where missing, else 1 + 254 u, rounded."""
+
+    columns: tuple[str, ...]
+    codes: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass as it went, beside what the plan expected of it (None where there was no plan)."""
+
+    number: int
+    name: str
+    n_columns: int
+    n_kept: int
+    seconds: float
+    reused: bool
+    tasks: int | None
+    worker_bytes: int | None
+    bytes_read: int | None
+    operations: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the page is made of."""
+
+    name: str
+    decisions: tuple[Decision, ...]
+    passes: tuple[PassRecord, ...]
+    near: Mapping[int, tuple[tuple[str, str, float], ...]]
+    ledger: tuple[MemoryReading, ...]
+    notes: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+    input: Mapping[str, Any]
+    plan: Mapping[str, Any] | None
+    statistics: Mapping[str, Mapping[str, Any]]
+    matrices: tuple[Matrix, ...]
+    sample: Sample | None
+    troubles: tuple[str, ...]
+
+
+def read_results(folder: str | os.PathLike[str]) -> Results:
+    """Read a finished run.
+
+    Raises
+    ------
+    InputError
+        When decisions or ``run.json`` are missing or broken. A matrix that does not fit its list
+        of columns is left out, and the page says so.
+    """
+    run = RunFolder(folder)
+    decisions = run.read_decisions()
+    record = run.read_run()
+    troubles: list[str] = []
+    try:
+        return Results(
+            name=run.path.name,
+            decisions=decisions,
+            passes=_passes(record),
+            near=_near(record.get("near_threshold") or {}),
+            ledger=tuple(MemoryReading(**entry) for entry in record.get("ledger") or ()),
+            notes=tuple((str(n["text"]), str(n["level"])) for n in record.get("notes") or ()),
+            skipped=_skipped(record),
+            options=dict(record.get("options") or {}),
+            versions=dict(record.get("versions") or {}),
+            input=dict(record.get("input") or {}),
+            plan=record.get("plan"),
+            statistics=_statistics(run, troubles),
+            matrices=tuple(_matrices(run, troubles)),
+            sample=_sample(run, troubles),
+            troubles=tuple(troubles),
+        )
+    except _BROKEN as error:
+        raise InputError(
+            f"{run.path / 'run.json'} is not the record of a run ({error}); run dpipe again."
+        ) from error
+
+
+def _passes(record: Mapping[str, Any]) -> tuple[PassRecord, ...]:
+    plan = record.get("plan") or {}
+    planned = {int(entry["number"]): entry for entry in plan.get("passes") or ()}
+    found = []
+    for entry in record.get("passes") or ():
+        number = int(entry["number"])
+        expected = planned.get(number, {})
+        found.append(
+            PassRecord(
+                number=number,
+                name=str(entry["name"]),
+                n_columns=int(entry["n_columns"]),
+                n_kept=int(entry["n_kept"]),
+                seconds=float(entry["seconds"]),
+                reused=bool(entry["reused"]),
+                tasks=expected.get("tasks"),
+                worker_bytes=expected.get("worker_bytes"),
+                bytes_read=expected.get("bytes_read"),
+                operations=expected.get("operations"),
+            )
+        )
+    return tuple(found)
+
+
+def _near(
+    stored: Mapping[str, Sequence[Sequence[Any]]],
+) -> dict[int, tuple[tuple[str, str, float], ...]]:
+    return {
+        int(number): tuple((str(a), str(b), float(value)) for a, b, value in pairs)
+        for number, pairs in stored.items()
+        if pairs
+    }
+
+
+def _skipped(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((str(p), str(r)) for p, r in (record.get("input") or {}).get("skipped") or ())
+
+
+def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, Mapping[str, Any]]:
+    if not (run.path / STATISTICS).exists():
+        return {}
+    try:
+        return {str(entry["name"]): entry for entry in run.read_json(STATISTICS)["columns"]}
+    except (InputError, *_BROKEN):
+        troubles.append(f"{STATISTICS} cannot be read, so means and ranges are not shown.")
+        return {}
+
+
+def _matrices(run: RunFolder, troubles: list[str]) -> list[Matrix]:
+    found = []
+    for measure in MATRICES:
+        if not (run.path / f"{measure}.npy").exists():
+            continue
+        try:
+            columns = run.read_columns(f"{measure}_columns.txt")
+            values = run.read_npy(f"{measure}.npy")
+        except InputError as error:
+            troubles.append(f"the {measure} matrix is not shown: {error}")
+            continue
+        if values.shape != (len(columns), len(columns)) or values.dtype.kind != "f":
+            troubles.append(f"{measure}.npy does not fit {measure}_columns.txt and is not shown.")
+        elif columns:
+            found.append(Matrix(measure, columns, values))
+    return found
+
+
+def _sample(run: RunFolder, troubles: list[str]) -> Sample | None:
+    if not (run.path / f"{SAMPLE}.npy").exists():
+        return None
+    try:
+        columns = run.read_columns(f"{SAMPLE}_columns.txt")
+        codes = run.read_npy(f"{SAMPLE}.npy")
+    except InputError as error:
+        troubles.append(f"the sample of ranks is not shown: {error}")
+        return None
+    if codes.dtype != "uint8" or codes.ndim != 2 or len(codes) != len(columns):
+        troubles.append(f"{SAMPLE}.npy does not fit {SAMPLE}_columns.txt and is not shown.")
+        return None
+    return Sample(columns, codes)
