@@ -36,7 +36,6 @@ PACKAGES = (
     "pyarrow",
     "fsspec",
     "igraph",
-    "leidenalg",
     "bokeh",
     "click",
     "rich",
