@@ -2,11 +2,12 @@
 
 Covers: submitting independent tasks and whole grids, yielding what they return as it comes,
 emitting progress, turning a lost cluster into one clear sentence.
-Does not cover: what a task computes (`dpipe.tiles`, `dpipe.passes`), cluster life (`dpipe.session`).
+Does not cover: what a task computes (`dpipe.tiles`, `dpipe.passes`), the life of the cluster
+(`dpipe.session`).
 
-Only a few tasks per thread are in flight at any time: a worker then never holds the input of tasks
-it cannot start, and the scheduler's memory does not grow with the grid. Results are small; large
-ones are left in the rank store by the task that made them.
+Only a few tasks per thread are in flight at any time: a worker then never holds the input of
+tasks it cannot start, and the scheduler's memory does not grow with the grid. Results are small;
+large ones are left in the rank store by the task that made them.
 """
 
 # Most of distributed's public methods carry no annotations.
@@ -39,8 +40,8 @@ class _Unit:
     """Tasks that end in one result: the futures to count as progress, the last one included."""
 
     index: int
-    counted: tuple[Future, ...]
-    last: Future
+    counted: tuple[Future[Any], ...]
+    last: Future[Any]
 
 
 def run_tasks(
@@ -152,7 +153,7 @@ def _base(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _tree_sum(session: Session, name: str, partials: list[Future]) -> Future:
+def _tree_sum(session: Session, name: str, partials: list[Future[Any]]) -> Future[Any]:
     """Sum moments on the workers, a few at a time, so that none ever holds many."""
     while len(partials) > 1:
         partials = [
@@ -162,7 +163,9 @@ def _tree_sum(session: Session, name: str, partials: list[Future]) -> Future:
     return partials[0]
 
 
-def _submit(session: Session, name: str, function: Callable[..., Any], *arguments: Any) -> Future:
+def _submit(
+    session: Session, name: str, function: Callable[..., Any], *arguments: Any
+) -> Future[Any]:
     key = f"{name}-{uuid.uuid4().hex}"
     return session.client.submit(function, *arguments, key=key, pure=False)
 
@@ -182,7 +185,7 @@ def _run(
     window = max(2, math.ceil(session.threads * _IN_FLIGHT / tasks_per_unit))
     waiting = iter(range(count))
     completed = as_completed(loop=session.client.loop, raise_errors=False)
-    units: dict[str, _Unit] = {}  # by the key of the last future
+    units: dict[Any, _Unit] = {}  # by the key of the last future
 
     def refill() -> None:
         for index in waiting:
@@ -192,7 +195,7 @@ def _run(
             if len(units) >= window:
                 return
 
-    with _one_sentence(name, need, session):
+    with _OneSentence(name, need, session):
         refill()
         for future in completed:
             if future.status == "error":
@@ -209,7 +212,7 @@ def _run(
                 refill()
 
 
-class _one_sentence:  # noqa: N801 - reads as a statement
+class _OneSentence:
     """Turn what a dying cluster raises into a `ResourceError` that says what to do."""
 
     def __init__(self, name: str, need: int, session: Session) -> None:

@@ -17,6 +17,7 @@ import platform
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -123,6 +124,14 @@ class Selection:
         return explain(column, self.decisions)
 
 
+class _TemporaryFolder:
+    """A folder that lives as long as the selection whose files it holds."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="dpipe-")
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 class _Journal:
     """Collects what a run says, for run.json."""
 
@@ -185,8 +194,8 @@ def run(
     sources = _listed(sources)
     temporary = None
     if output_dir is None:
-        temporary = tempfile.TemporaryDirectory(prefix="dpipe-")
-        output_dir = temporary.name
+        temporary = _TemporaryFolder()
+        output_dir = temporary.path
     journal = _Journal(observers)
     table = open_table(sources, options=options, storage_options=storage_options)
     folder = RunFolder(output_dir)
@@ -375,9 +384,25 @@ class _Run:
         self.folder.write_communities(communities)
         self.folder.write_run(self._record(sources, results))
         self._drop_old_results()
+        self._render_page()
         return Selection(
             selected, decisions, communities, tuple(self.emit.readings), self.folder.path
         )
+
+    def _render_page(self) -> None:
+        """Render the report; a page that fails to render must not cost a finished run."""
+        from dpipe.report import write_report
+
+        try:
+            write_report(self.folder.path)
+        except Exception as error:
+            self.emit(
+                Note(
+                    f"the page could not be rendered ({error}); the results are complete, and "
+                    f"`dpipe report {self.folder.path}` tries again.",
+                    "warning",
+                )
+            )
 
     def _drop_old_results(self) -> None:
         """Matrices of a pass that this run did not ask for are not of this run."""
@@ -475,16 +500,16 @@ def similarity(
         )
         prepared = prepare.prepare(context, table, {}, None)
         if measure == "spearman":
+            exact = options.missing == "exact"
             grid = spearman.spearman_grid(
                 context,
                 prepared,
                 columns,
-                threshold=1.0,
+                threshold=np.inf,
+                exact=exact,
                 min_valid=options.min_valid,
-                missing="exact" if options.missing == "exact" else "none",
-                matrix=True,
             )
-            edges = settled_edges(context, grid) if options.missing == "exact" else None
+            edges = settled_edges(context, grid) if exact else None
         else:
             grid = run_grid(
                 context,

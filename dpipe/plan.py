@@ -7,6 +7,7 @@ See also: `dpipe.memory`, the bytes of single tasks.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def even_blocks(start: int, stop: int, widest: int) -> list[tuple[int, int]]:
         return []
     parts = math.ceil(size / max(1, widest))
     cuts = [start + size * part // parts for part in range(parts + 1)]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(itertools.pairwise(cuts))
 
 
 def ranking_blocks(
@@ -312,7 +313,8 @@ def _plan_grid(
         worker_bytes=memory.WORKER_BASE + machine.threads * tiling.task_bytes,
         bytes_read=n_rows * n_columns * 4 * (len(tiling.blocks) + 1),
         operations=float(n_rows) * (n_columns * functions) ** 2,
-        shape=f"{len(tiling.tiles)} tiles of {tiling.widest} columns x {len(tiling.splits)} row splits",
+        shape=f"{len(tiling.tiles)} tiles of {tiling.widest} columns x "
+        f"{len(tiling.splits)} row splits",
     )
 
 

@@ -153,7 +153,7 @@ class _LocalReader(_Reader):
         self._descriptor = descriptor
 
     def fill(self, buffer: NDArray[Any], offset: int) -> None:
-        view = memoryview(buffer).cast("B")
+        view = _bytes(buffer)
         while len(view):  # a single read stops at 2 GiB
             got = os.preadv(self._descriptor, [view], offset)
             if got == 0:
@@ -167,8 +167,13 @@ class _RemoteReader(_Reader):
 
     def fill(self, buffer: NDArray[Any], offset: int) -> None:
         self._file.seek(offset)
-        view = memoryview(buffer).cast("B")
+        view = _bytes(buffer)
         view[:] = self._file.read(len(view))
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The memory of a contiguous array as bytes, not copied."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,8 @@ def write_block(
     ``scores`` and packed ``masks`` are in the order of their slots.
     """
     name = f"block-{number:05d}"
-    store.write(f"{name}.f32", *(memoryview(column).cast("B") for column in scores))
-    store.write(f"{name}.bits", *(memoryview(mask).cast("B") for mask in masks))
+    store.write(f"{name}.f32", *(_bytes(column) for column in scores))
+    store.write(f"{name}.bits", *(_bytes(mask) for mask in masks))
     store.write_json(f"{name}.json", [asdict(column) for column in columns])
 
 

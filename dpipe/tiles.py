@@ -57,6 +57,8 @@ class Job:
         How far below the threshold a pair is still reported, if it may have to be settled: pairs
         with missing cells under Spearman (never further than the share of rows the pair loses),
         all pairs under a float32 measure.
+    exact
+        Whether every pair that may have to be settled is reported, however weak.
     min_valid
         Fewest common rows of a pair.
     matrix
@@ -72,6 +74,7 @@ class Job:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     threshold: float = 0.0
     margin: float = 0.0
+    exact: bool = False
     min_valid: int = 2
     matrix: bool = True
     device: str = "cpu"
@@ -282,16 +285,15 @@ def _edges(
         lost = 1 - count / np.maximum(np.maximum(n_i, n_j), 1)
         margin = np.minimum(job.margin, lost)
     found = np.abs(fused) >= job.threshold - margin - 1e-6  # never true of NaN
+    if job.exact:
+        found |= ~np.isnan(fused)
     if i == j:
         found = np.triu(found, 1)
     rows, columns = np.nonzero(found)
-    exact = is_exact(job, catalogue, rows + first_i, columns + first_j, fused[rows, columns])
-    return {
-        "i": rows + first_i,
-        "j": columns + first_j,
-        "value": fused[rows, columns],
-        "exact": exact,
-    }
+    value = fused[rows, columns]
+    rows, columns = rows + first_i, columns + first_j
+    exact = is_exact(job, catalogue, rows, columns, value)
+    return {"i": rows, "j": columns, "value": value, "exact": exact}
 
 
 def is_exact(
@@ -341,7 +343,8 @@ def _rerank(
     """Rank again inside each pair; the pairs share one pair of validity patterns."""
     left, index_i = np.unique(i, return_inverse=True)
     right, index_j = np.unique(j, return_inverse=True)
-    scores, valid = read_piece(store, catalogue, np.concatenate([left, right]), 0, catalogue.n_rows)
+    columns = np.concatenate([left, right]).tolist()
+    scores, valid = read_piece(store, catalogue, columns, 0, catalogue.n_rows)
     assert valid is not None, "pairs of complete columns are never in doubt"
     joint = valid[0] & valid[-1]
     if np.count_nonzero(joint) < job.min_valid:

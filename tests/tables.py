@@ -5,6 +5,7 @@ Covers: building a numeric table by seed and writing it as Parquet part files.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def write_parts(table: Table, folder: Path, *, parts: int = 2, row_group: int = 
     folder.mkdir(parents=True)
     arrow = pa.table(table)
     cuts = np.linspace(0, arrow.num_rows, parts + 1).astype(int)
-    for part, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for part, (start, stop) in enumerate(itertools.pairwise(cuts)):
         piece = arrow.slice(start, stop - start)
         pq.write_table(piece, folder / f"part-{part}.parquet", row_group_size=row_group)
     return folder

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the statistics themselves, without Dask, files or options."""

@@ -98,9 +98,7 @@ def expand_ranks(scores: Array, valid: Array | None) -> Piece:
     return Piece(functions, None if valid is None else valid.astype(xp.float64))
 
 
-def expand_whitened(
-    scores: Array, valid: Array | None, own: Own, dtype: str = "float32"
-) -> Piece:
+def expand_whitened(scores: Array, valid: Array | None, own: Own, dtype: str = "float32") -> Piece:
     """The K whitened functions of each column.
 
     Evaluated and whitened in float64, a cache-sized strip at a time, and rounded once: whitening

@@ -1,0 +1,1 @@
+"""The passes of a run: table state in, decisions out."""

@@ -8,6 +8,7 @@ Does not cover: the rules of a pass (its own module) or their order (`dpipe.pipe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -160,7 +161,7 @@ def settle(
     context.store.write_arrays(f"{grid.job.folder}/open-pairs.npz", {"i": i[order], "j": j[order]})
     arguments = [
         (context.store, grid.job.folder, int(start), int(stop))
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for start, stop in itertools.pairwise(cuts)
     ]
     results = execute.run_tasks(
         context.session,

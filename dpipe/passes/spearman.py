@@ -5,13 +5,14 @@ representatives, the matrix.
 Does not cover: the tile grid (`dpipe.execute`) or the rule of choice (`dpipe.representatives`).
 
 A pair of columns with different valid rows is first measured by the columns' own ranks, which
-differs from ranking again inside the pair by at most `MARGIN`. Every such pair that could be an edge
-is then ranked again, so each edge is what a pairwise-complete Spearman correlation gives.
+differs from ranking again inside the pair by at most `MARGIN`. Every such pair that could be an
+edge is ranked again, so each edge is what a pairwise-complete Spearman correlation gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dpipe.model import PassResult
 from dpipe.passes.context import (
@@ -38,7 +39,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         columns,
         threshold=options.spearman_threshold,
         min_valid=options.min_valid,
-        missing=options.missing,
+        exact=options.missing == "exact",
         matrix=context.wants_matrix(len(columns)),
     )
     edges = settled_edges(context, grid)
@@ -55,16 +56,9 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
 
 
 def spearman_grid(
-    context: Context,
-    prepared: Prepared,
-    columns: Sequence[str],
-    *,
-    threshold: float,
-    min_valid: int,
-    missing: str,
-    matrix: bool,
+    context: Context, prepared: Prepared, columns: Sequence[str], **settings: Any
 ) -> Grid:
-    """Spearman tiles of all pairs; with ``missing="exact"`` every pair in doubt is reported."""
+    """Spearman tiles of all pairs; `settings` are fields of `dpipe.tiles.Job`."""
     return run_grid(
         context,
         prepared,
@@ -72,8 +66,6 @@ def spearman_grid(
         "spearman",
         ("spearman",),
         weights=(1.0,),
-        threshold=threshold,
-        margin=MARGIN if missing == "borderline" else threshold,
-        min_valid=min_valid,
-        matrix=matrix,
+        margin=MARGIN,
+        **settings,
     )

@@ -1,0 +1,291 @@
+"""The whole run on real workers: certificate, same answer, real tables, reuse, options."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from tables import mixed_table, write_parts
+
+import dpipe
+from dpipe import plan
+from dpipe.communities import find_communities
+from dpipe.errors import InputError
+from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
+from dpipe.pipeline import Selection
+from dpipe.representatives import choose
+
+OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
+
+
+@pytest.fixture(scope="module")
+def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parts(mixed_table(1200), tmp_path_factory.mktemp("mixed") / "table", parts=3)
+
+
+def rows_of(result: Selection) -> dict[str, Any]:
+    return {decision.column: decision for decision in result.decisions}
+
+
+def check_certificate(frame: pd.DataFrame, result: Selection) -> None:
+    """Promise 1 by brute force, for the passes that pandas can check."""
+    decisions = rows_of(result)
+    assert list(decisions) == list(frame.columns)
+    assert result.selected == tuple(c for c, d in decisions.items() if d.decision == "kept")
+    rho = frame.replace([np.inf, -np.inf], np.nan).corr(method="spearman", min_periods=50)
+    for decision in decisions.values():
+        if decision.reason == "redundant" and decision.measure == "spearman":
+            other = decision.representative
+            assert abs(rho.loc[decision.column, other]) >= 0.95 - 1e-6
+            assert decision.value == pytest.approx(rho.loc[decision.column, other], abs=1e-6)
+            assert decisions[other].decision == "kept" or decisions[other].pass_number > 2
+        if decision.decision == "dropped" and decision.representative:
+            seen = {decision.column}
+            while decision.decision == "dropped":
+                decision = decisions[decision.representative]
+                assert decision.column not in seen
+                seen.add(decision.column)
+            assert decision.column in result.selected
+    kept = rho.loc[list(result.selected), list(result.selected)].abs().to_numpy(copy=True)
+    np.fill_diagonal(kept, 0)
+    assert not np.any(kept >= 0.95)
+
+
+def test_select__proves_every_decision(table_folder: Path, client: Any) -> None:
+    result = dpipe.select(table_folder, client=client, **OPTIONS)
+    frame = pd.read_parquet(table_folder)
+    check_certificate(frame, result)
+    decisions = rows_of(result)
+    assert decisions["constant"].reason == "constant"
+    assert decisions["empty"].reason == "no valid value"
+    assert {decisions["base0"].reason, decisions["copy0"].reason} >= {"monotone duplicate"}
+    assert {d.pass_number for d in result.decisions} >= {1, 2, 3, 4}
+
+
+def test_select__same_answer_whatever_the_order_of_columns_rows_and_files(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    expected = dpipe.select(table_folder, client=client, **OPTIONS)
+    rng = np.random.default_rng(1)
+    table = mixed_table(1200)
+    names = list(rng.permutation(list(table)))
+    rows = rng.permutation(1200)
+    shuffled = write_parts(
+        {name: table[name][rows] for name in names}, tmp_path / "shuffled", parts=5, row_group=97
+    )
+    found = dpipe.select(shuffled, client=client, **OPTIONS)
+    assert sorted(found.selected) == sorted(expected.selected)
+    for name, decision in rows_of(expected).items():
+        other = rows_of(found)[name]
+        assert (decision.decision, decision.representative, decision.reason) == (
+            other.decision,
+            other.representative,
+            other.reason,
+        )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_select__same_answer_whatever_the_tiles_and_workers(
+    table_folder: Path, client: Any, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = dpipe.select(table_folder, client=client, **OPTIONS)
+    monkeypatch.setattr(plan, "_WIDEST_TILE", {1: 7, 12: 5})
+    monkeypatch.setattr(plan, "_NARROWEST_TILE", 3)
+    monkeypatch.setattr(plan, "_CHUNK_ROWS", {1: 200, 12: 100})
+    found = dpipe.select(table_folder, client=None, workers=workers, device="cpu", **OPTIONS)
+    assert found.selected == expected.selected
+    for one, other in zip(expected.decisions, found.decisions, strict=True):
+        assert one.representative == other.representative
+        if one.value is not None:
+            assert one.value == pytest.approx(other.value, rel=1e-5)
+
+
+def test_select__real_mordred_decisions_are_those_of_pandas(
+    shared_data: Path, client: Any, tmp_path: Path
+) -> None:
+    folder = shared_data / "physchem_mordred_rdkit"
+    frame = pd.read_parquet(sorted(folder.glob("*.parquet"))).drop(
+        columns=["id", "source", "smiles"]
+    )
+    chosen = np.random.default_rng(4).choice(frame.columns, 300, replace=False)
+    names = [name for name in frame.columns if name in set(chosen)]
+    excluded = [name for name in frame.columns if name not in set(chosen)]
+    result = dpipe.select(
+        folder, client=client, passes=[1, 2], exclude=excluded, output_dir=tmp_path / "run"
+    )
+    check_real_decisions(frame[names], result)
+
+
+def test_select__example_decisions_are_those_of_pandas(client: Any, tmp_path: Path) -> None:
+    folder = ROOT / "examples" / "nci"
+    frame = pd.read_parquet(sorted(folder.glob("*.parquet"))).drop(columns=["id", "smiles"])
+    chosen = list(frame.columns[::6])
+    excluded = [name for name in frame.columns if name not in chosen]
+    result = dpipe.select(
+        folder, client=client, passes=[1, 2], exclude=excluded, output_dir=tmp_path / "run"
+    )
+    check_real_decisions(frame[chosen], result)
+
+
+def check_real_decisions(frame: pd.DataFrame, result: Selection) -> None:
+    """Pass 2 by pandas' pairwise-complete matrix and the documented rule."""
+    decisions = rows_of(result)
+    received = [name for name in frame.columns if decisions[name].pass_number != 1]
+    values = frame[received].astype(float).replace([np.inf, -np.inf], np.nan)
+    rho = values.corr(method="spearman", min_periods=100).to_numpy()
+    i, j = np.nonzero(np.triu(np.abs(np.nan_to_num(rho)) >= 0.95 - 1e-9, 1))
+    edges = Edges.sorted(i, j, rho[i, j])
+    labels = find_communities(len(received), edges, received, resolution=0.95, seed=0)
+    missing = values.isna().sum().to_numpy()
+    choice = choose(received, edges, labels, threshold=0.95, n_missing=missing)
+    assert len(edges) > 100
+    assert [received[index] for index in choice.kept] == list(result.selected)
+    for index, name in enumerate(received):
+        if decisions[name].decision == "dropped":
+            assert decisions[name].representative == received[choice.representative[index]]
+    matrix = np.load(result.folder / "spearman.npy")
+    strong = np.abs(np.nan_to_num(rho)) >= 0.95
+    np.testing.assert_allclose(matrix[strong], rho[strong], atol=1e-6)
+    np.testing.assert_array_equal(np.isnan(matrix), np.isnan(rho))
+
+
+def test_select__keep_prefer_exclude_and_ids_are_obeyed(table_folder: Path, client: Any) -> None:
+    result = dpipe.select(
+        table_folder,
+        client=client,
+        keep=["constant", "copy0", "base0"],
+        prefer=["copy1"],
+        exclude=["noisy2_0"],
+        id_columns=["flag"],
+        **OPTIONS,
+    )
+    decisions = rows_of(result)
+    assert {"constant", "copy0", "base0", "copy1"} <= set(result.selected)
+    assert decisions["noisy2_0"].decision == "excluded"
+    assert decisions["flag"].decision == "id"
+    assert decisions["base1"].representative == "copy1"
+
+
+def test_select__a_second_run_reuses_and_redoes_exactly_what_changed(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+
+    def again(**changes: Any) -> tuple[Selection, list[bool], int]:
+        events.clear()
+        result = dpipe.select(
+            table_folder,
+            client=client,
+            output_dir=tmp_path / "run",
+            observers=[events.append],
+            **{**OPTIONS, **changes},
+        )
+        reused = [event.reused for event in events if isinstance(event, PassDone)]
+        return result, reused, sum(isinstance(event, TaskDone) for event in events)
+
+    first, reused, tasks = again()
+    assert reused == [False] * 4
+    assert tasks > 4
+    second, reused, tasks = again()
+    assert reused == [True] * 4
+    assert tasks == 0
+    assert second.decisions == first.decisions
+    _, reused, _ = again(vif_threshold=5.0)
+    assert reused == [True, True, False, False]
+    assert any("vif_threshold" in e.text for e in events if isinstance(e, Note))
+    _, reused, _ = again(fresh=True)
+    assert reused == [False] * 4
+
+
+def test_select__the_ledger_shows_new_processes_after_each_restart(table_folder: Path) -> None:
+    events: list[Event] = []
+    result = dpipe.select(
+        table_folder,
+        workers=2,
+        device="cpu",
+        observers=[events.append],
+        **{**OPTIONS, "restart": "auto"},
+    )
+    moments = [reading.moment for reading in result.ledger if reading.process == "client"]
+    assert moments == ["start", "after", "recycled", "after", "after", "recycled", "after"]
+    assert any(isinstance(event, MemoryRead) for event in events)
+    workers = [reading for reading in result.ledger if reading.process != "client"]
+    pids = [{r.pid for r in workers if r.moment == "start"}]
+    pids += [
+        {r.pid for r in workers if r.moment == "recycled" and r.pass_number == number}
+        for number in (1, 3)
+    ]
+    assert all(len(group) == 2 for group in pids)
+    assert not pids[0] & pids[1]
+    assert not pids[1] & pids[2]
+
+
+def test_select__rows_can_be_sampled_and_pass_4_can_look_at_fewer(
+    table_folder: Path, client: Any
+) -> None:
+    options = {**OPTIONS, "sample_rows": 600, "nonlinear_rows": 400}
+    one = dpipe.select(table_folder, client=client, **options)
+    other = dpipe.select(table_folder, client=client, **options)
+    assert one.decisions == other.decisions
+    assert rows_of(one)["base0"].n_valid == 600
+
+
+def test_select__saves_and_explains(table_folder: Path, client: Any, tmp_path: Path) -> None:
+    result = dpipe.select(table_folder, client=client, passes=[1, 2], **OPTIONS)
+    folder = result.save(tmp_path / "copy")
+    for name in ("selected.txt", "decisions.parquet", "decisions.csv", "communities.json"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder / "spearman.npy").exists()
+    saved = pd.read_parquet(folder / "decisions.parquet")
+    assert list(saved["column"]) == [decision.column for decision in result.decisions]
+    assert set(result.communities) == set(result.selected)
+
+
+@pytest.mark.parametrize("measure", ["spearman", "hsic", "rdc"])
+def test_similarity__of_a_table(
+    measure: str, table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    similarity = getattr(dpipe, measure)(table_folder, client=client)
+    frame = pd.read_parquet(table_folder)
+    assert similarity.columns == tuple(frame.columns)
+    assert similarity.values.dtype == np.float32
+    defined = ~np.isnan(similarity.values)
+    assert np.all(np.abs(similarity.values[defined]) <= 1)
+    empty = similarity.columns.index("empty")
+    assert not defined[empty].any()
+    assert defined.sum() == (len(frame.columns) - 2) ** 2
+    if measure == "spearman":
+        complete = [n for n in frame if np.isfinite(frame[n]).all() and n != "constant"]
+        expected = frame[complete].corr(method="spearman").to_numpy()
+        place = [similarity.columns.index(name) for name in complete]
+        found = similarity.values[np.ix_(place, place)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_similarity__exact_missing_equals_pandas(table_folder: Path, client: Any) -> None:
+    similarity = dpipe.spearman(table_folder, client=client, missing="exact")
+    frame = pd.read_parquet(table_folder).replace([np.inf, -np.inf], np.nan)
+    expected = frame.corr(method="spearman", min_periods=2).to_numpy()
+    np.testing.assert_allclose(similarity.values, expected, atol=1e-6)
+
+
+def test_options__bad_ones_are_one_sentence(table_folder: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"'bas0', but the table has no such column \(did you mean 'base0'"
+    ):
+        dpipe.select(table_folder, keep=["bas0"])
+    with pytest.raises(InputError, match="spearman-threshold must be between 0"):
+        dpipe.select(table_folder, spearman_threshold=1.5)
+    with pytest.raises(InputError, match="no option 'spearman'"):
+        dpipe.select(table_folder, spearman=0.5)
+
+
+def test_selection__is_a_frozen_record(table_folder: Path, client: Any) -> None:
+    result = dpipe.select(table_folder, client=client, passes=[1])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.selected = ()  # type: ignore[misc]
