@@ -239,6 +239,15 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_every_verb_of_the_makefile_is_explained_and_has_something_to_run() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    verbs = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    told = set(re.findall(r"`make ([a-z]+)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert told <= verbs
+    assert "python -m benchmarks" in makefile
+    assert (ROOT / "benchmarks" / "__main__.py").exists()
+
+
 def test_the_two_commands_of_the_readme() -> None:
     text = (ROOT / "README.md").read_text().partition("<!-- ci: the two commands -->")[2]
     run, test = fences(text, "bash")[0].splitlines()
