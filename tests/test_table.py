@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import errno
 import gc
 import math
@@ -344,7 +346,7 @@ def test_remote_reads_are_tried_again(
 ) -> None:
     with memory.open("/a.parquet", "wb") as sink:
         pq.write_table(pa.table({"x": np.arange(5.0)}), sink)
-    monkeypatch.setattr(files_module, "_PAUSES", (0.0, 0.0, None))
+    monkeypatch.setattr(files_module, "_PAUSES", (0.0, 0.0))
     opened = MemoryFileSystem.open
     monkeypatch.setattr(
         MemoryFileSystem, "open", lambda *args, **kw: Throttled(opened(*args, **kw))
@@ -358,13 +360,32 @@ def test_remote_reads_that_never_work(
 ) -> None:
     with memory.open("/a.parquet", "wb") as sink:
         pq.write_table(pa.table({"x": np.arange(5.0)}), sink)
-    monkeypatch.setattr(files_module, "_PAUSES", (0.0, None))
+    monkeypatch.setattr(files_module, "_PAUSES", (0.0,))
 
     def refuse(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError("403 forbidden")
 
     monkeypatch.setattr(MemoryFileSystem, "open", refuse)
     assert "403 forbidden" in refusal(["memory://a.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "nanoseconds"),
+    [
+        ({"mtime": 1.5}, 1_500_000_000),
+        ({"LastModified": datetime.datetime.fromtimestamp(2, datetime.UTC)}, 2_000_000_000),
+        ({"mtime": None, "created": 3}, 3_000_000_000),
+        ({}, 0),
+    ],
+)
+def test_times_of_remote_files(
+    memory: MemoryFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[str, Any],
+    nanoseconds: int,
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *arguments: {"size": 7, **facts})
+    assert files_module.modified("memory://a.parquet") == (7, nanoseconds)
 
 
 # Bad files
@@ -447,6 +468,13 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(decode_module, "open_part", lambda *args, **kw: Starved())
     with pytest.raises(ResourceError, match="memory does not suffice to decode 1 rows"):
         read_block(table, ["x"])
+
+
+def test_a_result_too_large_for_memory(tmp_path: Path) -> None:
+    table = open_table([write(tmp_path / "a.parquet", x=[1.0])], options=PLAIN)
+    endless = dataclasses.replace(table.files[0], n_rows=2**50, row_groups=(2**50,))
+    with pytest.raises(ResourceError, match="memory does not suffice for 1 column"):
+        read_block(dataclasses.replace(table, files=(endless,)), ["x"])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -759,6 +787,28 @@ def test_types_widen_to_the_kind_of_all(types: list[pa.DataType]) -> None:
     else:
         expected = widen(kinds)
         assert kind_of(unified) in (expected, Kind.FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("types", "unified"),
+    [
+        ([pa.int8(), pa.bool_()], pa.int8()),
+        ([pa.int8(), pa.uint8()], pa.int16()),
+        ([pa.uint8(), pa.uint32()], pa.uint32()),
+        ([pa.int8(), pa.uint64()], pa.float64()),
+        ([pa.float32(), pa.float16()], pa.float64()),
+        ([pa.float32(), pa.null(), pa.float32()], pa.float32()),
+        ([pa.string(), pa.dictionary(pa.int8(), pa.string())], pa.string()),
+        ([pa.int8(), pa.string()], pa.large_string()),
+        ([pa.timestamp("s"), pa.timestamp("ns")], pa.timestamp("ns")),
+        ([pa.date32(), pa.string()], None),
+        ([pa.list_(pa.int8()), pa.float64()], None),
+        ([], pa.null()),
+    ],
+)
+def test_types_of_copies(types: list[pa.DataType], unified: pa.DataType | None) -> None:
+    assert widen_types(types) == unified
+    assert widen_types(reversed(types)) == unified
 
 
 # Real tables

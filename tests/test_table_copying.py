@@ -159,6 +159,23 @@ def test_failed_copies_leave_nothing(tmp_path: Path, name: str) -> None:
     assert os.listdir(tmp_path) == ["in"]
 
 
+def test_a_folder_stays_when_its_successor_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = open_table([write(tmp_path / "in" / "a.parquet", x=[1.0])], options=PLAIN)
+    (written,) = copy_columns(table, ["x"], tmp_path / "out")
+    former = Path(written).read_bytes()
+
+    def fail(*arguments: object) -> None:
+        raise OSError("device is gone")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match=r"out cannot be written \(device is gone\)"):
+        copy_columns(table, ["x"], tmp_path / "out", overwrite=True)
+    assert Path(written).read_bytes() == former
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
 def test_copy_refuses_changed_input(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", x=[1.0])
     table = open_table([path], options=PLAIN)

@@ -25,7 +25,8 @@ from dpipe.table.files import (
     open_part,
     reason_of,
 )
-from dpipe.table.record import Layout, TableFile, listed
+from dpipe.table.record import Layout, TableFile
+from dpipe.table.words import listed
 
 _MERGED_ROWS = 64 * 1024
 """Row groups smaller than this are decoded together."""

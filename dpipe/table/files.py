@@ -27,7 +27,7 @@ import pyarrow as pa
 from pyarrow.parquet.core import ParquetReader
 
 from dpipe.errors import InputError
-from dpipe.table.record import listed, nearest
+from dpipe.table.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 STORAGE_ERRORS = (pa.ArrowException, OSError)
@@ -36,8 +36,8 @@ STORAGE_ERRORS = (pa.ArrowException, OSError)
 _TAIL = 64 * 1024
 _STREAM = 256 * 1024
 _GLOB = re.compile(r"[*?\[]")
-_PAUSES = (0.2, 1.0, None)
-"""Seconds between tries of a remote read; None: give up."""
+_PAUSES = (0.2, 1.0)
+"""Seconds between the tries of a remote read."""
 
 StorageOptions = Mapping[str, Any] | None
 
@@ -148,10 +148,10 @@ def _expand(source: str, storage_options: StorageOptions, hidden: list[str]) -> 
 def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:
     """The pattern with ``*?[`` escaped in the folders that exist by that very name."""
     parts = pattern.split("/")
-    for i in range(1, len(parts)):
-        if not exists("/".join(parts[: i + 1])):
-            return "/".join([*map(glob.escape, parts[:i]), *parts[i:]])
-    return glob.escape(pattern)
+    literal = 1
+    while literal < len(parts) and exists("/".join(parts[: literal + 1])):
+        literal += 1
+    return "/".join([*map(glob.escape, parts[:literal]), *parts[literal:]])
 
 
 def _local_walk(top: str) -> Iterator[tuple[str, Any, Any]]:
@@ -299,16 +299,17 @@ def _patiently(action: Callable[..., Any], *arguments: Any) -> Any:
     OSError
         After the last failure, whatever the storage library raised.
     """
-    for pause in _PAUSES:
+    pauses = iter(_PAUSES)
+    while True:
         try:
             return action(*arguments)
         except (FileNotFoundError, PermissionError, ImportError):
             raise
         except Exception as error:
+            pause = next(pauses, None)
             if pause is None:
                 raise OSError(brief(error)) from error
             time.sleep(pause)
-    raise AssertionError
 
 
 class _Patient:
@@ -331,12 +332,6 @@ class _Patient:
 
     def tell(self) -> int:
         return int(self._handle.tell())
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
 
     def close(self) -> None:
         self.closed = True
@@ -426,7 +421,7 @@ def open_part(
 
 def changed(path: str) -> InputError:
     """The error for a file that is not what it was when the table was opened."""
-    return InputError(f"{path} changed after the table was opened; start again with --fresh.")
+    return InputError(f"{path} changed after the table was opened; run again on what it is now.")
 
 
 def _footer_bytes(path: str, source: pa.NativeFile, size: int) -> bytes:

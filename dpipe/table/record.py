@@ -8,12 +8,10 @@ as `storage_options`, apart from the record.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from dpipe.errors import InputError
 from dpipe.model import Column, Role
+from dpipe.table.words import nearest
 
 _FORMAT = "dpipe-table"
 _VERSION = 1
@@ -207,19 +206,3 @@ def _parse(text: str) -> Table:
         skipped=tuple((path, reason) for path, reason in record["skipped"]),
         coerced=tuple(record["coerced"]),
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that suggests the most similar known name, or nothing."""
-    candidates = list(known)
-    by_case = [other for other in candidates if other.casefold() == name.casefold()]
-    found = by_case or difflib.get_close_matches(name, candidates, n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def listed(items: Iterable[str], limit: int = 4) -> str:
-    """Some of the items as text: ``'a', 'b' and 7 more``."""
-    names = [repr(item) for item in items]
-    if len(names) > limit + 1:
-        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

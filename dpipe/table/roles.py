@@ -23,8 +23,9 @@ from dpipe.model import Column, Role
 from dpipe.table.convert import count_numbers
 from dpipe.table.decode import decoder
 from dpipe.table.files import BadFile, StorageOptions
-from dpipe.table.record import Layout, TableFile, listed, nearest
+from dpipe.table.record import Layout, TableFile
 from dpipe.table.schema import Kind, kind_of, widen, widen_types
+from dpipe.table.words import columns_phrase, listed, nearest, plural
 
 _NUMBER_CELLS = 19, 20
 """Text is read as numbers when at least this share of its filled cells are numbers."""
@@ -276,13 +277,3 @@ class Roles:
 def _mostly_numbers(filled: int, failed: int) -> bool:
     good, of = _NUMBER_CELLS
     return of * (filled - failed) >= good * filled
-
-
-def columns_phrase(names: Sequence[str]) -> str:
-    """``column 'a'`` or ``7 columns ('a', 'b', ...)``."""
-    return f"column {names[0]!r}" if len(names) == 1 else f"{len(names)} columns ({listed(names)})"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 file`` or ``3 files``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

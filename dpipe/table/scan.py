@@ -35,9 +35,10 @@ from dpipe.table.files import (
     find_files,
     read_footer,
 )
-from dpipe.table.record import Layout, Table, TableFile, listed
-from dpipe.table.roles import Roles, Use, check_options, plural
+from dpipe.table.record import Layout, Table, TableFile
+from dpipe.table.roles import Roles, Use, check_options
 from dpipe.table.schema import count_leaves
+from dpipe.table.words import listed, plural
 
 _THREADS = 8
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
