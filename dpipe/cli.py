@@ -679,6 +679,8 @@ def _final_words(selection: Any, folder: str) -> None:
     """How many columns are left, where the files are, what to do next."""
     analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
     where = click.format_filename(folder)
+    if not selection.selected:
+        click.echo("No column is left. A table of few rows needs a lower --min-valid.")
     click.echo(
         f"\n{len(selection.selected):,} of {len(analysed):,} numeric columns kept.\n"
         f"  {os.path.join(where, 'selected.txt')}   their names, one a line\n"
@@ -888,6 +890,8 @@ def _reduce(
             )
     carried = [d.column for d in done.read_decisions() if d.decision != "dropped"]
     names = [name for name in carried if name in there]
+    if not names:
+        raise InputError(f"the run in {folder} kept no column: there is nothing to copy.")
     copy_columns(table, names, output, storage_options=storage_options)
     return table.n_rows, len(names)
 

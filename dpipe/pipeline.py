@@ -307,6 +307,8 @@ class _Run:
     ) -> PassResult:
         if number == 1:
             result = prepare.decide(prepared, columns, self.options)
+        elif not columns:  # an earlier pass left nothing: there are no tiles to compute
+            result = PassResult(number, PASS_NAMES[number], (), ())
         else:
             result = _PASSES[number](context, prepared, columns)
         self.emit(MemoryRead(context.session.read_memory("after", number)))
@@ -419,7 +421,8 @@ class _Run:
             "versions": _versions(),
             "options": dataclasses.asdict(self.options),
             "input": {
-                "sources": list(sources),
+                # Absolute, so that `dpipe verify` finds them from any folder.
+                "sources": [s if "://" in s else os.path.abspath(s) for s in sources],
                 "fingerprint": self.table.fingerprint,
                 "files": [file.path for file in self.table.files],
                 "rows": self.table.n_rows,

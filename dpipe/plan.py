@@ -215,10 +215,11 @@ def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, i
 
 def _refuse(stage: str, need: int, machine: Machine, what: str) -> None:
     limit = math.ceil((need * machine.threads + memory.WORKER_BASE) / memory.USABLE_SHARE)
+    fewer = "fewer --threads-per-worker, " if machine.threads > 1 else ""
     raise ResourceError(
         f"{stage}: {what} needs {gib(need)} but a task of these workers has "
-        f"{gib(max(machine.task_budget, 0))}; set --memory-limit to at least {gib(limit)} "
-        "or --threads-per-worker to less."
+        f"{gib(max(machine.task_budget, 0))}; set --memory-limit to at least {gib(limit)}, or "
+        f"take {fewer}fewer --workers on this machine or a draw with --sample-rows."
     )
 
 
@@ -313,9 +314,14 @@ def _plan_grid(
         worker_bytes=memory.WORKER_BASE + machine.threads * tiling.task_bytes,
         bytes_read=n_rows * n_columns * 4 * (len(tiling.blocks) + 1),
         operations=float(n_rows) * (n_columns * functions) ** 2,
-        shape=f"{len(tiling.tiles)} tiles of {tiling.widest} columns x "
-        f"{len(tiling.splits)} row splits",
+        shape=_shape(tiling),
     )
+
+
+def _shape(tiling: Tiling) -> str:
+    tiles = f"{len(tiling.tiles)} tiles of {tiling.widest} columns"
+    splits = len(tiling.splits)
+    return tiles if splits == 1 else f"{tiles} x {splits} row splits"
 
 
 def _width(blocks: Iterable[tuple[int, int]]) -> int:

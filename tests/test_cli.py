@@ -507,6 +507,17 @@ def test_the_same_command_continues(finished: Finished) -> None:
     assert (out / "selected.txt").read_text() == before
 
 
+def test_a_run_that_keeps_nothing_says_so(tmp_path: Path) -> None:
+    write_part(tmp_path)
+    done = program("run", "a.parquet", "--output-dir", "out", *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0 of 2 numeric columns kept." in done.stdout
+    assert "lower --min-valid" in done.stdout
+    result = invoke("apply", tmp_path / "out", tmp_path / "a.parquet", "--output", tmp_path / "b")
+    assert result.exit_code == 2
+    assert "kept no column" in one_sentence(result.stderr)
+
+
 def test_quiet_says_nothing(finished: Finished) -> None:
     _, out, _ = finished
     done = program("run", "data", "--output-dir", "out", "--quiet", *SMALL, cwd=out.parent)
@@ -564,13 +575,13 @@ def test_verify_accepts_a_true_run_and_refuses_a_false_one(
     finished: Finished, tmp_path: Path
 ) -> None:
     _, out, _ = finished
-    done = program("verify", "out", cwd=out.parent)
+    done = program("verify", out, cwd=tmp_path)  # from another folder than the run
     assert done.returncode == 0, done.stderr
     assert done.stdout
     forged = tmp_path / "forged"
     shutil.copytree(out, forged)
     (forged / "selected.txt").write_text("x0\n")
-    done = program("verify", forged, cwd=out.parent)
+    done = program("verify", forged, cwd=tmp_path)
     assert done.returncode == 2
     one_sentence(done.stderr)
 
