@@ -68,6 +68,8 @@ PROBE_SECONDS = 20.0
 """How long a look at every worker may take."""
 GRACE_SECONDS = 2.0
 """How long an owned worker may take to stop what it is doing before it is killed."""
+DEVICE_TOLERANCE = 1024**3
+"""Bytes in use on a card after a restart, above those at the start, that are worth a warning."""
 DASHBOARD_PORT = 8787
 """Where people look for the dashboard; another one is taken when it is not free."""
 CLOSE_SECONDS = 15.0
@@ -175,6 +177,7 @@ def open_session(
     3
     """
     device = _choose_own_device(options, emit)
+    _warn_when_overcommitted(options, emit)
     owned = _OwnCluster(options, device, local_directory)
     try:
         client = owned.open()
@@ -234,6 +237,24 @@ def attach_session(
         raise
 
 
+def use_session(options: Options, connection: Any, emit: Emit = silent) -> Session:
+    """The session a run works on: the caller's, the one options name, the current, or an own.
+
+    Parameters
+    ----------
+    options
+        ``scheduler`` and ``scheduler_file`` name a running cluster.
+    connection
+        What the caller handed over: a client, a cluster, an address, or None.
+    emit
+        Told what a user should know.
+    """
+    target = connection or options.scheduler or options.scheduler_file or current_client()
+    if target is not None:
+        return attach_session(target, options, emit=emit)
+    return open_session(options, emit=emit)
+
+
 class Session:
     """A cluster in use; open one with `open_session` or `attach_session`, close it with ``with``.
 
@@ -286,6 +307,7 @@ class Session:
                 "look at its log, or start workers anew."
             )
         self.device = device or _choose_attached_device(options.device, facts, emit)
+        self._device_baseline = {f.name: f.device for f in facts if f.device is not None}
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -423,7 +445,19 @@ class Session:
                 f"no worker of {self._address} answers any more; "
                 "start workers and run the same command again to resume."
             )
+        self._watch_for_zombies(facts)
         return self._readings("recycled", pass_number, facts)
+
+    def _watch_for_zombies(self, facts: Iterable[WorkerFacts]) -> None:
+        """Say when a process that should be gone seems to hold on to the memory of its card."""
+        for f in facts:
+            more = (f.device or 0) - self._device_baseline.get(f.name, f.device or 0)
+            if more > DEVICE_TOLERANCE:
+                self._warn(
+                    f"the card of worker {f.name} has {more / 1024**3:.1f} GiB more in use than at "
+                    "the start, though the worker is new; look for a left-over process with "
+                    "nvidia-smi."
+                )
 
     def _recycle_own(self, own: _OwnCluster) -> tuple[WorkerFacts, ...]:
         deadline = time.monotonic() + REOPEN_SECONDS
@@ -488,7 +522,7 @@ class Session:
         while True:
             try:
                 clients, tasks = _within(self.client, PROBE_SECONDS, "run_on_scheduler", in_use)
-            except (*_CLUSTER_ERRORS, ValueError) as error:
+            except Exception as error:  # a foreign scheduler may say anything; doubt means no
                 return f"the scheduler does not say who else uses it ({_first_line(error)})"
             others = {c for c in clients if c not in (self.client.id, "fire-and-forget")}
             if others:
@@ -693,7 +727,8 @@ class _OwnCluster:
         with _impatience(pids):
             for part in (self._client, self._cluster):
                 if part is not None:
-                    with contextlib.suppress(*_CLUSTER_ERRORS):
+                    # Whatever a dying cluster has to say, its processes end below.
+                    with contextlib.suppress(Exception):
                         part.close(timeout=CLOSE_SECONDS)
         self._client = self._cluster = None
         psutil.wait_procs(_kill(pids), timeout=5)
@@ -772,6 +807,18 @@ def gpu_options(options: Options, folder: str, n_cards: int) -> dict[str, Any]:
         "rmm_release_threshold": 0.5,
         "rmm_allocator_external_lib_list": ["cupy"],
     }
+
+
+def _warn_when_overcommitted(options: Options, emit: Emit) -> None:
+    asked = (options.memory_limit or 0) * (options.workers or 1)
+    if asked > MEMORY_LIMIT:
+        emit(
+            Note(
+                f"--memory-limit and --workers allow {asked / 1024**3:.1f} GiB, more than the "
+                f"{MEMORY_LIMIT / 1024**3:.1f} GiB of this machine.",
+                "warning",
+            )
+        )
 
 
 def _spawn_environment() -> dict[str, Any]:

@@ -1,0 +1,863 @@
+"""Sessions on real local clusters: what they promise about processes, memory and other people."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dask
+import psutil
+import pytest
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, wait
+
+from dpipe import session as module
+from dpipe.config import Options
+from dpipe.errors import InputError, ResourceError
+from dpipe.model import MemoryReading, Note
+from dpipe.session import Session, attach_session, current_client, open_session, process_memory
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1024**2
+TWO = Options(device="cpu", workers=2, memory_limit=2 * 1024**3)
+
+
+class Heard(list[Note]):
+    """Collects what a session tells."""
+
+    def __call__(self, event: object) -> None:
+        assert isinstance(event, Note)
+        self.append(event)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [note.text for note in self if note.level == "warning"]
+
+    @property
+    def texts(self) -> str:
+        return "\n".join(note.text for note in self)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def own_notes() -> Heard:
+    """What the shared session below has told."""
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, own_notes: Heard) -> Iterator[Session]:
+    """One session of dpipe's own for all tests that leave it as fresh as they found it."""
+    folder = tmp_path_factory.mktemp("scratch")
+    with open_session(TWO, local_directory=str(folder), emit=own_notes) as session:
+        yield session
+
+
+def foreign_cluster(**changes: Any) -> LocalCluster:
+    """A cluster as a user starts it: dpipe is only a guest there."""
+    settings: dict[str, Any] = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "memory_limit": "2GiB",
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+        "silence_logs": 40,
+    }
+    return LocalCluster(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def foreign() -> Iterator[LocalCluster]:
+    # Tests restart it one after another; see test_a_restart_stays_clear_of_the_check.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        foreign_cluster() as cluster,
+    ):
+        yield cluster
+
+
+def pids(readings: tuple[MemoryReading, ...]) -> set[int]:
+    return {reading.pid for reading in readings if reading.process != "client"}
+
+
+def worker_memory(readings: tuple[MemoryReading, ...]) -> list[int]:
+    return [reading.rss for reading in readings if reading.process != "client"]
+
+
+def add_one(number: int) -> int:
+    return number + 1
+
+
+def hold_memory(size: int) -> int:
+    """Allocate and keep it, as a library that leaks does."""
+    import numpy
+
+    import dpipe.session
+
+    dpipe.session.leaked = numpy.ones(size, numpy.uint8)  # type: ignore[attr-defined]
+    return os.getpid()
+
+
+def sleep_long() -> None:
+    time.sleep(1000)
+
+
+def thread_pools() -> list[int]:
+    import numpy  # noqa: F401
+    from threadpoolctl import threadpool_info
+
+    return [pool["num_threads"] for pool in threadpool_info()]
+
+
+def worker_environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def arrow_threads() -> int:
+    import pyarrow
+
+    return pyarrow.cpu_count()
+
+
+# An own session
+
+
+def test_an_own_session_says_what_it_is(own: Session) -> None:
+    assert (own.owned, own.device) == (True, "cpu")
+    assert (own.n_workers, own.threads, own.threads_per_worker) == (2, 2, 1)
+    assert own.memory_limit == TWO.memory_limit
+    assert str(own.dashboard).startswith("http://127.0.0.1:")
+    assert own.client.submit(add_one, 1).result() == 2
+
+
+def test_by_default_every_cpu_gets_a_worker() -> None:
+    options = module._local_options(Options(), "/scratch", CPU_COUNT)
+    assert options["n_workers"] == CPU_COUNT
+    assert "memory_limit" not in options  # Dask shares out what there is
+    assert module._local_options(Options(threads_per_worker=64), "/scratch", 0)["n_workers"] == 1
+
+
+def test_an_own_session_leaves_the_default_client_alone(own: Session) -> None:
+    assert own.client.status == "running"
+    assert current_client() is not own.client
+
+
+def test_everything_listens_on_the_loopback_only(own: Session) -> None:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = [
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > own.n_workers
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def test_a_task_has_one_thread(own: Session) -> None:
+    # As many tasks as workers, at the same time: each worker answers.
+    pools = own.client.run(thread_pools)
+    assert len(pools) == 2
+    assert all(counts and set(counts) == {1} for counts in pools.values())
+    assert set(own.client.run(arrow_threads).values()) == {1}
+
+
+def test_temporary_files_of_workers_stay_in_the_folder_given(own: Session) -> None:
+    assert own._own is not None
+    folders = own.client.run(lambda dask_worker: dask_worker.local_directory).values()
+    folders = [*folders, *own.client.run(worker_environment, "TMPDIR").values()]
+    assert all(str(folder).startswith(str(own._own._folder)) for folder in folders)
+    assert str(own._own._folder).startswith(str(own._own.local_directory))
+
+
+def test_memory_is_read_from_every_process(own: Session) -> None:
+    readings = own.read_memory("before", 2)
+    assert [reading.process for reading in readings] == ["client", "worker 0", "worker 1"]
+    assert readings[0].pid == os.getpid()
+    assert pids(readings) == set(own.client.run(os.getpid).values())
+    for reading in readings:
+        assert (reading.moment, reading.pass_number, reading.device) == ("before", 2, None)
+        assert 20 * MIB < reading.rss <= reading.peak
+        assert reading.seconds > 0
+
+
+def test_recycling_gives_new_processes_at_the_baseline(own: Session) -> None:
+    before = own.read_memory("before", 1)
+    futures = own.client.map(hold_memory, [200 * MIB] * 8, pure=False)
+    assert set(own.client.gather(futures)) == pids(before)
+    del futures
+    full = own.read_memory("after", 1)
+    assert min(worker_memory(full)) > max(worker_memory(before)) + 150 * MIB
+    after = own.recycle(1)
+    assert {reading.moment for reading in after} == {"recycled"}
+    assert len(pids(after)) == 2
+    assert not pids(after) & pids(before)
+    assert not any(psutil.pid_exists(pid) for pid in pids(before))
+    assert max(worker_memory(after)) < max(worker_memory(before)) + 30 * MIB
+    assert all(reading.peak < full[1].peak for reading in after[1:])
+    assert own.client.submit(add_one, 1).result() == 2
+
+
+def test_recycling_ten_times_in_a_row_never_needs_the_fallback(
+    own: Session, own_notes: Heard
+) -> None:
+    """Also while Dask believes that a worker away for a moment is lost for good."""
+    seen = pids(own.read_memory("before", 1))
+    client = own.client
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "200 ms"}):
+        for _ in range(10):
+            now = pids(own.recycle(1))
+            assert len(now) == 2
+            assert not now & seen
+            seen |= now
+    assert own.client is client
+    assert own_notes.warnings == []
+
+
+def test_recycling_gets_rid_of_a_worker_that_hangs(own: Session, own_notes: Heard) -> None:
+    before = pids(own.read_memory("before", 1))
+    hung = own.client.submit(sleep_long, pure=False)
+    while hung.key not in str(own.client.processing()):
+        time.sleep(0.05)
+    after = pids(own.recycle(1))
+    assert len(after) == 2
+    assert not after & before
+    assert not any(psutil.pid_exists(pid) for pid in before)
+    assert own_notes.warnings == []
+
+
+def test_recycling_counts_a_worker_that_was_just_killed(own: Session) -> None:
+    before = pids(own.read_memory("before", 1))
+    os.kill(min(before), 9)
+    after = pids(own.recycle(1))
+    assert len(after) == 2
+    assert not after & before
+    assert own.n_workers == 2
+
+
+@pytest.mark.parametrize("fault", ["raises", "hangs", "loses a worker"])
+def test_a_failed_restart_opens_a_new_cluster(
+    own: Session, own_notes: Heard, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def restart(self: Client, **_: object) -> None:
+        if fault == "raises":
+            raise TimeoutError("2 workers have not returned")
+        if fault == "hangs":
+            import asyncio
+
+            await asyncio.sleep(1000)
+        # Else it claims success, though no process was replaced.
+
+    before = pids(own.read_memory("before", 1))
+    own_notes.clear()
+    monkeypatch.setattr(Client, "restart", restart)
+    monkeypatch.setattr(module, "REOPEN_SECONDS", 3.0)
+    after = pids(own.recycle(1))
+    monkeypatch.undo()
+    assert len(after) == 2
+    assert not after & before
+    assert not any(psutil.pid_exists(pid) for pid in before)
+    assert own.client.submit(add_one, 1).result() == 2
+    assert len(own_notes) == 1
+    assert "the restart of the workers failed" in own_notes[0].text
+    assert "opening a new cluster" in own_notes[0].text
+    own_notes.clear()
+    # And the new cluster recycles like the first.
+    assert not pids(own.recycle(1)) & after
+    assert own_notes == []
+
+
+def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
+    children = set(psutil.Process().children(recursive=True))
+    environment = dict(os.environ)
+    with open_session(TWO, local_directory=str(tmp_path)) as session:
+        started = pids(session.read_memory("start", 0))
+        session.recycle(1)
+        started |= pids(session.read_memory("start", 0))
+    session.close()
+    assert session.client.status == "closed"
+    assert not any(psutil.pid_exists(pid) for pid in started)
+    new = set(psutil.Process().children(recursive=True)) - children
+    assert [p for p in new if "resource_tracker" not in " ".join(p.cmdline())] == []
+    assert list(tmp_path.iterdir()) == []
+    assert dict(os.environ) == environment
+
+
+def test_closing_does_not_wait_for_a_task(tmp_path: Path) -> None:
+    session = open_session(TWO.replace(workers=1), local_directory=str(tmp_path))
+    session.client.submit(sleep_long, pure=False)
+    (pid,) = pids(session.read_memory("start", 0))
+    session.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_never_keeps_the_processes_of_an_own_session(heard: Heard) -> None:
+    options = TWO.replace(workers=1, restart="never")
+    with open_session(options, emit=heard) as session:
+        before = pids(session.read_memory("before", 1))
+        assert pids(session.recycle(1)) == before
+    assert "because --restart is never" in heard.texts
+
+
+def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file.* is not writable .*--scratch-dir"):
+        open_session(TWO, local_directory=str(tmp_path / "file"))
+
+
+def test_workers_that_do_not_start_are_a_resource_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(module, "_start_cpu_cluster", fail)
+    with pytest.raises(ResourceError, match=r"Nanny failed to start\): a script must call"):
+        open_session(TWO, local_directory=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dashboard_takes_its_usual_port_when_it_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(module, "DASHBOARD_PORT", port)
+    assert module._free_dashboard_address() == f"127.0.0.1:{port}"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert module._free_dashboard_address() == "127.0.0.1:0"
+
+
+def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, time
+            from dpipe.config import Options
+            from dpipe.session import open_session
+            if __name__ == "__main__":
+                try:
+                    with open_session(Options(device="cpu", workers=1)) as session:
+                        future = session.client.submit(time.sleep, 1000)
+                        time.sleep(0.5)
+                        os.kill(os.getpid(), signal.SIGINT)
+                        future.result()
+                except KeyboardInterrupt:
+                    print("interrupted")
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
+# Devices
+
+
+@contextmanager
+def machine(monkeypatch: pytest.MonkeyPatch, cards: int, *packages: str) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "visible_cards", lambda: cards)
+        patch.setattr("importlib.util.find_spec", lambda name: name in packages or None)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("cards", "packages", "reason"),
+    [
+        (0, ("dask_cuda", "cupy", "rmm"), "no NVIDIA card is visible"),
+        (1, ("cupy", "rmm"), "the package dask_cuda is not installed"),
+        (1, ("dask_cuda", "rmm"), "the package cupy is not installed"),
+        (1, ("dask_cuda", "cupy"), "the package rmm is not installed"),
+    ],
+)
+def test_a_gpu_session_says_what_is_missing(
+    cards: int,
+    packages: tuple[str, ...],
+    reason: str,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with machine(monkeypatch, cards, *packages):
+        with pytest.raises(InputError, match=f"--device gpu cannot be used here: .*{reason}"):
+            open_session(Options(device="gpu"))
+        assert module._choose_own_device(Options(device="auto"), heard) == "cpu"
+    assert [note.level for note in heard] == ["info"]
+    assert heard.texts.startswith("computing on the CPU: ")
+    assert reason in heard.texts
+
+
+def test_auto_takes_the_gpu_when_all_is_there(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine(monkeypatch, 2, "dask_cuda", "cupy", "rmm"):
+        assert module._choose_own_device(Options(), heard) == "gpu"
+        assert module._choose_own_device(Options(device="gpu"), heard) == "gpu"
+        assert module._choose_own_device(Options(device="cpu"), heard) == "cpu"
+    assert heard == [Note("computing on 2 GPUs: a card is visible.")]
+
+
+def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
+    options = module.gpu_options(Options(), "/scratch", 4)
+    assert options["n_workers"] == 4
+    assert options["threads_per_worker"] == 1
+    assert options["host"] == "127.0.0.1"
+    assert options["local_directory"] == "/scratch"
+    assert options["rmm_async"] is True
+    assert 0 < options["rmm_release_threshold"] < 1
+    assert options["rmm_allocator_external_lib_list"] == ["cupy"]
+    assert not {"rmm_pool_size", "jit_unspill", "env", "processes"} & options.keys()
+    assert module.gpu_options(Options(workers=2), "/scratch", 4)["n_workers"] == 2
+    with pytest.raises(InputError, match="--workers 5 exceeds the 4 visible GPUs"):
+        module.gpu_options(Options(workers=5), "/scratch", 4)
+
+
+def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+
+    class LocalCUDACluster(LocalCluster):
+        def __init__(self, **options: Any) -> None:
+            started.append(options)
+
+    monkeypatch.setitem(
+        sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=LocalCUDACluster)
+    )
+    monkeypatch.setattr(module, "visible_cards", lambda: 3)
+    monkeypatch.setattr(LocalCUDACluster, "__del__", lambda self: None, raising=False)
+    cluster = module._start_gpu_cluster(Options(), "/scratch")
+    assert isinstance(cluster, module._KeepsNannies)
+    assert started == [module.gpu_options(Options(), "/scratch", 3)]
+
+
+@pytest.mark.parametrize(
+    ("installed", "visible", "cards"),
+    [(4, None, 4), (4, "0,2", 2), (4, "", 0), (4, "-1", 0), (0, "0", 0), (1, "GPU-a,GPU-b", 1)],
+)
+def test_visible_cards_are_counted(
+    installed: int, visible: str | None, cards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.nvml, "device_get_count", lambda: installed)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert module.visible_cards() == cards
+
+
+# Attached sessions
+
+
+def test_a_given_client_stays_open(foreign: LocalCluster, heard: Heard) -> None:
+    with Client(foreign) as client:
+        with attach_session(client, Options(), emit=heard) as session:
+            assert session.client is client
+            assert (session.owned, session.device, session.n_workers) == (False, "cpu", 2)
+            assert session.memory_limit == 2 * 1024**3
+        assert client.submit(add_one, 1).result() == 2
+        assert current_client() is client
+        assert dict(foreign.scheduler.plugins).keys().isdisjoint({"dpipe"})
+        assert not [n for n in foreign.scheduler.worker_plugins if n.startswith("dpipe")]
+    assert heard.warnings == []
+    assert "computing on the CPU: worker" in heard.texts
+    assert current_client() is None
+
+
+@pytest.mark.parametrize("kind", ["address", "scheduler file", "cluster"])
+def test_an_own_connection_is_closed_and_the_cluster_runs_on(
+    foreign: LocalCluster, kind: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": foreign.scheduler_address}))
+    connection = {"address": foreign.scheduler_address, "scheduler file": file, "cluster": foreign}
+    with attach_session(connection[kind], Options(device="cpu")) as session:
+        assert session.client.submit(add_one, 1).result() == 2
+        assert current_client() is None
+    assert session.client.status == "closed"
+    assert foreign.status.name == "running"
+    assert len(foreign.scheduler.workers) == 2
+
+
+def test_auto_restarts_the_workers_of_a_cluster_nobody_else_uses(
+    foreign: LocalCluster, heard: Heard
+) -> None:
+    with Client(foreign) as client, attach_session(client, Options(device="cpu"), emit=heard) as s:
+        before = pids(s.read_memory("before", 1))
+        client.submit(hold_memory, 50 * MIB, pure=False).result()
+        after = s.recycle(1)
+        assert len(pids(after)) == 2
+        assert not pids(after) & before
+        assert s.client is client
+    assert heard == []
+
+
+def test_auto_spares_the_results_of_another_client(foreign: LocalCluster, heard: Heard) -> None:
+    with Client(foreign) as other, Client(foreign, set_as_default=False) as client:
+        future = other.submit(add_one, 41)
+        scattered = other.scatter([1, 2, 3])
+        wait([future])
+        with attach_session(client, Options(device="cpu"), emit=heard) as session:
+            before = pids(session.read_memory("before", 1))
+            assert pids(session.recycle(1)) == before
+        assert future.result() == 42
+        assert other.gather(scattered) == [1, 2, 3]
+    assert "1 other client is connected" in heard.texts
+
+
+def test_auto_spares_what_the_user_holds_on_the_same_client(
+    foreign: LocalCluster, heard: Heard
+) -> None:
+    with Client(foreign) as client:
+        (scattered,) = client.scatter([[1, 2, 3]])
+        with attach_session(client, Options(device="cpu"), emit=heard) as session:
+            before = pids(session.read_memory("before", 1))
+            assert pids(session.recycle(1)) == before
+        assert scattered.result() == [1, 2, 3]
+    assert "the cluster holds 1 result of other work" in heard.texts
+
+
+def test_always_restarts_and_another_client_gets_its_result_again(
+    foreign: LocalCluster, heard: Heard
+) -> None:
+    with Client(foreign) as other, Client(foreign, set_as_default=False) as client:
+        future = other.submit(add_one, 41)
+        wait([future])
+        options = Options(device="cpu", restart="always")
+        with attach_session(client, options, emit=heard) as session:
+            before = pids(session.read_memory("before", 1))
+            after = pids(session.recycle(1))
+            assert len(after) == 2
+            assert not after & before
+        assert future.result() == 42
+    assert heard == []
+
+
+def test_never_restarts_nobody(foreign: LocalCluster, heard: Heard) -> None:
+    options = Options(device="cpu", restart="never")
+    with Client(foreign) as client, attach_session(client, options, emit=heard) as session:
+        before = pids(session.read_memory("before", 1))
+        assert pids(session.recycle(1)) == before
+    assert "--restart is never" in heard.texts
+
+
+@pytest.mark.parametrize("restart", ["auto", "always"])
+def test_workers_without_nannies_keep_their_processes(restart: str, heard: Heard) -> None:
+    options = Options(device="cpu", restart=restart)
+    with (
+        foreign_cluster(processes=False, protocol="tcp", n_workers=1) as cluster,
+        attach_session(cluster, options, emit=heard) as session,
+    ):
+        assert pids(session.recycle(1)) == {os.getpid()}
+        assert session.client.submit(add_one, 1).result() == 2
+    assert "worker 0 runs without a nanny that could restart it" in heard.texts
+    assert heard.warnings == []
+
+
+def test_attached_workers_are_held_to_one_thread_and_let_go() -> None:
+    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in threads:  # the nanny writes them into this process
+            patch.setenv(name, "2")
+        with foreign_cluster(n_workers=1) as cluster, Client(cluster) as client:
+            (before,) = client.run(thread_pools).values()
+            assert set(before) == {2}
+            with attach_session(client, Options(device="cpu")) as first:
+                assert set(*client.run(thread_pools).values()) == {1}
+                with attach_session(client, Options(device="cpu")):
+                    assert set(*client.run(thread_pools).values()) == {1}
+                assert set(*client.run(thread_pools).values()) == {1}
+                first.recycle(1)
+                assert set(*client.run(thread_pools).values()) == {1}
+            assert set(*client.run(thread_pools).values()) == {2}
+
+
+def test_a_restart_stays_clear_of_the_check_for_lost_workers(
+    foreign: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask closes the nanny of a worker that is away when its check comes round."""
+    waits: list[float] = []
+    now = 1000.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=waits.append)
+    monkeypatch.setattr(module, "time", clock)
+    with (
+        Client(foreign) as client,
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "15s"}),
+    ):
+        address = foreign.scheduler_address
+        for began, ended, wanted in [
+            (998.0, 1000.0, []),  # the check comes at 1013, long after this restart
+            (987.0, 989.0, [4.5]),  # it comes between 1002 and 1004: wait until 1004.5
+            (984.0, 986.0, [1.5]),
+            (980.0, 984.0, []),  # it has been
+        ]:
+            waits.clear()
+            monkeypatch.setitem(module._restarts, address, [(began, ended)])
+            module._wait_for_a_quiet_moment(client)
+            assert waits == wanted
+
+
+# Connections that do not work
+
+
+@pytest.mark.parametrize(
+    ("connection", "error", "text"),
+    [
+        ("tcp://127.0.0.1:1", ResourceError, "no Dask scheduler answers at tcp://127.0.0.1:1 "),
+        ("127.0.0.1:1", ResourceError, "no Dask scheduler answers at 127.0.0.1:1 "),
+        ("nonsense", InputError, "'nonsense' is not the address of a scheduler"),
+        ("foo://host:1", InputError, "write it like tcp://host:8786"),
+        ("/missing/file.json", InputError, "the scheduler file /missing/file.json cannot be read"),
+        (Path("missing.json"), InputError, "the scheduler file missing.json cannot be read"),
+    ],
+)
+def test_a_connection_that_leads_nowhere_is_explained(
+    connection: str | Path, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        attach_session(connection, Options(), connect_seconds=0.3)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"text"', "{"])
+def test_a_file_that_is_no_scheduler_file_is_explained(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=r"scheduler\.json is not a scheduler file"):
+        attach_session(file, Options())
+
+
+def test_a_scheduler_file_of_a_dead_scheduler_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"address": "tcp://127.0.0.1:1"}')
+    with pytest.raises(ResourceError, match=r"tcp://127\.0\.0\.1:1 \(the address in .*r\.json\)"):
+        attach_session(file, Options(), connect_seconds=0.3)
+
+
+def test_a_closed_client_is_refused(foreign: LocalCluster) -> None:
+    client = Client(foreign, set_as_default=False)
+    client.close()
+    with pytest.raises(InputError, match="the given Dask client is closed"):
+        attach_session(client, Options())
+
+
+def test_an_asynchronous_client_is_refused() -> None:
+    client = Client.__new__(Client)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "asynchronous", True)
+        patch.setattr(Client, "__del__", lambda self: None)
+        with pytest.raises(InputError, match="needs a synchronous Dask client"):
+            attach_session(client, Options())
+        del client
+
+
+def test_a_cluster_without_workers_is_explained() -> None:
+    with foreign_cluster(n_workers=0) as cluster, Client(cluster) as client:
+        with pytest.raises(ResourceError, match=r"scheduler at tcp://127.* has no worker after 0"):
+            attach_session(client, Options(), workers_seconds=0.3)
+        assert client.status == "running"
+
+
+def test_an_adaptive_cluster_is_woken() -> None:
+    with foreign_cluster(n_workers=0) as cluster:
+        cluster.adapt(minimum=0, maximum=1, interval="100 ms")
+        with attach_session(cluster, Options(device="cpu"), workers_seconds=30) as session:
+            assert session.n_workers == 1
+
+
+def test_a_dead_scheduler_ends_the_run_soon(tmp_path: Path, heard: Heard) -> None:
+    file = tmp_path / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    commands = [
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"],
+        ["worker", "--nthreads", "1", "--nworkers", "1", "--host", "127.0.0.1"],
+    ]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dask", *command, "--scheduler-file", str(file)],
+            env=environment,
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+        )
+        for command in commands
+    ]
+    try:
+        while not file.exists():
+            time.sleep(0.05)
+        with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+            session = attach_session(file, Options(device="cpu"), emit=heard)
+            try:
+                assert len(pids(session.recycle(1))) == 1
+                started[0].kill()
+                started[0].wait()
+                with pytest.raises(ResourceError, match=r"no worker of tcp://.* answers any more"):
+                    session.recycle(2)
+            finally:
+                session.close()
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+    assert "the workers do not answer" in heard.texts
+
+
+# Versions
+
+
+def versions(**changes: str | None) -> dict[str, Any]:
+    here = {"python": "3.11.7.final.0", "dask": "2026.8.0", "distributed": "2026.8.0"}
+    here |= {"numpy": "2.4.6", "pyarrow": "26.0.1", "dpipe": "0.1.0"}
+    return {"client": {"packages": here}, "workers": {"w": {"packages": {**here, **changes}}}}
+
+
+@pytest.mark.parametrize(
+    ("there", "warning", "error"),
+    [
+        ({}, None, None),
+        ({"numpy": "2.3.0"}, "numpy is 2.4.6 here and 2.3.0 on worker w.", None),
+        ({"python": "3.11.9.final.0"}, "python is 3.11.7 here and 3.11.9 on worker w.", None),
+        ({"distributed": "2026.8.1"}, "distributed is 2026.8.0 here and 2026.8.1", None),
+        ({"pyarrow": None}, "pyarrow is 26.0.1 here and not installed on worker w.", None),
+        ({"python": "3.12.1.final.0"}, None, "python is 3.11.7 here and 3.12.1 on worker w: inst"),
+        ({"distributed": "2026.7.0"}, None, "distributed is 2026.8.0 here and 2026.7.0"),
+        ({"dpipe": "0.2.0"}, None, "dpipe is 0.1.0 here and 0.2.0 on worker w: install the same"),
+        ({"dpipe": None}, None, "dpipe is 0.1.0 here and not installed on worker w: install"),
+    ],
+)
+def test_versions_that_do_not_fit_are_named(
+    there: dict[str, str | None],
+    warning: str | None,
+    error: str | None,
+    foreign: LocalCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    heard: Heard,
+) -> None:
+    async def get_versions(self: Client, **_: object) -> dict[str, Any]:
+        return versions(**there)
+
+    monkeypatch.setattr(Client, "get_versions", get_versions)
+    with Client(foreign) as client:
+        if error:
+            with pytest.raises(ResourceError, match=error):
+                attach_session(client, Options(device="cpu"), emit=heard)
+        else:
+            attach_session(client, Options(device="cpu"), emit=heard).close()
+    assert len(heard) == (1 if warning else 0)
+    assert (warning or "") in heard.texts
+
+
+def test_workers_without_dpipe_are_explained(
+    foreign: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(dask_worker: object, gpu: bool) -> None:
+        raise ModuleNotFoundError("No module named 'dpipe'", name="dpipe")
+
+    monkeypatch.setattr(module, "_look", look)
+    with Client(foreign) as client, pytest.raises(ResourceError, match="cannot import 'dpipe'"):
+        attach_session(client, Options())
+
+
+# Small things
+
+
+def test_more_memory_than_there_is_is_warned_about(heard: Heard) -> None:
+    total = module.MEMORY_LIMIT
+    module._warn_when_overcommitted(Options(workers=2, memory_limit=total // 2), heard)
+    module._warn_when_overcommitted(Options(workers=2), heard)
+    assert heard == []
+    module._warn_when_overcommitted(Options(workers=2, memory_limit=total), heard)
+    assert "--memory-limit and --workers allow" in heard.warnings[0]
+
+
+def test_a_card_that_stays_full_is_warned_about(own: Session, own_notes: Heard) -> None:
+    def facts(device: int | None) -> Any:
+        return SimpleNamespace(name="0", device=device)
+
+    own_notes.clear()
+    for baseline, now in [({}, 5 << 30), ({"0": 1 << 30}, 1 << 30), ({}, None)]:
+        own._device_baseline = baseline
+        own._watch_for_zombies([facts(now)])
+    assert own_notes == []
+    own._device_baseline = {"0": 1 << 30}
+    own._watch_for_zombies([facts(5 << 30)])
+    own._device_baseline = {}
+    assert "the card of worker 0 has 4.0 GiB more in use" in own_notes.warnings[0]
+    own_notes.clear()
+
+
+def test_a_public_scheduler_is_warned_about(heard: Heard) -> None:
+    for address in (
+        "tcp://127.0.0.1:1",
+        "tls://10.0.0.1:1",
+        "inproc://10.0.0.1/1",
+        "tcp://[::1]:1",
+    ):
+        module._warn_when_exposed(
+            SimpleNamespace(scheduler=SimpleNamespace(address=address)), heard
+        )
+    assert heard == []
+    exposed = SimpleNamespace(scheduler=SimpleNamespace(address="tcp://10.0.0.1:8786"))
+    module._warn_when_exposed(exposed, heard)
+    assert "whoever reaches it can run code on its workers" in heard.warnings[0]
+
+
+def test_a_worker_without_a_limit_counts_its_share_of_its_host() -> None:
+    def facts(limit: int | None, host: str) -> Any:
+        return SimpleNamespace(limit=limit, host=host, host_memory=1000)
+
+    smallest = module._smallest_limit
+    assert smallest([facts(None, "a"), facts(None, "a"), facts(700, "b")]) == 500
+    assert smallest([facts(None, "a"), facts(300, "b")]) == 300
+    assert smallest([facts(None, "a")]) == 1000
+
+
+def test_the_peak_of_a_process_outlives_its_memory() -> None:
+    code = """
+        from dpipe.session import process_memory
+        block = b"x" * 300_000_000
+        del block
+        rss, peak = process_memory()
+        print(peak - rss > 250_000_000)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_proc(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", no_proc)
+        peak = module._peak_elsewhere()
+    assert peak >= 20 * MIB
+    assert process_memory()[0] <= process_memory()[1]
