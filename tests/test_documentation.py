@@ -205,6 +205,12 @@ def resolve(dotted: str) -> object:
     return found
 
 
+def test_the_design_has_a_place_for_every_module() -> None:
+    named = set(spans((ROOT / "docs" / "design.md").read_text()))
+    modules = {f"dpipe.{path.stem}" for path in (ROOT / "dpipe").iterdir() if path.name[0] != "_"}
+    assert modules - {"dpipe.py"} <= named
+
+
 @each_page
 def test_every_yaml_block_is_understood(page: Path) -> None:
     for block in fences(page.read_text(), "yaml"):
