@@ -15,7 +15,7 @@ from dpipe.errors import DpipeError, InputError, ResourceError, VerificationErro
 
 if TYPE_CHECKING:
     from dpipe.model import Similarity
-    from dpipe.pipeline import Selection
+    from dpipe.selection import Selection
 
 __all__ = [
     "DpipeError",
@@ -58,7 +58,7 @@ def select(
 
     Returns
     -------
-    dpipe.pipeline.Selection
+    dpipe.selection.Selection
         ``selected``, ``decisions``, ``communities``, ``ledger``, ``save``, ``report``, ``explain``.
 
     Raises
@@ -132,8 +132,8 @@ def rdc(data: Any, *, client: Any = None, **options: Any) -> Similarity:
 
 
 def _similarity(data: Any, measure: str, client: Any, options: dict[str, Any]) -> Similarity:
+    from dpipe.allpairs import similarity
     from dpipe.config import options_from
-    from dpipe.pipeline import similarity
 
     resolved = options_from({"min_valid": 2, **options})
     return similarity(data, measure, options=resolved, client=client)

@@ -809,11 +809,11 @@ def similarity(
         raise InputError(f"--output takes a file that ends in .npy, not {output!r}.")
     request = _settle(given, sources, config)
     found = _need_sources(request)
-    from dpipe import pipeline
+    from dpipe import allpairs
     from dpipe.progress import Progress
 
     with Progress(request.verbosity) as progress:
-        made = pipeline.similarity(
+        made = allpairs.similarity(
             found,
             measure,
             options=request.options,

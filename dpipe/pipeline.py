@@ -1,7 +1,7 @@
 """One run from files to a selection: the passes in order, their checkpoints, what they leave.
 
 Covers: opening table and session, running or reusing each pass, restarting workers between passes,
-the results and the ledger; all-pairs similarity without a selection.
+the results and the ledger; the plan of a run that is not started.
 Does not cover: the passes (`dpipe.passes`), showing progress (`dpipe.progress`), the page
 (`dpipe.report`), checking a finished run (`dpipe.verify`).
 """
@@ -15,24 +15,17 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dpipe.certificate import alternatives, decide
 from dpipe.config import PASS_NAMES, Options
 from dpipe.errors import InputError
-from dpipe.kernels.measures import MEASURES
 from dpipe.model import (
     ColumnStatistics,
-    Decision,
     Emit,
     Event,
     MemoryRead,
@@ -42,16 +35,16 @@ from dpipe.model import (
     PassResult,
     PassStarted,
     RunStarted,
-    Similarity,
 )
 from dpipe.passes import nonlinear, prepare, spearman, vif
-from dpipe.passes.context import Context, Prepared, assemble, run_grid, settled_edges
+from dpipe.passes.context import Context, Prepared
 from dpipe.passes.sample import sample
 from dpipe.plan import Machine, Plan, check_disk, make_plan
 from dpipe.rankstore import Store
 from dpipe.runfolder import CHECKPOINT, Damaged, RunFolder, Stale
-from dpipe.session import Session, attach_session, current_client, open_session
-from dpipe.table import Table, open_table
+from dpipe.selection import Selection, TemporaryFolder
+from dpipe.session import use_session
+from dpipe.table import Table, as_sources, open_table
 
 _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
     2: spearman.run,
@@ -68,68 +61,6 @@ _RESULTS = (
     "report.html",
     *(f"{name}{end}" for name in ("spearman", "hsic", "rdc") for end in (".npy", "_columns.txt")),
 )
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The answer of a run.
-
-    Attributes
-    ----------
-    selected
-        Kept columns in input order.
-    decisions
-        One record per input column.
-    communities
-        Kept column -> its alternatives, with pass, measure, value and chain.
-    ledger
-        Memory of every process around every pass and restart.
-    folder
-        Where the result files lie.
-    """
-
-    selected: tuple[str, ...]
-    decisions: tuple[Decision, ...]
-    communities: Mapping[str, Any]
-    ledger: tuple[MemoryReading, ...]
-    folder: Path
-    _temporary: Any = field(default=None, repr=False, compare=False)
-
-    def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Copy the result files into `directory`, made if need be, and return it."""
-        target = RunFolder(directory).create().path
-        for path in sorted(self.folder.rglob("*")):
-            relative = path.relative_to(self.folder)
-            if path.is_file() and not path.name.startswith(".") and "ranks" not in str(relative):
-                (target / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, target / relative)
-        return target
-
-    def report(self, path: str | os.PathLike[str]) -> Path:
-        """Render the page of this run to `path` and return it."""
-        from dpipe.report import write_report
-
-        return write_report(self.folder, path)
-
-    def explain(self, column: str) -> str:
-        """What became of one column, in a sentence.
-
-        Raises
-        ------
-        InputError
-            When the table has no such column.
-        """
-        from dpipe.certificate import explain
-
-        return explain(column, self.decisions)
-
-
-class _TemporaryFolder:
-    """A folder that lives as long as the selection whose files it holds."""
-
-    def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="dpipe-")
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 class _Journal:
@@ -191,10 +122,10 @@ def run(
         When memory, disk or the cluster do not suffice; the run can then be continued.
     """
     options = options or Options()
-    sources = _listed(sources)
+    sources = as_sources(sources)
     temporary = None
     if output_dir is None:
-        temporary = _TemporaryFolder()
+        temporary = TemporaryFolder()
         output_dir = temporary.path
     journal = _Journal(observers)
     table = open_table(sources, options=options, storage_options=storage_options)
@@ -255,6 +186,7 @@ class _Run:
                         prepared = self._prepare(context)
                     result = self._run_pass(context, number, prepared, columns)
                     self.folder.save_pass(number, depends, result)
+                    context.store.remove(f"{PASS_NAMES[number]}-")
                 key = self.folder.pass_key(number) or ""
                 self.emit(
                     PassDone(
@@ -322,9 +254,17 @@ class _Run:
     @contextmanager
     def _context(self) -> Iterator[Context]:
         with ExitStack() as stack:
-            session = stack.enter_context(_session(self.options, self._client, self.emit))
-            store = self._store()
-            self._plan = self._checked_plan(session, store)
+            session = stack.enter_context(use_session(self.options, self._client, self.emit))
+            context = Context(
+                session=session,
+                store=self._store(),
+                options=self.options,
+                emit=self.emit,
+                n_rows=self.n_rows,
+                folder=self.folder,
+                storage_options=self._storage_options,
+            )
+            self._plan = self._checked_plan(context)
             self.emit(
                 RunStarted(
                     n_rows=self.n_rows,
@@ -339,17 +279,9 @@ class _Run:
                 )
             )
             self.emit(MemoryRead(session.read_memory("start", 0)))
-            yield Context(
-                session=session,
-                store=store,
-                options=self.options,
-                emit=self.emit,
-                n_rows=self.n_rows,
-                folder=self.folder,
-                storage_options=self._storage_options,
-            )
+            yield context
             if not self.options.checkpoint:
-                store.remove()
+                context.store.remove()
 
     def _store(self) -> Store:
         """The rank store of this input and these pass-1 options."""
@@ -365,10 +297,12 @@ class _Run:
             store.remove()
         return store
 
-    def _checked_plan(self, session: Session, store: Store) -> Plan:
-        plan = make_plan(self.n_rows, len(self.table.features), self.options, _machine(session))
-        if "://" not in store.root and not store.names():
-            parent = Path(store.root).parent
+    def _checked_plan(self, context: Context) -> Plan:
+        n_features = len(self.table.features)
+        plan = make_plan(self.n_rows, n_features, self.options, context.machine)
+        root = context.store.root
+        if "://" not in root and not context.store.names():
+            parent = Path(root).parent
             parent.mkdir(parents=True, exist_ok=True)
             check_disk(plan, shutil.disk_usage(parent).free, str(parent))
         return plan
@@ -450,96 +384,6 @@ _MATRICES: Mapping[int, tuple[str, ...]] = {
 }
 
 
-def similarity(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    measure: str,
-    *,
-    options: Options | None = None,
-    client: Any = None,
-    observers: Sequence[Emit] = (),
-    storage_options: Mapping[str, Any] | None = None,
-    output: str | os.PathLike[str] | None = None,
-) -> Similarity:
-    """All-pairs similarity of a table's numeric columns.
-
-    Parameters
-    ----------
-    sources
-        Files, folders, globs or fsspec URLs.
-    measure
-        "spearman", "hsic" or "rdc".
-    options
-        ``min_valid``, ``missing``, ``seed``, ``rdc_seeds``, ``rdc_degree``, the session's options.
-    client, observers, storage_options
-        As in `run`.
-    output
-        A ``.npy`` file to assemble the matrix in, beside ``<stem>_columns.txt``; in memory when
-        None.
-
-    Returns
-    -------
-    Similarity
-        (p, p) float32, NaN where a pair has no similarity; memory-mapped when `output` is given.
-
-    Raises
-    ------
-    InputError, ResourceError
-        As in `run`.
-    """
-    if measure not in PUBLIC_MEASURES:
-        raise InputError(f"--measure is one of {', '.join(PUBLIC_MEASURES)}, not {measure!r}.")
-    options = options or Options(min_valid=2)
-    journal = _Journal(observers)
-    storage = dict(storage_options or {})
-    table = open_table(_listed(sources), options=options, storage_options=storage_options)
-    columns = table.features
-    with ExitStack() as stack:
-        scratch = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="dpipe-", dir=options.scratch_dir)
-        )
-        session = stack.enter_context(_session(options, client, journal))
-        context = Context(
-            session, Store(scratch), options, journal, table.n_rows, storage_options=storage
-        )
-        prepared = prepare.prepare(context, table, {}, None)
-        if measure == "spearman":
-            exact = options.missing == "exact"
-            grid = spearman.spearman_grid(
-                context,
-                prepared,
-                columns,
-                threshold=np.inf,
-                exact=exact,
-                min_valid=options.min_valid,
-            )
-            edges = settled_edges(context, grid) if exact else None
-        else:
-            grid = run_grid(
-                context,
-                prepared,
-                columns,
-                measure,
-                (measure,),
-                parameters=nonlinear.parameters(options),
-                min_valid=options.min_valid,
-            )
-            edges = None
-        shape = (len(columns), len(columns))
-        if output is None:
-            values = np.empty(shape, dtype=np.float32)
-            assemble(context, grid, measure, columns, edges, values)
-            return Similarity(values, columns)
-        target = Path(output)
-        folder = RunFolder(target.parent).create()
-        with folder.array_file(target.name, shape, np.float32) as out:
-            assemble(context, grid, measure, columns, edges, out)
-        folder.write_columns(f"{target.stem}_columns.txt", columns)
-        return Similarity(np.load(target, mmap_mode="r"), columns)
-
-
-PUBLIC_MEASURES = tuple(name for name in MEASURES if name != "gram")
-
-
 def plan_run(
     sources: Sequence[str] | None,
     options: Options,
@@ -573,26 +417,6 @@ def _own_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total)
-
-
-def _machine(session: Session) -> Machine:
-    return Machine(session.n_workers, max(1, session.threads_per_worker), session.memory_limit)
-
-
-def _session(options: Options, client: Any, emit: Emit) -> Session:
-    """The session a run works on: the caller's, the one options name, the current, or an own."""
-    target = client or options.scheduler or options.scheduler_file or current_client()
-    if target is not None:
-        return attach_session(target, options, emit=emit)
-    return open_session(options, emit=emit)
-
-
-def _listed(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-) -> list[str]:
-    if isinstance(sources, str | os.PathLike):
-        sources = [sources]
-    return [os.fspath(source) for source in sources]
 
 
 def _version() -> str:

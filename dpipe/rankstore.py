@@ -119,10 +119,12 @@ class Store:
         ):
             return {key: data[key] for key in data.files}
 
-    def remove(self) -> None:
-        """Delete the folder and all in it."""
-        if self._fs.exists(self._path):
-            self._fs.rm(self._path, recursive=True)
+    def remove(self, prefix: str = "") -> None:
+        """Delete what begins with `prefix`; by default the folder and all in it."""
+        doomed = [self.path(name) for name in self.names() if name.startswith(prefix)]
+        for path in doomed if prefix else [self._path]:
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
 
     def size(self, name: str) -> int:
         """Bytes of a finished file."""

@@ -369,8 +369,8 @@ class Session:
         )
         return (client, *workers)
 
-    def workers(self, seconds: float = PROBE_SECONDS) -> tuple[WorkerFacts, ...]:
-        """What every worker that answers within `seconds` says about itself.
+    def workers(self, seconds: float | None = None) -> tuple[WorkerFacts, ...]:
+        """What every worker says about itself that answers in time (`PROBE_SECONDS`).
 
         Raises
         ------
@@ -378,6 +378,7 @@ class Session:
             When a worker cannot import dpipe.
         """
         gpu = self.device != "cpu"
+        seconds = PROBE_SECONDS if seconds is None else seconds
         try:
             answers = _within(self.client, seconds, "run", _look, gpu=gpu, on_error="return")
         except _CLUSTER_ERRORS as error:

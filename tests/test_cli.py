@@ -88,7 +88,7 @@ def one_sentence(text: str) -> str:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Call a command and return what it asks the pipeline for."""
-    from dpipe import pipeline
+    from dpipe import allpairs, pipeline
 
     seen: dict[str, Any] = {}
 
@@ -98,8 +98,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
             seen["options"] = arguments[0]
         raise ResourceError("stopped here.")
 
-    for name in ("run", "similarity", "plan_run"):
-        monkeypatch.setattr(pipeline, name, record)
+    for module, name in ((pipeline, "run"), (pipeline, "plan_run"), (allpairs, "similarity")):
+        monkeypatch.setattr(module, name, record)
 
     def call(*words: object) -> dict[str, Any]:
         seen.clear()

@@ -17,8 +17,8 @@ from dpipe import plan
 from dpipe.communities import find_communities
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
-from dpipe.pipeline import Selection
 from dpipe.representatives import choose
+from dpipe.selection import Selection
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 

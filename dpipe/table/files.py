@@ -79,6 +79,13 @@ class Found:
     notes: tuple[str, ...]
 
 
+def as_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """One source or several as a list of text."""
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    return [os.fspath(source) for source in sources]
+
+
 def find_files(
     sources: Iterable[str | os.PathLike[str]], storage_options: StorageOptions = None
 ) -> Found:

@@ -1,0 +1,120 @@
+"""All-pairs similarity of a table, without a selection.
+
+Covers: one measure over all numeric columns, in memory or as a file.
+Does not cover: what is redundant (`dpipe.pipeline`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpipe.config import Options
+from dpipe.errors import InputError
+from dpipe.kernels.measures import MEASURES
+from dpipe.model import Emit, Event, Similarity
+from dpipe.passes import nonlinear, prepare, spearman
+from dpipe.passes.context import Context, assemble, run_grid, settled_edges
+from dpipe.rankstore import Store
+from dpipe.runfolder import RunFolder
+from dpipe.session import use_session
+from dpipe.table import as_sources, open_table
+
+PUBLIC_MEASURES = tuple(name for name in MEASURES if name != "gram")
+
+
+def similarity(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    measure: str,
+    *,
+    options: Options | None = None,
+    client: Any = None,
+    observers: Sequence[Emit] = (),
+    storage_options: Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] | None = None,
+) -> Similarity:
+    """All-pairs similarity of a table's numeric columns.
+
+    Parameters
+    ----------
+    sources
+        Files, folders, globs or fsspec URLs.
+    measure
+        "spearman", "hsic" or "rdc".
+    options
+        ``min_valid``, ``missing``, ``seed``, ``rdc_seeds``, ``rdc_degree``, the session's options.
+    client, observers, storage_options
+        As in `run`.
+    output
+        A ``.npy`` file to assemble the matrix in, beside ``<stem>_columns.txt``; in memory when
+        None.
+
+    Returns
+    -------
+    Similarity
+        (p, p) float32, NaN where a pair has no similarity; memory-mapped when `output` is given.
+
+    Raises
+    ------
+    InputError, ResourceError
+        As in `run`.
+    """
+    if measure not in PUBLIC_MEASURES:
+        raise InputError(f"--measure is one of {', '.join(PUBLIC_MEASURES)}, not {measure!r}.")
+    options = options or Options(min_valid=2)
+
+    def emit(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    storage = dict(storage_options or {})
+    table = open_table(as_sources(sources), options=options, storage_options=storage_options)
+    columns = table.features
+    with ExitStack() as stack:
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="dpipe-", dir=options.scratch_dir)
+        )
+        session = stack.enter_context(use_session(options, client, emit))
+        context = Context(
+            session, Store(scratch), options, emit, table.n_rows, storage_options=storage
+        )
+        prepared = prepare.prepare(context, table, {}, None)
+        if measure == "spearman":
+            exact = options.missing == "exact"
+            grid = spearman.spearman_grid(
+                context,
+                prepared,
+                columns,
+                threshold=np.inf,
+                exact=exact,
+                min_valid=options.min_valid,
+            )
+            edges = settled_edges(context, grid) if exact else None
+        else:
+            grid = run_grid(
+                context,
+                prepared,
+                columns,
+                measure,
+                (measure,),
+                parameters=nonlinear.parameters(options),
+                min_valid=options.min_valid,
+            )
+            edges = None
+        shape = (len(columns), len(columns))
+        if output is None:
+            values = np.empty(shape, dtype=np.float32)
+            assemble(context, grid, measure, columns, edges, values)
+            return Similarity(values, columns)
+        target = Path(output)
+        folder = RunFolder(target.parent).create()
+        with folder.array_file(target.name, shape, np.float32) as out:
+            assemble(context, grid, measure, columns, edges, out)
+        folder.write_columns(f"{target.stem}_columns.txt", columns)
+        return Similarity(np.load(target, mmap_mode="r"), columns)
