@@ -57,6 +57,7 @@ def matrix_figure() -> dict[str, Any]:
         frame_height=520,
         x_range=Range1d(start=0, end=1),
         y_range=Range1d(start=1, end=0),
+        min_border_left=64,  # as much as the widest labels need, so that zooming moves nothing
     )
     sides: tuple[_Side, ...] = ("above", "left")
     for side in sides:
@@ -84,8 +85,8 @@ def pair_figure() -> dict[str, Any]:
     """Ranks of two columns on some rows; the script sets the points."""
     plot = _plot(
         "pair",
-        frame_width=260,
-        frame_height=260,
+        frame_width=215,
+        frame_height=215,
         x_range=Range1d(start=-0.03, end=1.03),
         y_range=Range1d(start=-0.03, end=1.03),
     )

@@ -10,6 +10,9 @@
   const figures = JSON.parse(byId("figures").textContent);
   const columns = data.columns;
   const n = columns.name.length;
+  // Line breaks and other control characters of a name, made visible.
+  const shown = columns.name.map((name) => name.replace(/[\x00-\x1f\x7f]/g, (character) =>
+    character === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + character.charCodeAt(0))) || "(no name)");
   const lower = columns.name.map((name) => name.toLowerCase());
 
   // Words and numbers
@@ -21,7 +24,7 @@
   };
   const PASSES = { 1: "Prepare", 2: "Spearman", 3: "VIF", 4: "Nonlinear" };
   // Where the value is not of the pair: how the next column of a chain was found.
-  const PARTNERS = { vif: ", most of which the next column carries", r2: ", the next is its closest part" };
+  const PARTNERS = { vif: "; of the columns that stayed, the next shares most with it", r2: "; the next is its closest part" };
   const DECISIONS = { kept: "kept", dropped: "dropped", id: "identifier", excluded: "left out", not_numeric: "not numeric" };
   const MATRICES = { spearman: "Spearman ρ", hsic: "HSIC", rdc: "RDC" };
 
@@ -100,7 +103,7 @@
     node.append(...children.filter((child) => child !== null && child !== undefined));
     return node;
   }
-  const nameOf = (i, tag = "span") => make(tag, { class: "name", title: columns.name[i] }, columns.name[i]);
+  const nameOf = (i, tag = "span") => make(tag, { class: "name", title: shown[i] }, shown[i]);
 
   const ORDER = new Intl.Collator("en", { numeric: true });
 
@@ -108,11 +111,10 @@
   class DataTable {
     static ROW = 32;
 
-    constructor(place, { fields, rows, sort, height, search, filter, label, open, noun = "row", more = [] }) {
-      Object.assign(this, { fields, rows, open, noun, search, filter });
+    constructor(place, { fields, rows, sort, height, search, filter, label, open, pick, noun = "row", title }) {
+      Object.assign(this, { fields, rows, open, pick, noun, search, filter });
       this.sorted = sort;
       this.shown = rows;
-      this.selected = -1;
       this.body = make("tbody");
       this.heads = fields.map((field, place) =>
         make("th", { scope: "col", style: `width:${field.width}`, class: field.right ? "right" : "" },
@@ -126,7 +128,7 @@
       this.scroll.addEventListener("scroll", () => this.draw(), { passive: true });
       this.choice = filter ? this.makeFilter(filter) : null;
       place.replaceChildren(
-        make("div", { class: "tools" }, ...(search ? [this.query] : []), this.choice, ...more, this.count),
+        make("div", { class: "tools" }, title, search ? this.query : null, this.choice, title && !search ? null : this.count),
         this.scroll);
       this.refresh();
     }
@@ -205,7 +207,7 @@
         return cell;
       });
       const line = make("tr", { class: this.open ? "row" : "", "aria-rowindex": k + 2, "data-row": k,
-        "aria-selected": this.open && this.pick !== undefined && this.pick(row) ? "true" : null }, ...cells);
+        "aria-selected": this.pick?.(row) ? "true" : null }, ...cells);
       if (this.open) line.addEventListener("click", () => this.open(row));
       return line;
     }
@@ -213,8 +215,8 @@
     redraw() { this.drawn = null; this.draw(); }
   }
 
-  const opener = (i, act) => make("button", { type: "button", class: "open", title: columns.name[i],
-    onclick: (event) => { event.stopPropagation(); act(i); } }, columns.name[i]);
+  const opener = (i, act) => make("button", { type: "button", class: "open", title: shown[i],
+    onclick: (event) => { event.stopPropagation(); act(i); } }, shown[i]);
 
   // Column browser
 
@@ -307,7 +309,7 @@
     const counted = columns.valid[i] !== null;
     const long = columns.name[i].length > 60 ? "long" : "";
     pane.replaceChildren(
-      make("h3", { tabindex: "-1", class: long }, columns.name[i]), verdict,
+      make("h3", { tabindex: "-1", class: long }, shown[i]), verdict,
       make("dl", { class: "stats" },
         fact("type", text(columns.type, i)),
         ...(counted ? [
@@ -323,23 +325,26 @@
       return;
     }
     const direct = others.filter((j) => columns.representative[j] === i).length;
-    pane.append(make("p", {}, make("b", {}, `Stands for ${plural(others.length, "column")}`),
-      direct < others.length ? `, for ${whole.format(direct)} of them directly` : ""));
-    const place = make("div", { class: "table" });
+    const title = make("p", { class: "title" }, make("b", {}, `Stands for ${plural(others.length, "column")}`),
+      direct < others.length ? `, for ${whole.format(direct)} of them directly` : "");
+    const place = make("div", { class: "table alternatives" });
     pane.append(place);
+    if (others.some((j) => chain(j).some((k) => columns.pass[k] === 3))) {
+      pane.append(make("p", { class: "hint" },
+        "What pass 3 drops, several kept columns determine together: the one it is listed with only shares most with it."));
+    }
     alternatives = new DataTable(place, {
-      label: "Alternatives", rows: others.slice(), sort: [3, false], height: 236, noun: "column",
+      label: "Alternatives", rows: others.slice(), sort: [3, false], height: 204, noun: "column", title,
+      pick: (j) => j === partner,
       search: others.length > 12 ? (j) => lower[j] : null,
       open: (j) => { partner = j; drawPair(); drawOptions(); alternatives.redraw(); },
       fields: [
         { label: "Column", width: "36%", key: (j) => columns.name[j], cell: (j) => opener(j, (j) => alternatives.open(j)) },
         { label: "Pass", width: "17%", key: (j) => columns.pass[j], cell: (j) => `${columns.pass[j]} ${PASSES[columns.pass[j]] || ""}` },
         { label: "Value", width: "20%", falling: true, key: (j) => absolute(columns.value[j]), cell: measured },
-        { label: "By way of", width: "27%", name: true, key: (j) => chain(j).length, cell: (j) => chain(j).slice(1, -1).map((k) => columns.name[k]).join(" → ") || make("span", { class: "hint" }, "direct") },
+        { label: "By way of", width: "27%", name: true, key: (j) => chain(j).length, cell: (j) => chain(j).slice(1, -1).map((k) => shown[k]).join(" → ") || make("span", { class: "hint" }, "direct") },
       ],
     });
-    alternatives.pick = (j) => j === partner;
-    alternatives.redraw();
     pane.append(make("div", { id: "pair" }));
     drawPair();
   }
@@ -354,8 +359,8 @@
       return make("li", { class: isKept(i) ? "kept" : "" }, nameOf(i), make("small", {}, why));
     });
     const words = make("div", {}, make("b", {}, "From the dropped column to the kept one"), make("ol", { class: "chain" }, ...items));
-    byId("pair").replaceChildren(make("div", { class: "pair" }, words, scatter.place(partner, current)));
-    scatter.show(partner, current);
+    byId("pair").replaceChildren(make("div", { class: "pair" }, words, scatter.place(partner, steps[1])));
+    scatter.show(partner, steps[1]);
   }
 
   find.addEventListener("input", matchOptions);
@@ -484,7 +489,9 @@
       this.recolour();
       const name = MATRICES[measure];
       byId("matrix-note").textContent =
-        `${plural(order.length, "column")}, ${plural(sizes.length, "community").replace("communitys", "communities")} by falling size, then columns of no community. ` +
+        (sizes.length
+          ? `${plural(order.length, "column")}: ${whole.format(sizes.length)} ${sizes.length === 1 ? "community" : "communities"} by falling size, then the columns of none. `
+          : `${plural(order.length, "column")} of no community, in the order of the input. `) +
         (low.length ? "Framed: the larger communities. " : "") +
         (step > 1
           ? `Too many for one cell a pair: a cell shows the largest |value| of ${step} × ${step} pairs, a column with itself left out.`
@@ -564,7 +571,7 @@
       };
       const value = cell.code === -128 ? "undefined" : minus((cell.code / 100).toFixed(2));
       byId("readout").replaceChildren(
-        make("b", {}, `${MATRICES[measure]} ${value}`), step > 1 ? " at most, in size" : "",
+        make("b", {}, `${MATRICES[measure]} ${value}`), step > 1 ? `, the largest of ${step} × ${step} pairs` : "",
         make("dl", {}, make("dt", {}, "row"), ...listed(cell.row), make("dt", {}, "column"), ...listed(cell.column)));
     }
 
@@ -606,8 +613,8 @@
       search: (i) => lower[i], filter: decisionFilter(),
       fields: [
         { label: "#", width: "62px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
-        { label: "Column", width: "21%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Decision", width: "104px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
+        { label: "Column", width: "20%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+        { label: "Decision", width: "112px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
         { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
         { label: "Reason", width: "19%", key: code(columns.reason), cell: code(columns.reason) },
         { label: "Value", width: "126px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
@@ -669,7 +676,7 @@
       search: (row) => `${row[3]} ${row[1]}`.toLowerCase(),
       fields: [
         { label: "At", width: "12%", right: true, key: (row) => row[0], cell: (row) => `${row[0].toFixed(1)} s` },
-        { label: "Moment", width: "18%", key: (row) => row[1], cell: (row) => row[1] + (row[2] ? ` pass ${row[2]}` : "") },
+        { label: "Moment", width: "18%", key: (row) => `${row[1]} ${row[2]}`, cell: (row) => row[1] + (row[2] ? ` pass ${row[2]}` : "") },
         { label: "Process", width: "19%", name: true, key: (row) => row[3], cell: (row) => row[3] },
         { label: "pid", width: "12%", right: true, key: (row) => row[4], cell: (row) => String(row[4]) },
         size("Resident", 5), size("Peak", 6), size("GPU", 7),

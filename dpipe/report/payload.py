@@ -22,7 +22,7 @@ from dpipe.report.words import KEPT, reason_key, reason_label
 LONGEST_REASON = 200
 """Characters of a reason on the page; ``decisions.csv`` has it in full."""
 
-SAMPLE_BYTES = 750_000
+SAMPLE_BYTES = 600_000
 _MATRIX_PASS = {"spearman": 2, "hsic": 4, "rdc": 4}
 
 
