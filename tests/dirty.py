@@ -273,6 +273,13 @@ def coerced_columns() -> Iterator[Dirt]:
         options=options,
         notes=[("'x'", "read as double"), *read],
     )
+    yield _two(
+        "a bad first file is outvoted",
+        pa.array(["oops", "1"]),
+        pa.array(["2"] * 40),
+        options=options,
+        notes=read,
+    )
     left_out = {"others": _left_out("x"), "options": options}
     yield _one("too little of it is numbers", ["1", "2", "b", "4"], **left_out)
     yield _one("decimal commas are no numbers", ["1,5", "2,5"], **left_out)
