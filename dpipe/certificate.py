@@ -37,6 +37,11 @@ def follow_chain(column: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
     the final selection. The chain of a kept column, or of one that nobody stands for (a constant,
     say), is the column alone.
 
+    Raises
+    ------
+    ValueError
+        When the representatives run in a circle, so are not the passes' answers.
+
     Examples
     --------
     >>> drops = {
@@ -48,6 +53,8 @@ def follow_chain(column: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
     """
     chain = [column]
     while (drop := drops.get(chain[-1])) is not None and drop.representative is not None:
+        if drop.representative in chain:
+            raise ValueError(f"the representatives of {column!r} run in a circle")
         chain.append(drop.representative)
     return tuple(chain)
 

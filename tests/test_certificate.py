@@ -57,6 +57,15 @@ def test_chain(column: str, chain: tuple[str, ...]) -> None:
     assert follow_chain(column, drops_by_column(PASSES)) == chain
 
 
+def test_chain_in_a_circle_is_refused() -> None:
+    drops = {
+        "a": Drop("a", 2, "redundant", representative="b"),
+        "b": Drop("b", 2, "redundant", representative="a"),
+    }
+    with pytest.raises(ValueError, match="run in a circle"):
+        follow_chain("a", drops)
+
+
 def test_alternatives_lead_to_the_final_selection() -> None:
     similar = {"pass": 2, "measure": "spearman"}
     assert alternatives(["c", "e"], PASSES) == {

@@ -39,6 +39,7 @@ RDC_TOLERANCE = 1e-7
 _OWN_RANKS_MISS = 0.1  # how far rho by own ranks may lie from that by ranks among common rows
 _COARSE = 1e-4  # relative weight of kernel directions left out of the look at all pairs
 _COARSE_MISS = 1e-3  # and what HSIC may then lack
+_CONSTANT = 1e-12  # own HSIC of a column that does not vary, but for rounding
 _SMALL_CELLS = 10**8
 _CACHE_BYTES = 2**30
 _ROWS_AT_ONCE = 4096
@@ -172,8 +173,9 @@ class Nonlinear:
         for left, right, sums in all_pairs(names, self.n_rows, root.shape[1], read):
             norms = np.sqrt(np.outer([own[a] for a in left], [own[b] for b in right]))
             squares = (sums.covariance() ** 2).sum(axis=(2, 3))
-            hsic = np.minimum(squares / np.where(norms > 0, norms, 1) + _COARSE_MISS, 1)
-            may_reach = (self._fused(hsic, 1.0) >= threshold) & (norms > 0)
+            varies = norms > _CONSTANT
+            hsic = np.minimum(squares / np.where(varies, norms, 1) + _COARSE_MISS, 1)
+            may_reach = varies & (self._fused(hsic, 1.0) >= threshold)
             for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
                 value = self.similarity(left[i], right[j])
                 if value >= threshold:
@@ -261,7 +263,7 @@ def _covariance(left: Floats, right: Floats) -> Floats:
 
 def _hsic(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
     scale = math.sqrt(left.own_hsic * right.own_hsic)
-    if scale <= 0:
+    if scale <= _CONSTANT:
         return math.nan
     between = _covariance(left.kernel[:, joint], right.kernel[:, joint])
     return min(1.0, float((between**2).sum()) / scale)

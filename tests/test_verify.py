@@ -1,0 +1,714 @@
+"""Verify: accepts true runs, built by hand and by the pipeline, and refuses every kind of lie.
+
+The run folders are built here by slow definitions (pandas, dense HSIC, the published RDC, plain
+inverses), so that the check is itself checked by something else than dpipe's engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import dense_nhsic, published_rdc, uniform_ranks
+from statsmodels.stats.outliers_influence import (  # type: ignore[import-untyped]
+    variance_inflation_factor,
+)
+from tables import mixed_table, write_parts
+
+import dpipe
+from dpipe.certificate import alternatives, decide, follow_chain
+from dpipe.communities import find_communities
+from dpipe.config import Options
+from dpipe.errors import InputError, VerificationError
+from dpipe.kernels.measures import rdc_draws
+from dpipe.model import ColumnStatistics, Decision, Drop, Edges, PassResult
+from dpipe.representatives import choose
+from dpipe.runfolder import DECISIONS_PARQUET, MANIFEST, RunFolder
+from dpipe.table import Table, open_table
+from dpipe.verify import dependence, verify
+from dpipe.verify.columns import RankedColumns, rank_columns
+from dpipe.verify.dependence import Nonlinear, score_gram, similar_pairs, spearman
+
+Rows = tuple[Decision, ...]
+
+OPTIONS = Options(
+    id_columns=("name",),
+    exclude=("target",),
+    keep=("kept_one", "kept_two"),
+    min_valid=60,
+    vif_threshold=6.0,
+    variance_threshold=0.005,
+    nonlinear_threshold=0.6,
+    rdc_seeds=3,
+    seed=5,
+)
+N = 240
+
+
+def hand_made_frame() -> pd.DataFrame:
+    """Columns that each rule of each pass has something to say about."""
+    rng = np.random.default_rng(2)
+    a, b, c, d, e, f = rng.standard_normal((6, N))
+    holes = a + 0.05 * rng.standard_normal(N)
+    holes[rng.random(N) < 0.25] = np.nan
+    tail = -b + 0.05 * rng.standard_normal(N)
+    tail[tail > 0.5] = np.inf
+    kind = rng.integers(0, 3, N)
+    columns: dict[str, Any] = {
+        "name": [f"row {k}" for k in range(N)],
+        "a": a,
+        "a_up": np.exp(a),
+        "a_down": -a,
+        "a_noisy": a + 0.02 * rng.standard_normal(N),
+        "a_holes": holes,
+        "b": b,
+        "b_tail": tail,
+        "c": c,
+        "c_square": c**2 + 0.02 * rng.standard_normal(N),
+        "d": d,
+        "e": e,
+        "sum": b + c + d + e + 0.5 * rng.standard_normal(N),
+        "first": kind == 0,
+        "second": (kind == 1).astype(float),
+        "third": (kind == 2).astype(float),
+        "kept_one": f,
+        "kept_two": f + 0.01 * rng.standard_normal(N),
+        "f_noisy": f + 0.03 * rng.standard_normal(N),
+        "constant": np.full(N, 3),
+        "empty": np.full(N, np.nan),
+        "few": np.where(np.arange(N) < 30, a, np.nan),
+        "gaps": np.where(np.arange(N) < 100, a, np.nan),
+        "spike": np.where(np.arange(N) == 7, 1.0, 0.0),
+        "target": rng.standard_normal(N),
+        "text": ["x"] * N,
+    }
+    return pd.DataFrame(columns)
+
+
+# A run by hand
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame; unlike `to_parquet`, NaN stays NaN and does not become null."""
+    pq.write_table(pa.table({name: frame[name].tolist() for name in names_of(frame)}), path)
+
+
+def names_of(frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame.columns]
+
+
+def numbers(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
+    return frame[list(table.features)].astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def statistics_of(name: str, raw: pd.Series, values: pd.Series) -> ColumnStatistics:
+    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(ColumnStatistics)}
+    return ColumnStatistics(
+        **fields
+        | {
+            "name": name,
+            "n_rows": len(values),
+            "n_valid": int(values.count()),
+            "n_nan": int(raw.isna().sum()),
+            "n_inf": int(np.isinf(raw.astype(float)).sum()),
+            "n_unique": values.nunique(),
+        }
+    )
+
+
+def prepare_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
+    drops: dict[str, Drop] = {}
+    for name in names_of(values):
+        column = values[name]
+        present = column.dropna()
+        share = 1 - len(present) / len(column)
+        if len(present) == 0:
+            drop = Drop(name, 1, "no valid value")
+        elif len(present) < options.min_valid:
+            limit = float(options.min_valid)
+            drop = Drop(name, 1, "too few valid values", "n_valid", len(present), limit)
+        elif share > options.max_missing_ratio:
+            limit = options.max_missing_ratio
+            drop = Drop(name, 1, "too many missing values", "missing_ratio", share, limit)
+        elif present.min() == present.max():
+            drop = Drop(name, 1, "constant")
+        else:
+            width = present.quantile(0.975) - present.quantile(0.025)
+            ratio = float(present.var(ddof=0) / (width or present.max() - present.min()) ** 2)
+            if ratio >= options.variance_threshold:
+                continue
+            limit = options.variance_threshold
+            drop = Drop(name, 1, "low variance", "normalised_variance", ratio, limit)
+        drops[name] = drop
+    left = [name for name in names_of(values) if name not in drops]
+    for k, name in enumerate(left):
+        for earlier in left[:k]:
+            pair = values[[earlier, name]].dropna()
+            same_rows = values[earlier].isna().equals(values[name].isna())
+            rho = pair.corr(method="spearman").to_numpy()[0, 1]
+            if same_rows and abs(abs(rho) - 1) < 1e-12 and earlier not in drops:
+                drops[name] = Drop(
+                    name, 1, "monotone duplicate", "spearman", float(np.sign(rho)), 1.0, earlier
+                )
+    kept = tuple(name for name in left if name not in drops)
+    return PassResult(1, "prepare", kept, tuple(drops[n] for n in names_of(values) if n in drops))
+
+
+def redundancy_by_hand(
+    number: int, measure: str, values: pd.DataFrame, matrix: np.ndarray, options: Options
+) -> PassResult:
+    names = names_of(values)
+    threshold = options.spearman_threshold if number == 2 else options.nonlinear_threshold
+    i, j = np.nonzero(np.triu(np.nan_to_num(np.abs(matrix)) >= threshold, 1))
+    edges = Edges.sorted(i, j, matrix[i, j])
+    labels = find_communities(len(names), edges, names, resolution=threshold, seed=options.seed)
+    choice = choose(
+        names,
+        edges,
+        labels,
+        threshold=threshold,
+        keep=options.keep,
+        prefer=options.prefer,
+        n_missing=values.isna().sum().to_numpy(),
+    )
+    drops = tuple(
+        Drop(
+            name,
+            number,
+            "redundant",
+            measure,
+            float(choice.value[k]),
+            threshold,
+            names[choice.representative[k]],
+        )
+        for k, name in enumerate(names)
+        if k not in set(choice.kept)
+    )
+    kept = tuple(names[k] for k in choice.kept)
+    return PassResult(number, measure, kept, drops, dict(zip(names, labels.tolist(), strict=True)))
+
+
+def filled_scores(values: pd.DataFrame) -> pd.DataFrame:
+    """Centred ranks of each column, missing cells at the mean rank."""
+    return ((values.rank() - 0.5) / values.count() - 0.5).fillna(0.0)
+
+
+def vif_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
+    gram = filled_scores(values).pipe(lambda s: s / np.sqrt((s**2).sum())).pipe(lambda s: s.T @ s)
+
+    def explained(name: str, others: list[str]) -> tuple[float, np.ndarray]:
+        weights = np.linalg.solve(gram.loc[others, others], gram.loc[others, name])
+        return float(weights @ gram.loc[others, name]), weights
+
+    drops: list[Drop] = []
+    left: list[str] = []
+    for name in sorted(
+        names_of(values), key=lambda n: (n not in options.keep, values[n].isna().sum(), n)
+    ):
+        r2, weights = explained(name, left) if left else (0.0, np.zeros(0))
+        if 1 - r2 < 1e-10 and name not in options.keep:
+            large = np.abs(weights) > 1e-6
+            terms = ", ".join(
+                f"{left[k]} ({weights[k]:.3g})" for k in np.flatnonzero(large).tolist()
+            )
+            drops.append(Drop(name, 3, f"linear combination of {terms}", "r2", 1.0, 1.0, left[0]))
+        else:
+            left.append(name)
+    while True:
+        vif = dict(zip(left, np.diag(np.linalg.inv(gram.loc[left, left])), strict=True))
+        worst = max((n for n in left if n not in options.keep), key=lambda n: vif[n])
+        if vif[worst] < options.vif_threshold:
+            break
+        left.remove(worst)
+        drops.append(
+            Drop(worst, 3, "inflated variance", "vif", vif[worst], options.vif_threshold, left[0])
+        )
+    # Whoever stayed may stand for the dropped ones: which one is best is not what is checked.
+    drops = [replace(drop, representative=left[0]) for drop in drops]
+    return PassResult(3, "vif", tuple(n for n in names_of(values) if n in left), tuple(drops))
+
+
+def nonlinear_by_hand(values: pd.DataFrame, options: Options) -> np.ndarray:
+    """Fused similarity of complete columns; 0 where a cell is missing."""
+    draws = rdc_draws(options.seed, options.rdc_seeds)
+    matrix = np.zeros((values.shape[1],) * 2)
+    columns = [values[name].to_numpy() for name in names_of(values)]
+    for i, x in enumerate(columns):
+        for j, y in enumerate(columns[:i]):
+            if np.isnan(x).any() or np.isnan(y).any():
+                continue
+            rdc = np.median([published_rdc(x, y, w, b) for w, b in draws])
+            fused = options.w_hsic * dense_nhsic(x, y) + options.w_rdc * rdc
+            matrix[i, j] = matrix[j, i] = fused / (options.w_hsic + options.w_rdc)
+    return matrix
+
+
+@dataclass
+class Run:
+    """A finished run, still in memory: what a test may bend before it is written."""
+
+    source: Path
+    table: Table
+    options: Options
+    statistics: list[ColumnStatistics]
+    passes: list[PassResult]
+
+    def write(self, folder: Path, **bent: Any) -> RunFolder:
+        """Write the run folder; `bent` replaces selected, decisions or communities."""
+        decisions = decide(self.table.columns, self.statistics, self.passes, self.options.keep)
+        decisions = bent.get("decisions", lambda rows: rows)(decisions)
+        selected = bent.get("selected") or [d.column for d in decisions if d.decision == "kept"]
+        communities = told_by(decisions, selected)
+        with RunFolder(folder).lock() as out:
+            out.write_selected(selected)
+            out.write_decisions(decisions)
+            out.write_communities(bent.get("communities", lambda told: told)(communities))
+            out.write_run(
+                {
+                    "options": dataclasses.asdict(self.options) | bent.get("options", {}),
+                    "input": {
+                        "sources": [str(self.source)],
+                        "fingerprint": self.table.fingerprint,
+                    },
+                }
+            )
+        return out
+
+
+def told_by(decisions: Rows, selected: Sequence[str]) -> dict[str, Any]:
+    """communities.json as (bent) decisions would have it; what they leave open is left out."""
+    dropped = [d for d in decisions if d.decision == "dropped"]
+    drops = {
+        d.column: Drop(
+            d.column,
+            d.pass_number or 0,
+            d.reason,
+            d.measure,
+            d.value,
+            d.threshold,
+            d.representative,
+        )
+        for d in dropped
+    }
+    try:
+        ends = {follow_chain(name, drops)[-1] for name in drops}
+    except ValueError:
+        return {}
+    result = PassResult(0, "all", (), tuple(drops.values()))
+    told = alternatives([*selected, *sorted(ends - set(selected))], [result])
+    return {name: told[name] for name in selected}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    source = tmp_path_factory.mktemp("input") / "table.parquet"
+    frame = hand_made_frame()
+    write(frame, source)
+    table = open_table([source], options=OPTIONS)
+    values = numbers(frame, table)
+    first = prepare_by_hand(values, OPTIONS)
+    left = values[list(first.kept)]
+    rho = left.corr(method="spearman", min_periods=OPTIONS.min_valid).to_numpy()
+    second = redundancy_by_hand(2, "spearman", left, rho, OPTIONS)
+    third = vif_by_hand(values[list(second.kept)], OPTIONS)
+    left = values[list(third.kept)]
+    fourth = redundancy_by_hand(4, "hsic+rdc", left, nonlinear_by_hand(left, OPTIONS), OPTIONS)
+    statistics = [statistics_of(name, frame[name], values[name]) for name in names_of(values)]
+    return Run(source, table, OPTIONS, statistics, [first, second, third, fourth])
+
+
+def test_hand_made_run_has_every_kind_of_drop_and_holds(run: Run, tmp_path: Path) -> None:
+    told = {
+        (drop.pass_number, drop.reason.split(" of ")[0]) for p in run.passes for drop in p.drops
+    }
+    assert told == {
+        (1, "no valid value"),
+        (1, "too few valid values"),
+        (1, "too many missing values"),
+        (1, "constant"),
+        (1, "low variance"),
+        (1, "monotone duplicate"),
+        (2, "redundant"),
+        (3, "linear combination"),
+        (3, "inflated variance"),
+        (4, "redundant"),
+    }
+    run.write(tmp_path)
+    report = verify(tmp_path)
+    assert (report.n_rows, report.n_columns) == (N, len(run.table.columns))
+    assert report.compared["rows"] == len(run.table.columns)
+    assert report.compared["chains"] == sum(
+        drop.representative is not None for p in run.passes for drop in p.drops
+    )
+    assert set(report.differences) >= {"spearman", "hsic+rdc", "vif", "r2"}
+    assert "the certificate holds" in report.lines[0]
+
+
+def test_input_may_have_moved(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path / "out")
+    moved = tmp_path / "moved" / run.source.name
+    moved.parent.mkdir()
+    moved.write_bytes(run.source.read_bytes())
+    times = run.source.stat()
+    os.utime(moved, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert verify(tmp_path / "out", [moved]).n_rows == N
+
+
+# Tampering that the checksums show
+
+
+@pytest.mark.parametrize("name", ["selected.txt", "decisions.parquet", "communities.json"])
+def test_altered_file(run: Run, tmp_path: Path, name: str) -> None:
+    run.write(tmp_path)
+    with (tmp_path / name).open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(VerificationError, match=f"{name} is not the file the run wrote"):
+        verify(tmp_path)
+
+
+def test_missing_file(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path)
+    (tmp_path / DECISIONS_PARQUET).unlink()
+    with pytest.raises(VerificationError, match=r"decisions\.parquet is not the file"):
+        verify(tmp_path)
+
+
+def test_file_struck_from_the_manifest(run: Run, tmp_path: Path) -> None:
+    folder = run.write(tmp_path)
+    manifest = folder.read_json(MANIFEST)
+    del manifest["files"]["selected.txt"]
+    folder.write_json(MANIFEST, manifest)
+    with pytest.raises(VerificationError, match=r"selected\.txt has no checksum"):
+        verify(tmp_path)
+
+
+def test_changed_input(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path / "out")
+    changed = tmp_path / run.source.name
+    write(hand_made_frame().assign(a=0.5), changed)
+    with pytest.raises(VerificationError, match="the input is not the one of the run"):
+        verify(tmp_path / "out", [changed])
+
+
+@pytest.mark.parametrize("missing", ["run.json", MANIFEST])
+def test_folder_without_a_finished_run(run: Run, tmp_path: Path, missing: str) -> None:
+    run.write(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(InputError, match=missing):
+        verify(tmp_path)
+
+
+# Lies told with matching checksums
+
+
+def bend(column: str, **changes: Any) -> Callable[[Rows], Rows]:
+    """Change one row of the decisions."""
+    return lambda rows: tuple(
+        replace(row, **changes) if row.column == column else row for row in rows
+    )
+
+
+def keep_it(column: str) -> Callable[[Rows], Rows]:
+    nothing = dict.fromkeys(
+        ("pass_number", "measure", "value", "threshold", "representative", "community")
+    )
+    return bend(column, decision="kept", reason="no similar column", **nothing)
+
+
+def drop_it(
+    column: str, number: int, reason: str, *cause: Any, representative: str | None = None
+) -> Callable[[Rows], Rows]:
+    measure, value, threshold = cause or (None, None, None)
+    return bend(
+        column,
+        decision="dropped",
+        pass_number=number,
+        reason=reason,
+        measure=measure,
+        value=value,
+        threshold=threshold,
+        representative=representative,
+    )
+
+
+LIES: Mapping[str, tuple[Callable[[Rows], Rows], str]] = {
+    "a redundant column was kept": (
+        keep_it("a_noisy"),
+        "'a' and 'a_noisy' were both kept although their spearman is 0.99",
+    ),
+    "so was one with missing cells": (
+        keep_it("b_tail"),
+        "'b' and 'b_tail' were both kept although their spearman is -0.9",
+    ),
+    "and one that pass 4 should drop": (
+        keep_it("c_square"),
+        r"'c' and 'c_square' were both kept although their hsic\+rdc is 0\.[67]",
+    ),
+    "a column of its own was dropped": (
+        drop_it("d", 2, "redundant", "spearman", 0.97, 0.95, representative="a"),
+        r"the spearman of 'd' and its representative 'a' is -?0\.[01]\d+, not 0\.97",
+    ),
+    "for less than the threshold": (
+        drop_it("d", 4, "redundant", "hsic+rdc", 0.97, 0.6, representative="a"),
+        r"the hsic\+rdc of 'd' and its representative 'a' is 0\.\d+, not 0\.97",
+    ),
+    "the value is another": (bend("a_noisy", value=0.9512), "is 0.99.*, not 0.951200"),
+    "there is no value": (bend("a_noisy", value=None), "cannot have been dropped for it"),
+    "the threshold is another": (
+        bend("a_noisy", threshold=0.5),
+        "by spearman at 0.5, where pass 2 uses spearman at 0.95",
+    ),
+    "the measure is another": (bend("a_noisy", measure="pearson"), "dropped by pearson at 0.95"),
+    "there is no such rule": (bend("a_noisy", reason="boring"), "as 'boring': no rule"),
+    "no such rule in pass 1": (drop_it("d", 1, "redundant"), "as 'redundant': no rule"),
+    "no such rule in pass 3": (drop_it("d", 3, "redundant"), "as 'redundant': no rule"),
+    "a pass that did not run": (drop_it("d", 7, "redundant"), "by pass 7, which did not run"),
+    "nobody represents it": (bend("a_noisy", representative=None), "without a representative"),
+    "nobody represents a duplicate": (bend("a_up", representative=None), "without a repr"),
+    "a stranger represents it": (
+        bend("a_noisy", representative="nobody"),
+        "represented by 'nobody', which pass 2 did not keep",
+    ),
+    "the representative went in the same pass": (
+        bend("a_noisy", representative="a_holes"),
+        "represented by 'a_holes', which pass 2 did not keep",
+    ),
+    "it is not constant": (drop_it("d", 1, "constant"), "'d' was dropped as 'constant', which"),
+    "it has values": (drop_it("d", 1, "no valid value"), "which it is not"),
+    "it varies enough": (
+        drop_it("d", 1, "low variance", "normalised_variance", 0.001, 0.005),
+        "'d' was dropped as 'low variance', which it is not",
+    ),
+    "it is constant": (keep_it("constant"), "'constant' is 'constant' and was not dropped"),
+    "it is empty": (keep_it("empty"), "'empty' is 'no valid value' and was not dropped"),
+    "it has few values": (keep_it("few"), "'few' is 'too few valid values' and was not dropped"),
+    "it has many gaps": (keep_it("gaps"), "'gaps' is 'too many missing values' and was not"),
+    "it hardly varies": (keep_it("spike"), "'spike' is 'low variance' and was not dropped"),
+    "another share is missing": (bend("gaps", value=0.75), "missing_ratio of 0.58.*, not 0.75"),
+    "counts are wrong": (bend("a_holes", n_valid=200), "'a_holes' has n_valid .*, not 200"),
+    "infinities are wrong": (bend("b_tail", n_inf=0), "'b_tail' has n_inf .*, not 0"),
+    "it is no duplicate": (
+        drop_it("d", 1, "monotone duplicate", "spearman", 1.0, 1.0, representative="e"),
+        "'d' does not rank the rows as 'e' does",
+    ),
+    "a duplicate of rho 0.5": (bend("a_up", value=0.5), "rho of 'a_up' and its duplicate"),
+    "a duplicate was kept": (keep_it("a_up"), "'a' and 'a_up' rank the rows alike and both"),
+    "an inflated column was kept": (keep_it("sum"), "was kept with a VIF of"),
+    "the VIF is another": (bend("sum", value=99.0), "'sum' had a VIF of .*, not 99"),
+    "it was not inflated": (
+        drop_it("d", 3, "inflated variance", "vif", 1.5, 6.0, representative="a"),
+        "'d' had a VIF of",
+    ),
+    "it is no combination": (
+        drop_it("d", 3, "linear combination of e (1)", "r2", 1.0, 1.0, representative="a"),
+        "'d' is no exact combination: R.2 is 0",
+    ),
+    "a combination was kept": (keep_it("third"), "VIF|linearly dependent"),
+    "a column asked for was dropped": (
+        drop_it("kept_one", 2, "redundant", "spearman", 0.99, 0.95, representative="kept_two"),
+        "'kept_one' was dropped although it was asked to be kept",
+    ),
+    "an identifier was kept": (keep_it("name"), "'name' is id but its decision says otherwise"),
+    "text was kept": (keep_it("text"), "'text' is not_numeric but its decision"),
+    "the type is another": (bend("a", dtype="int8"), "'a' holds double, not int8"),
+    "a row is missing": (lambda rows: rows[:-1], "rows of the decisions are not.*'text'"),
+    "the rows are in another order": (lambda rows: rows[::-1], "are not the columns .* order"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lie(run: Run, tmp_path: Path, lie: str) -> None:
+    bent, words = LIES[lie]
+    run.write(tmp_path, decisions=bent)
+    with pytest.raises(VerificationError, match=words):
+        verify(tmp_path)
+
+
+def test_selection_of_other_columns(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path, selected=["a", "b"])
+    with pytest.raises(VerificationError, match="selection is not the kept columns"):
+        verify(tmp_path)
+
+
+def test_chain_that_leads_nowhere(run: Run, tmp_path: Path) -> None:
+    def circle(rows: Rows) -> Rows:
+        return bend("a_noisy", representative="c")(
+            drop_it("c", 4, "redundant", "hsic+rdc", 0.9, 0.6, representative="c_square")(rows)
+        )
+
+    run.write(tmp_path, decisions=circle)
+    with pytest.raises(VerificationError, match="'c_square', which pass 4 did not keep"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bent", "words"),
+    [
+        (lambda told: {**told, "a": []}, "an alternative in one of communities.json and"),
+        (lambda told: dict(list(told.items())[1:]), "not the selection"),
+        (
+            lambda told: {
+                kept: [{**entry, "value": 0.5} for entry in entries]
+                for kept, entries in told.items()
+            },
+            "differ about column",
+        ),
+    ],
+)
+def test_communities_that_tell_another_story(
+    run: Run, tmp_path: Path, bent: Callable[[Any], Any], words: str
+) -> None:
+    run.write(tmp_path, communities=bent)
+    with pytest.raises(VerificationError, match=words):
+        verify(tmp_path)
+
+
+def test_many_failures_are_counted(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path, decisions=lambda rows: tuple(replace(row, n_unique=77) for row in rows))
+    with pytest.raises(VerificationError, match=r"and 1\d more\.$") as caught:
+        verify(tmp_path)
+    assert str(caught.value).count("has n_unique") == 5
+
+
+# The measures
+
+
+def ranked(frame: pd.DataFrame, folder: Path) -> RankedColumns:
+    write(frame, folder / "t.parquet")
+    return rank_columns(open_table([folder / "t.parquet"], options=Options()), None, None)
+
+
+def dirty_frame(n: int = 400) -> pd.DataFrame:
+    return pd.DataFrame(mixed_table(n, seed=3, families=2)).drop(columns=["empty"])
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, -1.0, np.nan])] * 2), min_size=1))
+def test_spearman_is_that_of_pandas(rows: list[tuple[float, float]]) -> None:
+    frame = pd.DataFrame(rows, columns=["x", "y"])
+    twice = (2 * frame.rank() - frame.count() - 1).fillna(-(2**31)).astype(np.int32)
+    found = spearman(twice["x"].to_numpy(), twice["y"].to_numpy(), 2)
+    both = frame.dropna()
+    varies = len(both) >= 2 and (both.nunique() > 1).all()
+    expected = both.rank().corr().iloc[0, 1] if varies else np.nan
+    assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("small_cells", [10**8, 0])
+def test_similar_pairs_are_those_of_pandas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_cells: int
+) -> None:
+    monkeypatch.setattr(dependence, "_SMALL_CELLS", small_cells)
+    monkeypatch.setattr("dpipe.verify.pairs._WIDTH", 5)
+    monkeypatch.setattr("dpipe.verify.pairs._ROWS_AT_ONCE", 111)
+    frame = dirty_frame()
+    columns = ranked(frame, tmp_path)
+    found = {
+        frozenset(pair[:2]): pair[2] for pair in similar_pairs(columns, names_of(frame), 0.6, 50)
+    }
+    values = frame.replace([np.inf, -np.inf], np.nan)
+    rho = values.corr(method="spearman", min_periods=50).to_numpy()
+    names = names_of(frame)
+    expected = {
+        frozenset((names[i], names[j])): rho[i, j]
+        for i, j in combinations(range(len(names)), 2)
+        if abs(rho[i, j]) >= 0.6
+    }
+    assert len(expected) > 20
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_nonlinear_similarity_is_that_of_the_definitions(tmp_path: Path) -> None:
+    frame = dirty_frame()[["base0", "square0", "count0", "flag", "noisy1_2"]]
+    measure = Nonlinear(ranked(frame, tmp_path), None, OPTIONS)
+    expected = nonlinear_by_hand(frame, OPTIONS)
+    for i, a in enumerate(names_of(frame)):
+        for j, b in enumerate(names_of(frame)[:i]):
+            assert measure.similarity(a, b) == pytest.approx(expected[i, j], abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"w_hsic": 0.0}, {"w_rdc": 0.0}, {"rdc_degree": 4}, {"nonlinear_rows": 300}]
+)
+def test_nonlinear_pairs_are_those_found_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("dpipe.verify.pairs._WIDTH", 30)
+    monkeypatch.setattr("dpipe.verify.pairs._ROWS_AT_ONCE", 111)
+    frame = dirty_frame()
+    rows = np.arange(0, 400, 2) if changes.get("nonlinear_rows") else None
+    measure = Nonlinear(ranked(frame, tmp_path), rows, OPTIONS.replace(**changes))
+    names = names_of(frame)
+    found = {frozenset(pair[:2]): pair[2] for pair in measure.similar_pairs(names, 0.5)}
+    one_by_one = {
+        frozenset((a, b)): measure.similarity(a, b) for k, a in enumerate(names) for b in names[:k]
+    }
+    assert np.isnan(one_by_one[frozenset(("base0", "constant"))])
+    expected = {pair: value for pair, value in one_by_one.items() if value >= 0.5}
+    assert len(expected) > 20
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_vif_is_that_of_statsmodels(tmp_path: Path) -> None:
+    frame = dirty_frame()[["base0", "noisy0_2", "count0", "holes0", "tail1", "square1"]]
+    gram = score_gram(ranked(frame, tmp_path), names_of(frame))
+    scores = filled_scores(frame.replace([np.inf, -np.inf], np.nan))
+    table = scores.assign(const=1.0).to_numpy()
+    expected = [variance_inflation_factor(table, k) for k in range(frame.shape[1])]
+    np.testing.assert_allclose(np.diag(np.linalg.inv(gram)), expected, rtol=1e-9)
+
+
+def test_ranks_and_facts(tmp_path: Path) -> None:
+    frame = dirty_frame(150)
+    columns = ranked(frame, tmp_path)
+    values = frame.replace([np.inf, -np.inf], np.nan)
+    for name in names_of(frame):
+        facts, ranks = columns.facts[name], columns.of(name)
+        valid = values[name].notna().to_numpy()
+        assert (facts.n_valid, facts.n_unique) == (valid.sum(), values[name].nunique())
+        assert facts.n_inf == np.isinf(frame[name]).sum()
+        u = uniform_ranks(values[name].dropna().to_numpy())
+        np.testing.assert_allclose((ranks[valid] / facts.n_valid + 1) / 2, u, atol=1e-14)
+    assert columns.signature("base0") == columns.signature("copy0")
+    assert columns.signature("base0") != columns.signature("holes0")
+
+
+def test_large_tables_are_ranked_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = dirty_frame(60)
+    in_memory = ranked(frame, tmp_path)
+    monkeypatch.setattr("dpipe.verify.columns._CELLS_IN_MEMORY", 0)
+    on_disk = ranked(frame, tmp_path)
+    assert isinstance(on_disk.ranks, np.memmap)
+    np.testing.assert_array_equal(on_disk.ranks, in_memory.ranks)
+
+
+# Runs of the pipeline
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"keep": ["base0", "noisy0_0", "combination", "constant"], "prefer": ["noisy1_1"]},
+        {"sample_rows": 700, "nonlinear_rows": 500, "seed": 3, "rdc_degree": 3},
+        {"passes": [1, 4], "missing": "exact", "w_hsic": 0.0, "nonlinear_threshold": 0.9},
+        {"passes": [1]},
+    ],
+)
+def test_runs_of_the_pipeline_hold(client: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    source = write_parts(mixed_table(1000), tmp_path / "table")
+    options = {"min_valid": 50, "nonlinear_threshold": 0.75, "vif_threshold": 5.0} | changes
+    dpipe.select(source, client=client, output_dir=tmp_path / "out", **options)
+    report = verify(tmp_path / "out")
+    assert report.n_rows == changes.get("sample_rows", 1000)
