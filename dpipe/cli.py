@@ -616,6 +616,7 @@ def _need_sources(request: _Request) -> tuple[str, ...]:
 
 
 @click.group(
+    "dpipe",  # the name `dask` lists it under
     cls=_Main,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
