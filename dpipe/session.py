@@ -45,7 +45,7 @@ import dask
 import psutil
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client, LocalCluster, SpecCluster, WorkerPlugin
+from distributed import Client, Future, LocalCluster, SpecCluster, WorkerPlugin
 from distributed.comm.core import connect
 from distributed.deploy.cluster import Cluster
 from distributed.diagnostics import nvml
@@ -53,6 +53,7 @@ from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.config import Options
+from dpipe.environment import worker_environment
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, MemoryReading, Note, silent
 
@@ -74,19 +75,6 @@ DASHBOARD_PORT = 8787
 """Where people look for the dashboard; another one is taken when it is not free."""
 CLOSE_SECONDS = 15.0
 """How long an owned cluster may take to end before its processes are killed."""
-
-ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",  # also what Arrow's CPU pool obeys
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-    ),
-    "1",
-)
-"""Environment that keeps a task on the one thread Dask gave it; read when NumPy loads."""
 
 # What goes wrong between a client and a cluster that is losing workers: timeouts and broken
 # connections (both OSError) and a client or loop that has been closed (RuntimeError).
@@ -224,11 +212,11 @@ def attach_session(
     """
     client, opened = _connect(connection, connect_seconds)
     try:
-        _wait_for_first_worker(client, workers_seconds)
+        wake = _wait_for_first_worker(client, workers_seconds)
         for text in check_versions(client):
             emit(Note(text, "warning"))
         _warn_when_exposed(client, emit)
-        session = Session(client, options, emit=emit, opened_client=opened)
+        session = Session(client, options, emit=emit, opened_client=opened, wake=wake)
         session.pin_threads()
         return session
     except BaseException:
@@ -287,6 +275,7 @@ class Session:
         owned: _OwnCluster | None = None,
         device: str | None = None,
         opened_client: bool = False,
+        wake: Future[int] | None = None,
     ) -> None:
         self.client = client
         self.owned = owned is not None
@@ -295,6 +284,7 @@ class Session:
         self._emit = emit
         self._own = owned
         self._opened_client = opened_client
+        self._wake = wake
         self._pin: str | None = None
         self._began = time.monotonic()
         self._closed = False
@@ -334,6 +324,8 @@ class Session:
         if self._own is not None:
             self._own.close()
             return
+        if self._wake is not None:
+            self._wake.release()
         self._unpin_threads()
         if self._opened_client:
             self.client.close()
@@ -514,10 +506,11 @@ class Session:
 
     def _others(self) -> str | None:
         """Why restarting would hurt somebody else, or None."""
+        mine = {self._wake.key} if self._wake is not None else set()
 
         # Nested, so that it travels by value: the scheduler need not have dpipe installed.
         def in_use(dask_scheduler: Any) -> tuple[list[str], int]:
-            return list(dask_scheduler.clients), len(dask_scheduler.tasks)
+            return list(dask_scheduler.clients), len(dask_scheduler.tasks.keys() - mine)
 
         deadline = time.monotonic() + 3.0
         while True:
@@ -550,7 +543,10 @@ class Session:
     def pin_threads(self) -> None:
         """Hold the BLAS of every attached worker, now and after restarts, to one thread a task."""
         name = f"dpipe-threads-{uuid.uuid4().hex[:8]}"
-        self.client.register_plugin(ThreadPin(), name=name)
+        try:
+            _within(self.client, PROBE_SECONDS, "register_plugin", ThreadPin(), name=name)
+        except Exception as error:  # whatever a worker raised: threads decide speed, not results
+            self._warn(f"the BLAS threads of the workers are not limited ({_first_line(error)}).")
         self._pin = name
 
     def _unpin_threads(self) -> None:
@@ -827,7 +823,7 @@ def _spawn_environment() -> dict[str, Any]:
     # Where this process wants no word of distributed, its workers keep silent to their end.
     silent = logging.getLogger("distributed").level >= logging.CRITICAL
     quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"} if silent else {}
-    return {**configured, **ONE_THREAD, **quiet}
+    return {**configured, **worker_environment(), **quiet}
 
 
 @contextlib.contextmanager
@@ -1049,10 +1045,14 @@ def _address(text: str) -> str:
     return str(address)
 
 
-def _wait_for_first_worker(client: Client, seconds: float) -> None:
+def _wait_for_first_worker(client: Client, seconds: float) -> Future[int]:
+    """Wait for a worker, and hold a result there so small that nobody minds.
+
+    A task in the queue is what makes an adaptive cluster ask for its first worker, and a result
+    is what keeps it from sending the last one away between passes.
+    """
     address = _scheduler_address(client)
-    # A task in the queue is what makes an adaptive cluster ask for its first worker.
-    wake = client.submit(int, pure=False)
+    wake: Future[int] = client.submit(int, key=f"dpipe-awake-{uuid.uuid4().hex}")
     try:
         _within(client, seconds + 5, "wait_for_workers", 1, timeout=seconds)
     except _CLUSTER_ERRORS as error:
@@ -1060,8 +1060,7 @@ def _wait_for_first_worker(client: Client, seconds: float) -> None:
             f"the scheduler at {address} has no worker after {seconds:g} s; "
             "start workers there and run the same command again."
         ) from error
-    finally:
-        wake.release()
+    return wake
 
 
 def _scheduler_address(client: Client) -> str:
@@ -1081,7 +1080,7 @@ def _warn_when_exposed(client: Client, emit: Emit) -> None:
 
 
 def check_versions(client: Client) -> tuple[str, ...]:
-    """Sentences about versions that differ between here and the workers.
+    """Sentences about versions that differ between here, the scheduler and the workers.
 
     Raises
     ------
@@ -1093,17 +1092,20 @@ def check_versions(client: Client) -> tuple[str, ...]:
     try:
         found = _within(client, PROBE_SECONDS, "get_versions", packages=list(names))
     except _CLUSTER_ERRORS as error:
-        return (f"the versions on the workers are unknown ({_first_line(error)}).",)
+        return (f"the versions on the cluster are unknown ({_first_line(error)}).",)
     here = found["client"]["packages"]
+    # A scheduler runs Dask alone; what else is installed there does not matter.
+    places: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("the scheduler", found["scheduler"], ("python", "dask", "distributed")),
+        *((f"worker {w}", there, ("python", *names)) for w, there in found["workers"].items()),
+    ]
     sentences = []
     for name in ("python", *names):
-        for worker, there in found["workers"].items():
+        for place, there, wanted in places:
             theirs = (there or {}).get("packages", {}).get(name)
-            if theirs == here[name]:
+            if name not in wanted or theirs == here[name]:
                 continue
-            text = (
-                f"{name} is {_version(here[name])} here and {_version(theirs)} on worker {worker}"
-            )
+            text = f"{name} is {_version(here[name])} here and {_version(theirs)} on {place}"
             fatal = name in ("python", "distributed", "dpipe")
             if fatal and _release(theirs) != _release(here[name]):
                 raise ResourceError(f"{text}: install the same version on both sides.")

@@ -48,6 +48,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         by_name(edges, grid.names, columns),
         threshold,
         options,
+        context.emit,
     )
 
 

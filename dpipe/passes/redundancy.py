@@ -12,7 +12,7 @@ import numpy as np
 
 from dpipe.communities import find_communities
 from dpipe.config import PASS_NAMES, Options
-from dpipe.model import Drop, Edges, PassResult
+from dpipe.model import Drop, Edges, Emit, Note, PassResult
 from dpipe.passes.context import Prepared
 from dpipe.representatives import choose
 
@@ -25,6 +25,7 @@ def keep_representatives(
     edges: Edges,
     threshold: float,
     options: Options,
+    emit: Emit,
 ) -> PassResult:
     """Find communities and keep, of each set of similar columns, a representative.
 
@@ -40,6 +41,10 @@ def keep_representatives(
         Settled pairs of them, above and just below the threshold.
     threshold
         Similarity at which a pair is redundant.
+    options
+        ``keep``, ``prefer`` and ``seed`` count.
+    emit
+        Told of columns that stay only because they were asked to.
     """
     strong = edges.at_least(threshold)
     labels = find_communities(
@@ -55,6 +60,14 @@ def keep_representatives(
         prefer=options.prefer,
         n_missing=np.array(missing, dtype=np.int64),
     )
+    for first, second, value in choice.redundant_keeps:
+        emit(
+            Note(
+                f"{first!r} and {second!r} were both asked to be kept, though their {measure} "
+                f"similarity is {value:.3f}.",
+                "warning",
+            )
+        )
     kept = set(choice.kept.tolist())
     drops = tuple(
         Drop(

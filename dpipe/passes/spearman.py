@@ -52,6 +52,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         by_name(edges, grid.names, columns),
         options.spearman_threshold,
         options,
+        context.emit,
     )
 
 

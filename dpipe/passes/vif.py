@@ -17,8 +17,8 @@ import numpy as np
 
 from dpipe.certificate import follow_chain
 from dpipe.config import PASS_NAMES, Options
-from dpipe.kernels.vif import Elimination, eliminate
-from dpipe.model import Drop, Edges, PassResult
+from dpipe.kernels.vif import Elimination, eliminate, kept_combinations
+from dpipe.model import Drop, Edges, Note, PassResult
 from dpipe.passes.context import Context, Prepared, assemble, run_grid
 from dpipe.representatives import priority_order
 
@@ -33,12 +33,17 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         assemble(context, grid, "gram", varying, None, gram)
     else:
         gram[:] = 1.0
-    gone = eliminate(
-        gram,
-        _order(prepared, varying, options),
-        np.array([name in options.keep for name in varying], dtype=bool),
-        options.vif_threshold,
-    )
+    order = _order(prepared, varying, options)
+    keep = np.array([name in options.keep for name in varying], dtype=bool)
+    gone = eliminate(gram, order, keep, options.vif_threshold)
+    for step in kept_combinations(gram, order, keep):
+        context.emit(
+            Note(
+                f"{varying[step.index]!r} was asked to be kept, though it is a "
+                f"{_terms(step, varying)} in rank scores.",
+                "warning",
+            )
+        )
     drops = {varying[step.index]: _drop(step, varying, options) for step in gone}
     return PassResult(
         3,
@@ -68,9 +73,13 @@ def _order(prepared: Prepared, columns: Sequence[str], options: Options) -> np.n
     )
 
 
+def _terms(step: Elimination, columns: Sequence[str]) -> str:
+    terms = ", ".join(f"{columns[index]} ({weight:.3g})" for index, weight in step.partners)
+    return f"linear combination of {terms}"
+
+
 def _drop(step: Elimination, columns: Sequence[str], options: Options) -> Drop:
     name, best = columns[step.index], columns[step.representative]
     if step.kind == "combination":
-        terms = ", ".join(f"{columns[index]} ({weight:.3g})" for index, weight in step.partners)
-        return Drop(name, 3, f"linear combination of {terms}", "r2", step.r_squared, 1.0, best)
+        return Drop(name, 3, _terms(step, columns), "r2", step.r_squared, 1.0, best)
     return Drop(name, 3, "inflated variance", "vif", step.value, options.vif_threshold, best)
