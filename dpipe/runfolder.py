@@ -241,9 +241,7 @@ class RunFolder:
                 array: NDArray[Any] = np.lib.format.open_memmap(
                     pending.file.name, mode="w+", dtype=dtype, shape=shape
                 )
-                if hasattr(os, "posix_fallocate"):
-                    size = os.fstat(pending.file.fileno()).st_size
-                    os.posix_fallocate(pending.file.fileno(), 0, size)
+                _take_space(pending.file)
             yield array
             with _saying_which_file(pending.target):
                 array.flush()  # type: ignore[attr-defined]
@@ -324,7 +322,7 @@ class RunFolder:
             When the manifest is missing, broken, or names a path outside the folder.
         """
         if not (self.path / MANIFEST).exists():
-            raise _unreadable(self.path / MANIFEST, "there is no such file")
+            raise _unreadable(self.path / MANIFEST, FileNotFoundError())
         return tuple(
             name
             for name, entry in self._manifest().items()
@@ -690,6 +688,17 @@ def _write_npz(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
+def _take_space(file: IO[bytes]) -> None:
+    """Turn the holes of a file into blocks on the disk, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename last: a folder is a file of names, and wants its own fsync."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -718,8 +727,8 @@ def _not_written(path: Path, error: OSError) -> ResourceError:
 
 def _unreadable(path: Path, reason: object) -> InputError:
     if isinstance(reason, FileNotFoundError):
-        reason = "there is no such file"
-    elif isinstance(reason, OSError) and reason.strerror:
+        return InputError(f"{path} does not exist; give the folder of a finished run.")
+    if isinstance(reason, OSError) and reason.strerror:
         reason = reason.strerror
     lines = str(reason).strip().splitlines() or ["it is broken"]
     return InputError(f"{path} cannot be read: {lines[0].rstrip('.')}; run dpipe again.")

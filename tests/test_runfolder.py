@@ -365,6 +365,21 @@ def test_an_array_file_has_its_space_before_it_is_filled(folder: RunFolder) -> N
         assert partial.stat().st_blocks * 512 >= 1 << 20
 
 
+@pytest.mark.parametrize("answer", [errno.EOPNOTSUPP, None])
+def test_an_array_file_needs_no_help_of_the_file_system(
+    folder: RunFolder, answer: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(answer, "Operation not supported")
+
+    if answer is None:
+        monkeypatch.delattr("os.posix_fallocate")
+    else:
+        monkeypatch.setattr("os.posix_fallocate", refuse)
+    fill_array_file(folder, 80)
+    assert list(folder.read_npy("mapped.npy")) == [1.5] * 10
+
+
 def test_objects_are_never_written(folder: RunFolder) -> None:
     with pytest.raises(TypeError, match="pickle"):
         folder.write_npy("a.npy", np.array([{}], object))
@@ -469,7 +484,7 @@ def test_a_broken_manifest_is_an_input_error(folder: RunFolder, content: bytes) 
 
 
 def test_a_missing_manifest_is_an_input_error(folder: RunFolder) -> None:
-    with pytest.raises(InputError, match=r"manifest\.json cannot be read: there is no such file"):
+    with pytest.raises(InputError, match=r"manifest\.json does not exist; give the folder"):
         folder.verify_checksums()
 
 
@@ -809,7 +824,7 @@ def test_json_results_come_back(folder: RunFolder) -> None:
 def test_readers_name_what_is_missing_or_broken(
     folder: RunFolder, name: str, read: Callable[[RunFolder], object]
 ) -> None:
-    with pytest.raises(InputError, match=f"{name} cannot be read: there is no such file"):
+    with pytest.raises(InputError, match=f"{name} does not exist; give the folder of a finished"):
         read(folder)
     (folder.path / name).write_bytes(b"\xff\xfe broken")
     with pytest.raises(InputError, match=f"{name} cannot be read: .*; run dpipe again"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -249,18 +251,13 @@ def test_recycling_counts_a_worker_that_was_just_killed(own: Session) -> None:
     assert own.n_workers == 2
 
 
-@pytest.mark.parametrize("fault", ["raises", "hangs", "loses a worker"])
+@pytest.mark.parametrize("fault", ["hangs", "does nothing"])
 def test_a_failed_restart_opens_a_new_cluster(
     own: Session, own_notes: Heard, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def restart(self: Client, **_: object) -> None:
-        if fault == "raises":
-            raise TimeoutError("2 workers have not returned")
         if fault == "hangs":
-            import asyncio
-
             await asyncio.sleep(1000)
-        # Else it claims success, though no process was replaced.
 
     before = pids(own.read_memory("before", 1))
     own_notes.clear()
@@ -303,6 +300,17 @@ def test_closing_does_not_wait_for_a_task(tmp_path: Path) -> None:
     (pid,) = pids(session.read_memory("start", 0))
     session.close()
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_many_sessions_in_one_process_leak_nothing() -> None:
+    def open_and_close() -> tuple[int, int]:
+        with open_session(TWO.replace(workers=1)) as session:
+            session.recycle(1)
+        return psutil.Process().num_fds(), threading.active_count()
+
+    baseline = open_and_close()
+    assert [open_and_close() for _ in range(10)] == [baseline] * 10
 
 
 def test_never_keeps_the_processes_of_an_own_session(heard: Heard) -> None:
@@ -599,6 +607,17 @@ def test_attached_workers_are_held_to_one_thread_and_let_go() -> None:
             assert set(*client.run(thread_pools).values()) == {2}
 
 
+def test_workers_that_cannot_be_pinned_are_used_all_the_same(
+    foreign: LocalCluster, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def register_plugin(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'threadpoolctl'")
+
+    monkeypatch.setattr(Client, "register_plugin", register_plugin)
+    attach_session(foreign, Options(device="cpu"), emit=heard).close()
+    assert "the BLAS threads of the workers are not limited (No module" in heard.warnings[0]
+
+
 def test_a_restart_stays_clear_of_the_check_for_lost_workers(
     foreign: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -689,14 +708,19 @@ def test_an_adaptive_cluster_is_woken() -> None:
         cluster.adapt(minimum=0, maximum=1, interval="100 ms")
         with attach_session(cluster, Options(device="cpu"), workers_seconds=30) as session:
             assert session.n_workers == 1
+            time.sleep(1)  # several rounds of the cluster's own decisions
+            assert len(session.recycle(1)) == 2
+        assert not [key for key in cluster.scheduler.tasks if "dpipe" in key]
 
 
-def test_a_dead_scheduler_ends_the_run_soon(tmp_path: Path, heard: Heard) -> None:
+def test_a_dead_scheduler_ends_the_run_soon(
+    tmp_path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     commands = [
-        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"],
-        ["worker", "--nthreads", "1", "--nworkers", "1", "--host", "127.0.0.1"],
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        ["worker", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard"],
     ]
     started = [
         subprocess.Popen(
@@ -716,6 +740,7 @@ def test_a_dead_scheduler_ends_the_run_soon(tmp_path: Path, heard: Heard) -> Non
                 assert len(pids(session.recycle(1))) == 1
                 started[0].kill()
                 started[0].wait()
+                monkeypatch.setattr(module, "PROBE_SECONDS", 1.0)
                 with pytest.raises(ResourceError, match=r"no worker of tcp://.* answers any more"):
                     session.recycle(2)
             finally:
@@ -734,7 +759,13 @@ def test_a_dead_scheduler_ends_the_run_soon(tmp_path: Path, heard: Heard) -> Non
 def versions(**changes: str | None) -> dict[str, Any]:
     here = {"python": "3.11.7.final.0", "dask": "2026.8.0", "distributed": "2026.8.0"}
     here |= {"numpy": "2.4.6", "pyarrow": "26.0.1", "dpipe": "0.1.0"}
-    return {"client": {"packages": here}, "workers": {"w": {"packages": {**here, **changes}}}}
+    scheduler = {**here, "distributed": changes.pop("scheduler", here["distributed"])}
+    del scheduler["dpipe"], scheduler["pyarrow"]
+    return {
+        "client": {"packages": here},
+        "scheduler": {"packages": scheduler},
+        "workers": {"w": {"packages": {**here, **changes}}},
+    }
 
 
 @pytest.mark.parametrize(
@@ -747,6 +778,7 @@ def versions(**changes: str | None) -> dict[str, Any]:
         ({"pyarrow": None}, "pyarrow is 26.0.1 here and not installed on worker w.", None),
         ({"python": "3.12.1.final.0"}, None, "python is 3.11.7 here and 3.12.1 on worker w: inst"),
         ({"distributed": "2026.7.0"}, None, "distributed is 2026.8.0 here and 2026.7.0"),
+        ({"scheduler": "2025.1.0"}, None, "2026.8.0 here and 2025.1.0 on the scheduler: install"),
         ({"dpipe": "0.2.0"}, None, "dpipe is 0.1.0 here and 0.2.0 on worker w: install the same"),
         ({"dpipe": None}, None, "dpipe is 0.1.0 here and not installed on worker w: install"),
     ],
