@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.backend import Array, to_device, to_host
-from dpipe.kernels.basis import legendre
 from dpipe.kernels.measures import MEASURES, Measure
 from dpipe.kernels.moments import (
     Moments,
     Piece,
+    Scratch,
     expand_ranks,
     expand_whitened,
     tile_moments,
@@ -118,6 +118,8 @@ def _chunks(job: Job, split: int) -> list[tuple[int, int]]:
 
 # Own moments
 
+_SUMMED_ROWS = 2048  # a few columns of them stay in a core's cache through all functions
+
 
 def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
     """Own sums of one column block over one row split (host arrays)."""
@@ -126,14 +128,13 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
     parts = []
     for start, stop in _chunks(job, split):
         scores, valid = read_piece(store, catalogue, columns, start, stop)
-        step = max(1, 2**22 // (job.tiling.functions * len(columns)))
-        for row in range(0, stop - start, step):
-            strip = slice(row, row + step)
+        for row in range(0, stop - start, _SUMMED_ROWS):
+            strip = slice(row, row + _SUMMED_ROWS)
             ranks = to_device(scores[:, strip].astype(np.float64), job.device)
             mask = None if valid is None else to_device(valid[:, strip], job.device)
-            parts.append(own_sums(legendre(ranks, job.tiling.functions), mask))
+            parts.append(own_sums(ranks, job.tiling.functions, mask))
     total = reduce(OwnSums.__iadd__, parts)
-    return OwnSums(to_host(total.count), to_host(total.total), to_host(total.product))
+    return OwnSums(to_host(total.count), to_host(total.total))
 
 
 def own_name(folder: str, block: int) -> str:
@@ -165,9 +166,10 @@ def moments_partial(store: Store, folder: str, i: int, j: int, split: int) -> Mo
     expand_i = _expander(store, job, catalogue, i)
     expand_j = None if i == j else _expander(store, job, catalogue, j)
     total: Moments | None = None
+    scratch = Scratch()
     for start, stop in _chunks(job, split):
         right = None if expand_j is None else expand_j(start, stop)
-        moments = tile_moments(expand_i(start, stop), right)
+        moments = tile_moments(expand_i(start, stop), right, scratch)
         if total is None:
             total = moments.total()
         else:
@@ -182,28 +184,34 @@ def _expander(
     """A function giving block `block`'s functions on rows [start, stop)."""
     columns = range(*job.tiling.blocks[block])
     own = _own(store, job, block)
+    change = None if own is None or job.tiling.functions == 1 else _on_device(own, job.device)
+    scratch = Scratch()
 
     def expand(start: int, stop: int) -> Piece:
         scores, valid = read_piece(store, catalogue, columns, start, stop)
-        return _expand(job, scores, valid, own)
+        return _expand(job, scores, valid, change, scratch=scratch)
 
     return expand
+
+
+def _on_device(own: Own, device: str) -> Own:
+    return Own(**{name: to_device(array, device) for name, array in own.arrays().items()})
 
 
 def _expand(
     job: Job,
     scores: NDArray[np.float32],
     valid: NDArray[np.bool_] | None,
-    own: Own | None,
+    change: Own | None,
     dtype: str = "float32",
+    scratch: Scratch | None = None,
 ) -> Piece:
+    """Functions of some columns; `change` (on the device) is their change of basis when K > 1."""
     ranks = to_device(scores, job.device)
     mask = None if valid is None else to_device(valid, job.device)
-    if job.tiling.functions == 1:
-        return expand_ranks(ranks, mask)
-    assert own is not None
-    change = Own(**{name: to_device(array, job.device) for name, array in own.arrays().items()})
-    return expand_whitened(ranks, mask, change, dtype)
+    if change is None:
+        return expand_ranks(ranks, mask, scratch)
+    return expand_whitened(ranks, mask, change, dtype, scratch)
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
@@ -357,12 +365,13 @@ def _rerank(
 def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -> float:
     """The fused similarity of one pair in float64 throughout."""
     own = [_own_of(store, job, column) for column in (i, j)]
+    changes = [_on_device(of_one, job.device) for of_one in own]
     total: Moments | None = None
     step = job.tiling.chunk_rows * 8
     for start in range(0, catalogue.n_rows, step):
         stop = min(start + step, catalogue.n_rows)
         pieces = []
-        for column, change in zip((i, j), own, strict=True):
+        for column, change in zip((i, j), changes, strict=True):
             scores, valid = read_piece(store, catalogue, [column], start, stop)
             pieces.append(_expand(job, scores, valid, change, "float64"))
         moments = tile_moments(pieces[0], pieces[1])

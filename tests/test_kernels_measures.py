@@ -56,8 +56,8 @@ def own_of(
     parts = []
     for start in range(0, scores.shape[1], chunk):
         rows = slice(start, start + chunk)
-        values = legendre(scores[:, rows].astype(float), functions)
-        parts.append(own_sums(values, None if valid is None else valid[:, rows]))
+        mask = None if valid is None else valid[:, rows]
+        parts.append(own_sums(scores[:, rows].astype(float), functions, mask))
     return whitened(reduce(OwnSums.__iadd__, parts))
 
 

@@ -14,9 +14,12 @@ from dpipe.backend import Array, namespace
 
 # A group of columns is expanded while its functions still sit in a core's cache.
 _CACHED_VALUES = 2**18
+_SUMMED_AT_ONCE = 16  # a sum holds four arrays of float64; this many leave the cache some room
 
 
-def legendre(scores: Array, functions: int) -> Array:
+def legendre(
+    scores: Array, functions: int, valid: Array | None = None, out: Array | None = None
+) -> Array:
     """Evaluate the first `functions` basis functions.
 
     Parameters
@@ -25,6 +28,11 @@ def legendre(scores: Array, functions: int) -> Array:
         (columns, rows) centred ranks u - 1/2 in (-1/2, 1/2), of a floating type.
     functions
         K, the number of functions, at least 1.
+    valid
+        (columns, rows) 1 or 0 in the type of `scores`: the functions are 0 where it is. Scores
+        must then be 0 there too.
+    out
+        (columns, K, rows) array to fill; a new one when None.
 
     Returns
     -------
@@ -44,25 +52,78 @@ def legendre(scores: Array, functions: int) -> Array:
     """
     xp = namespace(scores)
     columns, rows = scores.shape
-    values = xp.empty((columns, functions, rows), dtype=scores.dtype)
+    values = xp.empty((columns, functions, rows), dtype=scores.dtype) if out is None else out
     group = max(1, _CACHED_VALUES // (functions * max(rows, 1)))
     for start in range(0, columns, group):
         part = slice(start, start + group)
-        _recur(scores[part], values[part])
+        _recur(scores[part], 1.0 if valid is None else valid[part], values[part])
     return values
 
 
-def _recur(scores: Array, values: Array) -> None:
-    """Fill `values` (columns, K, rows) from `scores` (columns, rows)."""
+def _recur(scores: Array, first: Array | float, values: Array) -> None:
+    """Fill `values` (columns, K, rows) from `scores` (columns, rows); psi_0 is `first`."""
     xp = namespace(scores)
-    functions = values.shape[1]
     argument = scores * 2
+    scratch = xp.empty_like(argument)
     xp.multiply(argument, math.sqrt(3), out=values[:, 0])
-    before: Array | float = 1.0
-    for k in range(1, functions):
-        ahead = math.sqrt((2 * k + 1) * (2 * k + 3)) / (k + 1)
-        back = k / (k + 1) * math.sqrt((2 * k + 3) / (2 * k - 1))
-        xp.multiply(argument, values[:, k - 1], out=values[:, k])
-        values[:, k] *= ahead
-        values[:, k] -= before * back
+    before = first
+    for k in range(1, values.shape[1]):
+        ahead, back = recurrence(k)
+        now = values[:, k]
+        xp.multiply(argument, values[:, k - 1], out=now)
+        now *= ahead
+        xp.multiply(before, back, out=scratch)
+        now -= scratch
         before = values[:, k - 1]
+
+
+def recurrence(k: int) -> tuple[float, float]:
+    """(a, b) of psi_{k+1}(u) = a (2u - 1) psi_k(u) - b psi_{k-1}(u).
+
+    Examples
+    --------
+    >>> a, b = recurrence(0)
+    >>> a == 3**0.5, b
+    (True, 0.0)
+    """
+    ahead = math.sqrt((2 * k + 1) * (2 * k + 3)) / (k + 1)
+    back = k / (k + 1) * math.sqrt((2 * k + 3) / (2 * k - 1)) if k else 0.0
+    return ahead, back
+
+
+def legendre_sums(scores: Array, degree: int, valid: Array | None = None) -> Array:
+    """Sums of psi_1 to psi_degree over the rows, (columns, degree), without keeping the functions.
+
+    Parameters
+    ----------
+    scores, valid
+        As for `legendre`.
+    degree
+        Highest function.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> u = (np.arange(1000) + 0.5) / 1000
+    >>> bool(np.allclose(legendre_sums(u[None] - 0.5, 4) / 1000, 0, atol=1e-4))
+    True
+    """
+    xp = namespace(scores)
+    columns, rows = scores.shape
+    sums = xp.empty((columns, degree), dtype=scores.dtype)
+    group = max(1, _CACHED_VALUES // (_SUMMED_AT_ONCE * max(rows, 1)))
+    for start in range(0, columns, group):
+        part = slice(start, start + group)
+        argument = scores[part] * 2
+        before = xp.ones_like(argument) if valid is None else valid[part].copy()
+        now = argument * math.sqrt(3)
+        ahead = xp.empty_like(argument)
+        for k in range(1, degree + 1):
+            sums[part, k - 1] = now.sum(axis=-1)
+            step, back = recurrence(k)
+            xp.multiply(argument, now, out=ahead)
+            ahead *= step
+            before *= back
+            ahead -= before
+            before, now, ahead = now, ahead, before
+    return sums

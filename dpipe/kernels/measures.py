@@ -46,7 +46,7 @@ class Measure:
         Its name in files and on the command line.
     functions
         K, the basis functions a column is expanded in; 1 keeps the ranks in float64, more are
-        whitened and float32.
+        float32, and whitened where a column needs it.
     contract
         (moments, own_i, own_j, parameters) -> (b_i, b_j) similarities, NaN where undefined.
     needs_own
@@ -161,10 +161,8 @@ def _hsic(
     assert own_i is not None and own_j is not None
     xp = namespace(moments.product)
     root = _kernel_root(BASIS, parameters.get("bandwidth", HSIC_BANDWIDTH))
-    left, right = (xp.asarray(root.T @ own.loading) for own in (own_i, own_j))
-    scale_i, scale_j = (
-        xp.sqrt(((side @ side.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))) for side in (left, right)
-    )
+    left, right = (xp.asarray(own.on_gram(root.T @ own.loading)) for own in (own_i, own_j))
+    scale_i, scale_j = (xp.asarray(_self_hsic(root, own)) for own in (own_i, own_j))
 
     def contract(part: slice, covariance: Array) -> Array:
         return (_project(covariance, left[part], right) ** 2).sum(axis=(2, 3)).T
@@ -172,6 +170,12 @@ def _hsic(
     scale = scale_i[:, None] * scale_j[None, :]
     values = _by_rows(moments, contract) / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
+
+
+def _self_hsic(root: np.ndarray, own: Own) -> np.ndarray:
+    """Square root of each column's HSIC with itself."""
+    side = root.T @ own.loading
+    return np.asarray(np.sqrt(((side @ side.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))
 
 
 def _rdc(
@@ -190,7 +194,9 @@ def _rdc(
 def _canonical(moments: Moments, own_i: Own, own_j: Own, features: np.ndarray) -> Array:
     """Largest canonical correlation of the features (K, m) of every pair of columns."""
     xp = namespace(moments.product)
-    left, right = (xp.asarray(_orthonormal_span(own.loading, features)) for own in (own_i, own_j))
+    left, right = (
+        xp.asarray(own.on_gram(_orthonormal_span(own.loading, features))) for own in (own_i, own_j)
+    )
 
     def contract(part: slice, covariance: Array) -> Array:
         inner = _project(covariance, left[part], right)

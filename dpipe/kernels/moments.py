@@ -12,7 +12,9 @@ thus never pay for masks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dpipe.backend import Array, namespace, to_host
 from dpipe.kernels.basis import legendre
@@ -20,6 +22,25 @@ from dpipe.kernels.own import Own
 
 # Rows whitened at a time: the functions of a column group then stay in a core's own cache.
 _CACHED_ROWS = 2048
+
+
+class Scratch:
+    """Memory for one array that every chunk of a task fills anew.
+
+    Pages a process has not touched before cost more than the arithmetic on them: without this, a
+    quarter of the time of a tile goes to the kernel.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Array = None
+
+    def empty(self, xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A contiguous array of any content, valid until the next call."""
+        size = math.prod(shape)
+        if self._memory is None or self._memory.size < size or self._memory.dtype != dtype:
+            self._memory = None
+            self._memory = xp.empty(size, dtype=dtype)
+        return self._memory[:size].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,8 @@ class Moments:
         (b_i, K, b_j or 1) and (b_j, K, b_i or 1): sums of one column's functions over the rows
         where the other is valid.
     square_i, square_j
-        (b_i, b_j or 1) and (b_j, b_i or 1): the same for the square of the first function.
+        (b_i, b_j or 1) and (b_j, b_i or 1): the same for the square of the function, when K = 1;
+        else (1, 1), unused.
     """
 
     product: Array
@@ -70,9 +92,9 @@ class Moments:
         return self
 
     def total(self) -> Moments:
-        """The same moments in float64, ready to have others added."""
+        """A copy in float64, ready to have others added."""
         arrays = (getattr(self, field.name) for field in fields(self))
-        return Moments(*(array.astype("float64", copy=False) for array in arrays))
+        return Moments(*(array.astype("float64") for array in arrays))
 
     def copy(self) -> Moments:
         """Moments that can be added to without changing these (a task must not alter its input)."""
@@ -83,7 +105,7 @@ class Moments:
         return Moments(*(to_host(getattr(self, field.name)) for field in fields(self)))
 
 
-def expand_ranks(scores: Array, valid: Array | None) -> Piece:
+def expand_ranks(scores: Array, valid: Array | None, scratch: Scratch | None = None) -> Piece:
     """The first function alone (K = 1), psi_1(u) = sqrt(12) (u - 1/2), in float64.
 
     Parameters
@@ -92,17 +114,27 @@ def expand_ranks(scores: Array, valid: Array | None) -> Piece:
         (b, r) centred ranks, 0 where missing (so is the function, at the centre).
     valid
         (b, r) bool, or None for a complete block.
+    scratch
+        Holds the functions; new memory when None.
     """
     xp = namespace(scores)
-    functions = xp.multiply(scores, 12**0.5, dtype=xp.float64)[:, None, :]
-    return Piece(functions, None if valid is None else valid.astype(xp.float64))
+    functions = (scratch or Scratch()).empty(xp, scores.shape, xp.float64)
+    xp.multiply(scores, 12**0.5, out=functions, dtype=xp.float64)
+    mask = None if valid is None else valid.astype(xp.float64)
+    return Piece(functions[:, None, :], mask)
 
 
-def expand_whitened(scores: Array, valid: Array | None, own: Own, dtype: str = "float32") -> Piece:
-    """The K whitened functions of each column.
+def expand_whitened(
+    scores: Array,
+    valid: Array | None,
+    own: Own,
+    dtype: str = "float32",
+    scratch: Scratch | None = None,
+) -> Piece:
+    """The K functions of each column, whitened unless the column is plain.
 
-    Evaluated and whitened in float64, a cache-sized strip at a time, and rounded once: whitening
-    amplifies what float32 functions would have lost.
+    What is whitened is evaluated in float64, a cache-sized strip at a time, and rounded once:
+    whitening amplifies what float32 functions would have lost.
 
     Parameters
     ----------
@@ -114,28 +146,51 @@ def expand_whitened(scores: Array, valid: Array | None, own: Own, dtype: str = "
         The columns' change of basis, with arrays where `scores` lives.
     dtype
         Type of the functions: float32 for a Gram, float64 to settle a close pair.
+    scratch
+        Holds the functions; new memory when None.
     """
     xp = namespace(scores)
     b, rows = scores.shape
     k = own.mean.shape[1]
-    functions = xp.empty((b, k, rows), dtype=dtype)
-    offset = xp.matmul(own.whiten, own.mean[:, :, None])
-    for start in range(0, rows, _CACHED_ROWS):
-        strip = slice(start, start + _CACHED_ROWS)
-        values = legendre(scores[:, strip].astype(xp.float64), k)
-        functions[:, :, strip] = xp.matmul(own.whiten, values) - offset
-    if valid is None:
-        return Piece(functions, None)
-    mask = valid.astype(dtype)
-    functions *= mask[:, None, :]
+    functions = (scratch or Scratch()).empty(xp, (b, k, rows), dtype)
+    mask = None if valid is None else valid.astype(dtype)
+    for first, last in _runs(own.plain):
+        part = slice(first, last)
+        some_valid = None if mask is None else mask[part]
+        if bool(own.plain[first]):
+            some = scores[part].astype(dtype, copy=False)
+            legendre(some, k, some_valid, out=functions[part])
+        else:
+            _whiten(scores[part], some_valid, own[part], functions[part])
     return Piece(functions, mask)
 
 
-def tile_moments(left: Piece, right: Piece | None) -> Moments:
+def _runs(flags: Array) -> list[tuple[int, int]]:
+    """(start, stop) of each stretch of equal flags."""
+    xp = namespace(flags)
+    cuts = [int(cut) + 1 for cut in xp.flatnonzero(flags[1:] != flags[:-1])]
+    return list(zip([0, *cuts], [*cuts, len(flags)], strict=True))
+
+
+def _whiten(scores: Array, mask: Array | None, own: Own, functions: Array) -> None:
+    """Fill `functions` (b, K, r) with whitened functions, zero where missing."""
+    xp = namespace(scores)
+    offset = xp.matmul(own.whiten, own.mean[:, :, None])
+    for start in range(0, scores.shape[1], _CACHED_ROWS):
+        strip = slice(start, start + _CACHED_ROWS)
+        values = legendre(scores[:, strip].astype(xp.float64), functions.shape[1])
+        xp.subtract(
+            xp.matmul(own.whiten, values), offset, out=functions[:, :, strip], casting="same_kind"
+        )
+        if mask is not None:
+            functions[:, :, strip] *= mask[:, None, strip]
+
+
+def tile_moments(left: Piece, right: Piece | None, scratch: Scratch | None = None) -> Moments:
     """Moments of two column blocks on one row chunk; `right` None means the diagonal tile.
 
     Products are formed, and handed back, in the type of the pieces; `Moments.total` starts the
-    float64 sum over chunks. On the diagonal the product of a matrix with its own transpose lets
+    float64 sum over chunks. `scratch` holds the product. On the diagonal the product of a matrix with its own transpose lets
     BLAS use its symmetric kernel: half the work.
     """
     other = left if right is None else right
@@ -144,7 +199,9 @@ def tile_moments(left: Piece, right: Piece | None) -> Moments:
     b_j = other.functions.shape[0]
     flat_i = left.functions.reshape(b_i * k, rows)
     flat_j = other.functions.reshape(b_j * k, rows)
-    product = xp.matmul(flat_i, flat_j.T).reshape(b_i, k, b_j, k)
+    product = (scratch or Scratch()).empty(xp, (b_i * k, b_j * k), flat_i.dtype)
+    xp.matmul(flat_i, flat_j.T, out=product)
+    product = product.reshape(b_i, k, b_j, k)
     sum_i, square_i = _seen_by(left, other)
     if right is None:
         sum_j, square_j = sum_i.copy(), square_i.copy()
@@ -157,13 +214,15 @@ def _seen_by(mine: Piece, other: Piece) -> tuple[Array, Array]:
     """Sums and squares of `mine` over the rows where each column of `other` is valid."""
     xp = namespace(mine.functions)
     b, k, rows = mine.functions.shape
-    squares = mine.functions[:, 0] ** 2
+    flat = mine.functions.reshape(b * k, rows)
+    unused = xp.zeros((1, 1))
     if other.valid is None:
-        sums = mine.functions.sum(axis=-1, dtype=xp.float64)[:, :, None]
-        return sums, squares.sum(axis=-1, dtype=xp.float64)[:, None]
+        # Pairwise summation: as exact in float32 as the products beside it.
+        sums = flat.sum(axis=-1).reshape(b, k, 1)
+        return sums, (flat * flat).sum(axis=-1)[:, None] if k == 1 else unused
     mask = other.valid.T
-    sums = xp.matmul(mine.functions.reshape(b * k, rows), mask).reshape(b, k, -1)
-    return sums, xp.matmul(squares, mask)
+    sums = xp.matmul(flat, mask).reshape(b, k, -1)
+    return sums, xp.matmul(flat * flat, mask) if k == 1 else unused
 
 
 def _joint_count(left: Piece, right: Piece) -> Array:
