@@ -402,6 +402,16 @@ def test_changed_input(run: Run, tmp_path: Path) -> None:
         verify(tmp_path / "out", [changed])
 
 
+def test_run_that_does_not_say_where_its_input_lies(run: Run, tmp_path: Path) -> None:
+    folder = run.write(tmp_path)
+    folder.write_run({"options": dataclasses.asdict(run.options), "input": {}})
+    with pytest.raises(InputError, match="name the files"):
+        verify(tmp_path)
+    folder.write_run({"input": {"sources": [str(run.source)]}})
+    with pytest.raises(InputError, match="holds no options"):
+        verify(tmp_path)
+
+
 @pytest.mark.parametrize("missing", ["run.json", MANIFEST])
 def test_folder_without_a_finished_run(run: Run, tmp_path: Path, missing: str) -> None:
     run.write(tmp_path)
@@ -710,5 +720,6 @@ def test_runs_of_the_pipeline_hold(client: Any, tmp_path: Path, changes: dict[st
     source = write_parts(mixed_table(1000), tmp_path / "table")
     options = {"min_valid": 50, "nonlinear_threshold": 0.75, "vif_threshold": 5.0} | changes
     dpipe.select(source, client=client, output_dir=tmp_path / "out", **options)
+    write_parts(mixed_table(10), tmp_path / "table" / "added later", parts=1)
     report = verify(tmp_path / "out")
     assert report.n_rows == changes.get("sample_rows", 1000)

@@ -97,8 +97,9 @@ def verify(
 
     Notes
     -----
-    Tolerances: 1e-6 for Spearman, 2e-5 for the fused HSIC and RDC, relative 1e-6 for VIF (more
-    where a VIF is so large that rounding decides its digits). Memory: 4 bytes a cell of the
+    Tolerances: 1e-6 for Spearman; 2e-5 at the threshold for the fused HSIC and RDC, 1e-4 for its
+    recorded values; relative 1e-6 for VIF (more where it is so large that rounding decides its
+    digits). Memory: 4 bytes a cell of the
     feature columns, on disk beyond 2 GiB. Time: 6,000 rows x 1,800 columns, or 100,000 x 200, in
     well under a minute on two cores.
     """
@@ -164,7 +165,9 @@ def _options(run: Mapping[str, Any]) -> Options:
 def _sources(
     run: Mapping[str, Any], sources: Sequence[str | os.PathLike[str]] | None
 ) -> Sequence[str | os.PathLike[str]]:
-    stored = sources or run.get("input", {}).get("sources")
+    told = run.get("input", {})
+    # The files' full paths are as good from any folder, and leave out files added since.
+    stored = sources or told.get("files") or told.get("sources")
     if not stored:
         raise InputError(f"{RUN} does not say where its input lies; name the files.")
     return list(stored)

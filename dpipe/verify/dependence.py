@@ -261,11 +261,16 @@ def _covariance(left: Floats, right: Floats) -> Floats:
     return np.asarray(left @ right.T / n - means)
 
 
+def _on(rows: NDArray[np.bool_], functions: Floats) -> Floats:
+    """The functions on some rows; not copied when these are all."""
+    return functions if rows.all() else functions[:, rows]
+
+
 def _hsic(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
     scale = math.sqrt(left.own_hsic * right.own_hsic)
     if scale <= _CONSTANT:
         return math.nan
-    between = _covariance(left.kernel[:, joint], right.kernel[:, joint])
+    between = _covariance(_on(joint, left.kernel), _on(joint, right.kernel))
     return min(1.0, float((between**2).sum()) / scale)
 
 
@@ -275,7 +280,7 @@ def _rdc(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
     for first, second in zip(left.canonical, right.canonical, strict=True):
         if 0 in (len(first), len(second)):
             return math.nan
-        between = _covariance(first[:, joint], second[:, joint])
+        between = _covariance(_on(joint, first), _on(joint, second))
         values.append(min(1.0, float(np.linalg.norm(between, 2))))
     return float(np.median(values))
 
