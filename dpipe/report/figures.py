@@ -39,6 +39,7 @@ from dpipe.report.results import PassRecord
 _Side = Literal["above", "below", "left"]
 
 MIB = 2**20
+_LETTER = 0.0068  # of the width of the memory figure on a laptop
 _FONT = "system-ui, sans-serif"
 _SMALL = "12px"
 
@@ -134,8 +135,9 @@ def memory_figure(
     )
     names = {p.number: p.name for p in passes}
     for place, (number, low, high) in enumerate(spans):
-        wide = (high - low) / (end - start) > 0.09
-        text = f"{number} {names.get(number, '')}" if wide else str(number)
+        text = f"{number} {names.get(number, '')}"
+        if (high - low) / (end - start) < _LETTER * (len(text) + 1):
+            text = str(number)
         _band(plot, low, high, text, place, top)
         if number in planned:
             _planned(plot, low, high, planned[number] / MIB)

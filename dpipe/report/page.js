@@ -10,9 +10,11 @@
   const figures = JSON.parse(byId("figures").textContent);
   const columns = data.columns;
   const n = columns.name.length;
-  // Line breaks and other control characters of a name, made visible.
-  const shown = columns.name.map((name) => name.replace(/[\x00-\x1f\x7f]/g, (character) =>
-    character === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + character.charCodeAt(0))) || "(no name)");
+  // Line breaks and other characters that would change how a name or its neighbours read, made visible.
+  const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+  const shown = columns.name.map((name) =>
+    name.replace(/[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]/g, (character) =>
+      SHORT[character] ?? `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`) || "(no name)");
   const lower = columns.name.map((name) => name.toLowerCase());
 
   // Words and numbers
@@ -79,8 +81,13 @@
     root[i] = chain(i).at(-1);
     if (root[i] !== i) stands[root[i]].push(i);
   }
-  // The direct ones first, then the most similar.
-  const rank = (i) => [chain(i).length, -columns.pass[i], isSimilarity(text(columns.measure, i)) ? -Math.abs(real(columns.value[i])) : 0, i];
+  // Each link of such a chain is a similarity of two columns, but for those of pass 3: what it drops
+  // several kept columns determine together.
+  const jointly = (i) => chain(i).some((k) => columns.pass[k] === 3);
+  const similar = new Int32Array(n);
+  for (let i = 0; i < n; i++) if (root[i] !== i && !jointly(i)) similar[root[i]]++;
+  // Similar ones first, the direct ones first of all, the most similar first among those.
+  const rank = (i) => [Number(jointly(i)), chain(i).length, -columns.pass[i], isSimilarity(text(columns.measure, i)) ? -Math.abs(real(columns.value[i])) : 0, i];
   for (const others of stands) {
     if (others.length < 2) continue;
     const keys = new Map(others.map((i) => [i, rank(i)]));
@@ -117,7 +124,7 @@
       this.shown = rows;
       this.body = make("tbody");
       this.heads = fields.map((field, place) =>
-        make("th", { scope: "col", style: `width:${field.width}`, class: field.right ? "right" : "" },
+        make("th", { scope: "col", style: field.width ? `width:${field.width}` : null, class: field.right ? "right" : "" },
           make("button", { type: "button", title: field.title, onclick: () => this.sortBy(place) }, field.label)));
       this.table = make("table", { "aria-label": label }, make("thead", {}, make("tr", {}, ...this.heads)), this.body);
       this.scroll = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table);
@@ -148,7 +155,7 @@
     }
 
     sortBy(place) {
-      const descending = this.sorted[0] === place ? !this.sorted[1] : Boolean(this.fields[place].falling);
+      const descending = this.sorted?.[0] === place ? !this.sorted[1] : Boolean(this.fields[place].falling);
       this.sorted = [place, descending];
       this.refresh();
     }
@@ -158,15 +165,8 @@
       const test = this.choice ? this.tests[Number(this.choice.value)] : null;
       const shown = this.rows.filter((row) =>
         (!test || test(row)) && words.every((word) => this.search(row).includes(word)));
-      const [place, descending] = this.sorted;
-      const keys = new Map(shown.map((row) => [row, this.fields[place].key(row)]));
-      const sign = descending ? -1 : 1;
-      // Array.sort is stable, so equal rows stay in the order they have in the input.
-      this.shown = shown.sort((a, b) => {
-        const x = keys.get(a), y = keys.get(b);
-        if (x === null || y === null) return (x === null) - (y === null);
-        return sign * (typeof x === "string" ? ORDER.compare(x, y) : x < y ? -1 : x > y ? 1 : 0);
-      });
+      const [place, descending] = this.sorted ?? [];
+      this.shown = this.sorted ? this.inOrder(shown, this.fields[place].key, descending ? -1 : 1) : shown;
       this.heads.forEach((head, i) => {
         if (i === place) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
         else head.removeAttribute("aria-sort");
@@ -174,10 +174,20 @@
       const of = this.shown.length === this.rows.length ? "" : ` of ${whole.format(this.rows.length)}`;
       this.count.textContent = `${whole.format(this.shown.length)}${of} ${this.noun}${this.rows.length === 1 ? "" : "s"}`;
       this.table.setAttribute("aria-rowcount", this.shown.length + 1);
-      this.scroll.style.height = `${Math.min(this.height, 40 + DataTable.ROW * Math.max(1, this.shown.length) + 2)}px`;
+      this.scroll.style.height = `${Math.min(this.height, 37 + DataTable.ROW * Math.max(1, this.shown.length))}px`;
       this.scroll.scrollTop = 0;
       this.drawn = null;
       this.draw();
+    }
+
+    /** Rows by their keys, those without one last; equal ones stay in the order they came in. */
+    inOrder(rows, key, sign) {
+      const keys = new Map(rows.map((row) => [row, key(row)]));
+      return rows.sort((a, b) => {
+        const x = keys.get(a), y = keys.get(b);
+        if (x === null || y === null) return (x === null) - (y === null);
+        return sign * (typeof x === "string" ? ORDER.compare(x, y) : x < y ? -1 : x > y ? 1 : 0);
+      });
     }
 
     draw() {
@@ -207,7 +217,7 @@
         return cell;
       });
       const line = make("tr", { class: this.open ? "row" : "", "aria-rowindex": k + 2, "data-row": k,
-        "aria-selected": this.pick?.(row) ? "true" : null }, ...cells);
+        "aria-current": this.pick?.(row) ? "true" : null }, ...cells);
       if (this.open) line.addEventListener("click", () => this.open(row));
       return line;
     }
@@ -225,7 +235,7 @@
   const pane = byId("column");
   const OPTION = 32;
   const byStrength = Array.from({ length: n }, (_, i) => i).sort(
-    (a, b) => (isKept(b) - isKept(a)) || stands[b].length - stands[a].length || a - b);
+    (a, b) => (isKept(b) - isKept(a)) || similar[b] - similar[a] || stands[b].length - stands[a].length || a - b);
   const keptFirst = byStrength.filter(isKept);
   let options = keptFirst;
   let current = -1; // the column the pane is about
@@ -239,8 +249,15 @@
     list.scrollTop = 0;
     byId("columns-count").textContent = words.length
       ? `${plural(options.length, "column")} of ${whole.format(n)}`
-      : `${plural(options.length, "kept column")}, those that stand for most first`;
+      : `${plural(options.length, "kept column")}, with the number of similar ones${columns.pass.includes(3) ? " + of those by pass 3" : ""}`;
     drawOptions();
+  }
+
+  /** How many similar columns a kept one stands for, and how many pass 3 lists with it. */
+  function standing(i) {
+    if (!stands[i].length) return "alone";
+    const joint = stands[i].length - similar[i];
+    return `for ${whole.format(similar[i])}${joint ? ` + ${whole.format(joint)}` : ""}`;
   }
 
   function drawOptions() {
@@ -249,7 +266,7 @@
     const nodes = [make("div", { role: "presentation", style: `height:${options.length * OPTION}px` })];
     for (let k = first; k < last; k++) {
       const i = options[k];
-      const about = isKept(i) ? (stands[i].length ? `for ${whole.format(stands[i].length)}` : "alone") : text(columns.kind, i) === "dropped" ? "dropped" : columns.labels[text(columns.kind, i)];
+      const about = isKept(i) ? standing(i) : columns.labels[text(columns.kind, i)];
       nodes.push(make("div", { role: "option", id: `option-${k}`, class: isKept(i) ? "option" : "option dropped",
         style: `top:${k * OPTION}px`, "aria-setsize": options.length, "aria-posinset": k + 1,
         "aria-selected": i === current || i === partner ? "true" : "false",
@@ -324,17 +341,17 @@
       pane.append(make("p", { class: "hint" }, isKept(i) ? "It stands for no other column." : "No other column stands for it."));
       return;
     }
-    const direct = others.filter((j) => columns.representative[j] === i).length;
+    const joint = others.length - similar[i];
     const title = make("p", { class: "title" }, make("b", {}, `Stands for ${plural(others.length, "column")}`),
-      direct < others.length ? `, for ${whole.format(direct)} of them directly` : "");
+      joint ? `: ${whole.format(similar[i])} similar to it, ${whole.format(joint)} by pass 3` : "");
     const place = make("div", { class: "table alternatives" });
     pane.append(place);
-    if (others.some((j) => chain(j).some((k) => columns.pass[k] === 3))) {
+    if (joint) {
       pane.append(make("p", { class: "hint" },
-        "What pass 3 drops, several kept columns determine together: the one it is listed with only shares most with it."));
+        "What pass 3 drops, several kept columns determine together; it is listed with the one that shares most with it."));
     }
     alternatives = new DataTable(place, {
-      label: "Alternatives", rows: others.slice(), sort: [3, false], height: 204, noun: "column", title,
+      label: "Alternatives", rows: others.slice(), sort: null, height: 204, noun: "column", title,
       pick: (j) => j === partner,
       search: others.length > 12 ? (j) => lower[j] : null,
       open: (j) => { partner = j; drawPair(); drawOptions(); alternatives.redraw(); },
@@ -479,9 +496,10 @@
       const image = ndarray(this.codes, { dtype: "int8", shape: [side, side] });
       model(this.plot, "matrix-cells").data = { image: [image], x: [0], y: [0], w: [side * step], h: [side * step] };
       const low = [], high = [];
+      const least = Math.max(3, Math.ceil(order.length / 150));
       let at = 0;
       for (const size of sizes) {
-        if (size >= Math.max(3, order.length / 150)) { low.push(at); high.push(at + size); }
+        if (size >= least) { low.push(at); high.push(at + size); }
         at += size;
       }
       model(this.plot, "matrix-frames").data = { low, high };
@@ -490,9 +508,9 @@
       const name = MATRICES[measure];
       byId("matrix-note").textContent =
         (sizes.length
-          ? `${plural(order.length, "column")}: ${whole.format(sizes.length)} ${sizes.length === 1 ? "community" : "communities"} by falling size, then the columns of none. `
+          ? `${plural(order.length, "column")}: ${sizes.length === 1 ? "one community" : `${whole.format(sizes.length)} communities by falling size`}, then the columns of none. `
           : `${plural(order.length, "column")} of no community, in the order of the input. `) +
-        (low.length ? "Framed: the larger communities. " : "") +
+        (low.length ? `Framed: those of ${least} columns or more. ` : "") +
         (step > 1
           ? `Too many for one cell a pair: a cell shows the largest |value| of ${step} × ${step} pairs, a column with itself left out.`
           : `A cell is a pair; its ${name} is rounded to 0.01.`);
@@ -612,17 +630,16 @@
       label: "All decisions", rows: every, sort: [0, false], height: 560, noun: "column", open: jumpTo,
       search: (i) => lower[i], filter: decisionFilter(),
       fields: [
-        { label: "#", width: "62px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
-        { label: "Column", width: "20%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Decision", width: "112px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
+        { label: "#", width: "60px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
+        { label: "Column", width: "18%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+        { label: "Decision", width: "106px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
         { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
-        { label: "Reason", width: "19%", key: code(columns.reason), cell: code(columns.reason) },
-        { label: "Value", width: "126px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
-        { label: "Representative", width: "17%", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
+        { label: "Reason", width: "17%", key: code(columns.reason), cell: code(columns.reason) },
+        { label: "Value", width: "136px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
+        { label: "Representative", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
         { label: "Community", width: "100px", right: true, key: (i) => columns.community[i], cell: (i) => (columns.community[i] === null ? "" : digits(columns.community[i])) },
         { label: "Missing", width: "78px", right: true, falling: true, key: missingShare, cell: (i) => share(missingShare(i)) },
         { label: "Different", width: "82px", right: true, falling: true, title: "different values", key: (i) => columns.unique[i], cell: (i) => digits(columns.unique[i]) },
-        { label: "Type", width: "74px", key: code(columns.type), cell: code(columns.type) },
       ],
     });
 

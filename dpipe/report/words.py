@@ -18,6 +18,7 @@ NOTHING = "\N{EN DASH}"
 """Stands where there is no value."""
 
 _MINUS = "\N{MINUS SIGN}"
+_STAY, _JOIN = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 DROPPED, KEPT = "dropped", "kept"
 COMBINATION = "linear combination"
 
@@ -89,7 +90,7 @@ def reason_label(key: str) -> str:
 
 
 def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
-    """The result in a sentence, why the rest went, and what never took part.
+    r"""The result in a sentence, why the rest went, and what never took part.
 
     Examples
     --------
@@ -98,7 +99,7 @@ def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
     ...     Decision("a", "double", 9, 0, 0, 0, 9, "kept", None, "no similar column", *empty),
     ...     Decision("b", "double", 9, 0, 0, 0, 1, "dropped", 1, "constant", *empty),
     ... ])
-    ('2 columns in, 1 kept', '1 went: 1 is constant.', '')
+    ('2 columns in, 1 kept', '1 went: 1\xa0is constant.', '')
     """
     decisions = tuple(decisions)
     features = [d for d in decisions if d.decision in (KEPT, DROPPED)]
@@ -118,14 +119,19 @@ def _nothing_went(features: list[Decision]) -> str:
 
 
 def _clause(key: str, number: int, threshold: float | None) -> str:
-    pattern = _REASONS.get(key, (key, f"{{n}}: {key}"))[1]
+    pattern = _REASONS.get(key, (key, f"{{n}} of: {key}"))[1]
     limit = "the limit" if threshold is None else short(threshold)
     share = "the allowed share" if threshold is None else f"{short(100 * threshold)} %"
     text = pattern.replace("{t%}", share).replace("{t}", limit)
     if number == 1:
         for many, one in _SINGULAR:
             text = text.replace(many, one, 1)
-    return text.replace("{n}", count(number))
+    # A line may break between clauses, not between a sign and its number.
+    text = text.replace(
+        "|\N{GREEK SMALL LETTER RHO}|", f"|{_JOIN}\N{GREEK SMALL LETTER RHO}{_JOIN}|"
+    )
+    text = text.replace(" ≥ ", f"{_STAY}≥{_STAY}").replace(" %", f"{_STAY}%")
+    return text.replace("{n} ", f"{count(number)}{_STAY}")
 
 
 def _passed_through(decisions: Iterable[Decision]) -> str:
