@@ -519,6 +519,35 @@ def test_long_reasons_are_cut(tmp_path: Path) -> None:
     assert data["columns"]["labels"]["linear combination"] == "linear combination"
 
 
+def test_page_of_a_real_run(tmp_path: Path, client: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import dpipe
+
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(400, 12))
+    columns = {f"base {i}": base[:, i] for i in range(12)}
+    columns |= {f"copy {i}": np.exp(base[:, i]) for i in range(4)}
+    columns |= {f"near {i}": base[:, i] + 0.05 * rng.normal(size=400) for i in range(6)}
+    columns["flat"] = np.zeros(400)
+    columns["holes"] = np.where(rng.random(400) < 0.1, np.nan, rng.normal(size=400))
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    result = dpipe.select(tmp_path / "table.parquet", client=client, output_dir=tmp_path / "run")
+
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert f"24 columns in, {len(result.selected)} kept" in page.text
+    assert "the page could not be rendered" not in page.text
+    data = page.data()
+    assert data["columns"]["name"] == list(columns)
+    kept = data["columns"]["decision"]["table"].index("kept")
+    assert data["columns"]["decision"]["code"].count(kept) == len(result.selected)
+    assert [m["measure"] for m in data["matrices"]] == ["spearman", "hsic", "rdc"]
+    assert data["ledger"]
+    assert "planned" in page.text
+    assert RunFolder(tmp_path / "run").verify_checksums() == ()
+
+
 # Safety
 
 
