@@ -1,0 +1,17 @@
+"""The command line: words in, one call of the library, words out.
+
+Covers: commands and their options, YAML files and Dask's configuration as further sources of
+options, exit codes, and how an error is shown.
+Does not cover: what the commands do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
+`dpipe.doctor`), the meaning of options (see `dpipe.config`), progress (see `dpipe.progress`).
+
+Importing this package is cheap, because ``dask --help`` imports it too: every command imports what
+it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from dpipe.cli.commands import main
+from dpipe.cli.headings import SECTIONS
+
+__all__ = ["SECTIONS", "main"]

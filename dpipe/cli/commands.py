@@ -1,0 +1,407 @@
+"""The commands: each makes a request of its words, calls the library once, says what came of it.
+
+Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``report``, ``verify``, ``doctor``.
+Does not cover: what they do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
+`dpipe.doctor`), progress (see `dpipe.progress`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dpipe.cli.failures import RESUMABLE, VERBOSE
+from dpipe.cli.headings import (
+    SECTIONS,
+    MainGroup,
+    options_of_a_run,
+    own_option,
+    sources_argument,
+    storage_option,
+    verbose_option,
+)
+from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
+from dpipe.config import Options
+from dpipe.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dpipe.plan import Plan
+
+
+@click.group(
+    "dpipe",  # the name `dask` lists it under
+    cls=MainGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="dpipe", prog_name="dpipe")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Find the columns of a wide table that can go, because another column says the same.
+
+    Every command explains itself: dpipe run --help.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@main.command(
+    short_help="Run the passes and write the run folder.",
+    examples="""
+    dpipe run data/ --output-dir out
+    dpipe run "data/part-*.parquet" --output-dir out --id-columns mol_id --prefer MolWt,TPSA
+    dpipe run s3://bucket/data/ --output-dir out --scheduler tcp://host:8786 --scratch-dir /scratch
+    """,
+)
+@sources_argument
+@options_of_a_run(every=True)
+@click.pass_context
+def run(
+    ctx: click.Context, given: dict[str, Any], sources: tuple[str, ...], config: str | None
+) -> None:
+    """Run the passes on PARQUET... (files, folders, globs, URLs) and write the run folder.
+
+    The same command continues what was interrupted. Lists of columns are separated by commas;
+    @FILE takes the names from a file, one a line.
+    """
+    request = settle(given, sources, config)
+    ctx.meta[VERBOSE] = request.verbosity > 0
+    found = need_sources(request)
+    if request.output_dir is None:
+        raise InputError("no output folder was given; name one with --output-dir.")
+    ctx.meta[RESUMABLE] = True
+    from dpipe import pipeline
+    from dpipe.progress import Progress
+
+    with Progress(request.verbosity) as progress:
+        selection = pipeline.run(
+            found,
+            request.options,
+            output_dir=request.output_dir,
+            observers=(progress,),
+            storage_options=request.storage_options,
+        )
+        from dpipe.report import write_report  # takes a second to import: not before it is due
+
+        write_report(request.output_dir)
+    progress.summary(selection.decisions)
+    if request.verbosity >= 0:
+        _final_words(selection, request.output_dir)
+
+
+def _final_words(selection: Any, folder: str) -> None:
+    """How many columns are left, where the files are, what to do next."""
+    analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
+    where = click.format_filename(folder)
+    if not selection.selected:
+        click.echo("No column is left. A table of few rows needs a lower --min-valid.")
+    click.echo(
+        f"\n{len(selection.selected):,} of {len(analysed):,} numeric columns kept.\n"
+        f"  {os.path.join(where, 'selected.txt')}   their names, one a line\n"
+        f"  {os.path.join(where, 'decisions.csv')}  what became of every column, and why\n"
+        f"  {os.path.join(where, 'report.html')}    the same to look at: open it in a browser\n"
+        f"To prove the decisions from the input: dpipe verify {shlex.quote(where)}"
+    )
+
+
+@main.command(
+    short_help="Print what a run would take, and run nothing.",
+    examples="""
+    dpipe plan data/
+    dpipe plan --rows 120e6 --columns 1800 --workers 16 --memory-limit 8GiB
+    """,
+)
+@sources_argument
+@own_option(
+    "Input", "--rows", metavar="N", help="rows of a table that does not exist yet, as in 120e6"
+)
+@own_option("Input", "--columns", metavar="P", help="numeric columns of it")
+@options_of_a_run(
+    "sample_rows",
+    "sample_per_file",
+    "nonlinear_rows",
+    "passes",
+    "workers",
+    "threads_per_worker",
+    "memory_limit",
+)
+def plan(
+    given: dict[str, Any],
+    sources: tuple[str, ...],
+    config: str | None,
+    rows: str | None,
+    columns: str | None,
+) -> None:
+    """Print passes, tasks and memory of a run on PARQUET..., and run nothing.
+
+    Takes the options of `dpipe run`.
+    """
+    n_rows, n_columns = whole_number(rows, "--rows"), whole_number(columns, "--columns")
+    request = settle(given, sources, config)
+    if request.sources and (n_rows or n_columns):
+        raise InputError("give Parquet files or --rows and --columns, not both.")
+    if not request.sources and not (n_rows and n_columns):
+        raise InputError("give Parquet files, or both --rows and --columns.")
+    from dpipe import pipeline
+    from dpipe.progress import make_console
+
+    made = pipeline.plan_run(
+        request.sources or None,
+        request.options,
+        rows=n_rows,
+        columns=n_columns,
+        storage_options=request.storage_options,
+    )
+    console = make_console()
+    for line in _plan_lines(made):
+        console.print(line, soft_wrap=isinstance(line, str))
+
+
+def _plan_lines(made: Plan) -> Iterator[str | Table]:
+    """A plan as lines and a table."""
+    from rich.table import Table
+
+    from dpipe.plan import gib
+    from dpipe.progress import counted
+
+    machine = made.machine
+    yield (
+        f"{counted(made.n_rows, 'row')} x {counted(made.n_columns, 'numeric column')} on "
+        f"{counted(machine.workers, 'worker')} with {counted(machine.threads, 'thread')} "
+        f"and {gib(machine.memory)} each\n"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("pass", no_wrap=True)
+    for name in ("tasks", "a worker at most", "reads"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("as")
+    for part in made.passes:
+        table.add_row(
+            f"{part.number} {part.name}",
+            f"{part.tasks:,}",
+            gib(part.worker_bytes),
+            gib(part.bytes_read),
+            part.shape,
+        )
+    yield table
+    yield (
+        f"\nscratch disk {gib(made.scratch_bytes)}, largest matrix here {gib(made.client_bytes)}; "
+        "later passes are planned for all columns and receive fewer."
+    )
+
+
+@main.command(
+    short_help="Write the matrix of one measure.",
+    examples="""
+    dpipe similarity data/ --measure spearman --output spearman.npy
+    dpipe similarity data/ --measure hsic --output hsic.npy --id-columns mol_id --device gpu
+    """,
+)
+@sources_argument
+@own_option(
+    "Output", "--measure", metavar="spearman|hsic|rdc", required=True, help="what to compute"
+)
+@own_option("Output", "--output", metavar="FILE.npy", required=True, help="the matrix to write")
+@options_of_a_run(
+    *SECTIONS["Input"][:4],
+    *SECTIONS["Workers and memory"][:8],
+    "seed",
+    "min_valid",
+    "missing",
+    "rdc_seeds",
+    "rdc_degree",
+)
+def similarity(
+    given: dict[str, Any],
+    sources: tuple[str, ...],
+    config: str | None,
+    measure: str,
+    output: str,
+) -> None:
+    """Write the matrix of one measure between all numeric columns of PARQUET...
+
+    The file holds float32, NaN where a pair has no similarity; the names of the columns stand
+    beside it in NAME_columns.txt, one a line.
+    """
+    if not output.endswith(".npy"):
+        raise InputError(f"--output takes a file that ends in .npy, not {output!r}.")
+    request = settle(given, sources, config)
+    found = need_sources(request)
+    from dpipe import allpairs
+    from dpipe.progress import Progress
+
+    with Progress(request.verbosity) as progress:
+        made = allpairs.similarity(
+            found,
+            measure,
+            options=request.options,
+            observers=(progress,),
+            storage_options=request.storage_options,
+            output=output,
+        )
+    if request.verbosity >= 0:
+        size = len(made.columns)
+        names = f"{output.removesuffix('.npy')}_columns.txt"
+        click.echo(f"{output}: {measure} of {size:,} x {size:,} columns; their names: {names}")
+
+
+@main.command(
+    short_help="Reduce new data with a finished selection.",
+    examples="""
+    dpipe apply out new.parquet --output reduced.parquet
+    dpipe apply out "new/part-*.parquet" --output reduced/
+    """,
+)
+@click.argument("folder", metavar="DIR")
+@sources_argument
+@own_option(
+    "Output",
+    "--output",
+    metavar="FILE|DIR",
+    required=True,
+    help="one Parquet file, or a folder that gets a file for each of the input",
+)
+@verbose_option
+def apply(
+    folder: str,
+    sources: tuple[str, ...],
+    parquet_glob: tuple[str, ...],
+    storage_options: tuple[str, ...],
+    output: str,
+    verbose: bool | None,
+) -> None:
+    """Reduce PARQUET... to the columns that the run in DIR kept.
+
+    Columns that the run did not analyse (identifiers, text) are carried along where the new data
+    has them. The new data must have every kept column.
+    """
+    found = (*sources, *parquet_glob)
+    if not found:
+        raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
+    from dpipe.progress import counted
+
+    n_rows, n_columns = _reduce(
+        folder, found, output, storage_options_from(storage_options) or None
+    )
+    click.echo(f"{output}: {counted(n_rows, 'row')}, {counted(n_columns, 'column')}")
+
+
+def _reduce(
+    folder: str, sources: Sequence[str], output: str, storage_options: Mapping[str, Any] | None
+) -> tuple[int, int]:
+    """Copy what the run in `folder` did not drop; the rows and columns that were written."""
+    from dpipe.runfolder import RunFolder
+    from dpipe.table import copy_columns, open_table
+
+    done = RunFolder(folder)
+    selected = done.read_selected()
+    coerce = bool(done.read_run().get("options", {}).get("coerce_strings", False))
+    options = Options(coerce_strings=coerce)
+    table = open_table(sources, options=options, storage_options=storage_options)
+    there = {column.name for column in table.columns}
+    for file in table.files:
+        lacking = set(selected) - there | set(table.lacks(file))
+        missing = [name for name in selected if name in lacking]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{file.path} lacks column {missing[0]!r}{others} of the {len(selected)} that "
+                f"{os.path.join(folder, 'selected.txt')} lists."
+            )
+    carried = [d.column for d in done.read_decisions() if d.decision != "dropped"]
+    names = [name for name in carried if name in there]
+    if not names:
+        raise InputError(f"the run in {folder} kept no column: there is nothing to copy.")
+    copy_columns(table, names, output, storage_options=storage_options)
+    return table.n_rows, len(names)
+
+
+@main.command(
+    short_help="Render the page of a finished run again.",
+    examples="""
+    dpipe report out
+    dpipe report out --output selection.html
+    """,
+)
+@click.argument("folder", metavar="DIR")
+@own_option("Output", "--output", metavar="FILE", help="the page to write  [DIR/report.html]")
+@verbose_option
+def report(folder: str, output: str | None, verbose: bool | None) -> None:
+    """Render the page of the finished run in DIR again."""
+    from dpipe.report import write_report
+
+    click.echo(str(write_report(folder, output)))
+
+
+@main.command(
+    short_help="Recompute the proof of a finished run.",
+    examples="""
+    dpipe verify out
+    dpipe verify out --input /moved/data/
+    """,
+)
+@click.argument("folder", metavar="DIR")
+@own_option(
+    "Input",
+    "--input",
+    "sources",
+    metavar="PARQUET",
+    multiple=True,
+    help="the input, where it is not where the run found it",
+)
+@storage_option
+@verbose_option
+def verify(
+    folder: str,
+    sources: tuple[str, ...],
+    storage_options: tuple[str, ...],
+    verbose: bool | None,
+) -> None:
+    """Recompute from the input what the run in DIR claims, without the engine that made it."""
+    from dpipe.verify import verify as recompute
+
+    made = recompute(folder, sources or None, storage_options_from(storage_options) or None)
+    for line in made.lines:
+        click.echo(line)
+
+
+@main.command(
+    short_help="Look at versions, limits, devices and disks.",
+    examples="""
+    dpipe doctor
+    dpipe doctor data/ --scheduler tcp://host:8786 --scratch-dir /scratch/dpipe
+    """,
+)
+@sources_argument
+@options_of_a_run("device", "scheduler", "scheduler_file", "workers", "memory_limit", "scratch_dir")
+def doctor(given: dict[str, Any], sources: tuple[str, ...], config: str | None) -> None:
+    """Look at versions, limits, devices and disks, here and on the workers.
+
+    With PARQUET... every worker also opens the input. Lines that begin with ! ask for action.
+    """
+    request = settle(given, sources, config)
+    from dpipe.doctor import examine
+    from dpipe.progress import Progress
+
+    place = None
+    progress = Progress(request.verbosity)
+    findings = examine(
+        request.options,
+        request.sources,
+        storage_options=request.storage_options,
+        emit=progress,
+    )
+    for finding in findings:
+        if request.verbosity < 0 and not finding.problem:
+            continue
+        if finding.place != place:
+            place = finding.place
+            progress.line(place)
+        mark = "!" if finding.problem else " "
+        progress.line(f"{mark} {finding.subject:<12} {finding.text}")

@@ -1,0 +1,230 @@
+"""From words to options: command line, YAML file and Dask's configuration made into one request.
+
+Covers: merging the sources of options, lists and files of names, storage options.
+Does not cover: the checks of values (see `dpipe.config`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from dpipe.cli.headings import BESIDE_OPTIONS
+from dpipe.config import Options, options_from
+from dpipe.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command was asked for, from all sources of options."""
+
+    options: Options
+    sources: tuple[str, ...]
+    storage_options: Mapping[str, Any] | None
+    output_dir: str | None
+    verbosity: int
+
+
+def settle(
+    given: Mapping[str, Any], sources: Sequence[str] = (), config: str | None = None
+) -> Request:
+    """Merge Dask's configuration, the YAML file and the command line; the last one wins."""
+    line = _checked(_from_line(given), "")
+    file = _checked(_read_yaml(config), f"{config}: ") if config else {}
+    from dpipe import session  # after the cheap checks: it imports Dask
+
+    base = _checked(session.configured_options(), "Dask's configuration, under dpipe: ")
+    merged = {**base, **file, **line}
+    beside = {name: merged.pop(name, None) for name in BESIDE_OPTIONS}
+    if beside["prefer_gpu"]:
+        if merged.get("device", "auto") != "auto":
+            raise InputError("give --prefer-gpu or --device, not both.")
+        merged["device"] = "auto"
+    if beside["verbose"] and beside["quiet"]:
+        raise InputError("give --verbose or --quiet, not both.")
+    named = (*sources, *line.get("parquet_glob", ()))
+    if not beside["verbose"]:
+        silence_libraries()
+    return Request(
+        options=options_from(merged),
+        sources=named or tuple(beside["parquet_glob"] or ()),
+        storage_options=beside["storage_options"],
+        output_dir=beside["output_dir"],
+        verbosity=1 if beside["verbose"] else -1 if beside["quiet"] else 0,
+    )
+
+
+def _from_line(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the command line: lists joined, everything else as it is."""
+    values = dict(given)
+    for name, value in given.items():
+        if name == "storage_options":
+            values[name] = storage_options_from(value)
+        elif name == "passes":
+            values[name] = ",".join(value)
+        elif isinstance(value, tuple) and name != "parquet_glob":
+            values[name] = [part for text in value for part in _split(text)]
+    return values
+
+
+def _split(text: str) -> list[str]:
+    """Parts of a comma list; a part that begins with @ names a file and is kept whole."""
+    if text.startswith("@"):
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """`values` under their Python names, each one checked by itself so that errors say `where`."""
+    checked: dict[str, Any] = {}
+    for raw, value in values.items():
+        name = str(raw).replace("-", "_")
+        try:
+            if name in BESIDE_OPTIONS:
+                checked[name] = _beside(name, value)
+            else:
+                checked[name] = _with_names_of_files(name, value)
+                options_from({str(raw): checked[name]})
+        except InputError as error:
+            raise InputError(f"{where}{error}") from None
+    if not where:
+        options_from({k: v for k, v in checked.items() if k not in BESIDE_OPTIONS})
+    return checked
+
+
+def _beside(name: str, value: Any) -> Any:
+    """The value of something that is no field of `Options`, in its type."""
+    wanted: type = {"storage_options": dict, "output_dir": str}.get(name, bool)
+    if name == "parquet_glob":
+        parts = [value] if isinstance(value, str) else value
+        if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+    elif isinstance(value, wanted):
+        return value
+    # The value may be a secret, so it is not shown.
+    raise InputError(f"--{name.replace('_', '-')} cannot hold what stands there.")
+
+
+def _with_names_of_files(name: str, value: Any) -> Any:
+    """A list of columns in which each ``@file`` is replaced by the names the file holds."""
+    default = Options.__dataclass_fields__[name].default if name in _fields() else None
+    if not isinstance(default, tuple) or name == "passes":
+        return value
+    parts = _split(value) if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return value
+    expanded: list[Any] = []
+    for part in parts:
+        if isinstance(part, str) and part.startswith("@"):
+            expanded.extend(_names_in(part[1:]))
+        else:
+            expanded.append(part)
+    return tuple(expanded)
+
+
+def _fields() -> set[str]:
+    return {field.name for field in dataclasses.fields(Options)}
+
+
+def _names_in(path: str) -> list[str]:
+    """Column names of a file, one a line, written as in ``selected.txt``."""
+    from dpipe.runfolder import unescape_name
+
+    return [unescape_name(line) for line in _read_text(path).split("\n") if line]
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8.") from None
+
+
+def _read_yaml(path: str) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise InputError(f"{path} is not valid YAML{place}: {problem}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold options as `name: value`, one a line.")
+    return values
+
+
+_LITERALS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def storage_options_from(texts: Sequence[str]) -> dict[str, Any]:
+    """Storage options from JSON objects and key=value pairs; values of pairs stay text."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        if text.lstrip().startswith("{"):
+            try:
+                options |= json.loads(text)
+            except ValueError as error:
+                # Not the text itself: it may hold a secret.
+                raise InputError(f"--storage-options is not valid JSON ({error}).") from None
+            continue
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise InputError("--storage-options takes key=value or a JSON object.")
+        options[key] = _LITERALS.get(value.lower(), value)
+    return options
+
+
+def whole_number(text: str | None, option: str) -> int | None:
+    """A count such as 120000, 120e6 or 120_000."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+        if value != int(value) or value < 1:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{option} takes a whole number such as 5000 or 120e6, not {text!r}."
+        ) from None
+    return int(value)
+
+
+def need_sources(request: Request) -> tuple[str, ...]:
+    """The sources of a request that cannot do without.
+
+    Raises
+    ------
+    InputError
+        When there are none.
+    """
+    if not request.sources:
+        raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
+    return request.sources
+
+
+def silence_libraries() -> None:
+    """Keep libraries from writing between the lines of the progress, until the command ends."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio", "bokeh")]
+    ctx = click.get_current_context()
+    for logger in loggers:
+        ctx.call_on_close(functools.partial(logger.setLevel, logger.level))
+        logger.setLevel(logging.CRITICAL)
+    if not sys.warnoptions:
+        ctx.with_resource(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
