@@ -324,10 +324,12 @@ def is_exact(
 # Settling single pairs
 
 
-def settle(store: Store, folder: str, start: int, stop: int) -> NDArray[np.float64]:
-    """Exact similarities of the pairs `start` to `stop` of the job's list of open pairs."""
+def settle(
+    store: Store, folder: str, pairs_name: str, start: int, stop: int
+) -> NDArray[np.float64]:
+    """Exact similarities of the pairs `start` to `stop` of a list of pairs in the store."""
     job, catalogue = _open(store, folder)
-    pairs = _load_pairs(store, folder)
+    pairs = _load_pairs(store, pairs_name)
     i, j = pairs["i"][start:stop], pairs["j"][start:stop]
     if job.tiling.functions > 1:
         return np.array(
@@ -341,8 +343,8 @@ def settle(store: Store, folder: str, start: int, stop: int) -> NDArray[np.float
 
 
 @lru_cache(maxsize=2)
-def _load_pairs(store: Store, folder: str) -> dict[str, NDArray[np.int64]]:
-    return store.read_arrays(f"{folder}/open-pairs.npz")
+def _load_pairs(store: Store, name: str) -> dict[str, NDArray[np.int64]]:
+    return store.read_arrays(name)
 
 
 def _rerank(

@@ -87,9 +87,6 @@ def run(
             observers=(progress,),
             storage_options=request.storage_options,
         )
-        from dpipe.report import write_report  # takes a second to import: not before it is due
-
-        write_report(request.output_dir)
     progress.summary(selection.decisions)
     if request.verbosity >= 0:
         _final_words(selection, request.output_dir)

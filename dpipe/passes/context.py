@@ -65,6 +65,12 @@ class Context:
         return self.folder is not None and 4 * n_columns**2 <= self.options.matrix_budget
 
 
+def preference(name: str, options: Options) -> tuple[bool, int]:
+    """Sort key of the user's wishes: asked to be kept, then the place in the preference list."""
+    place = options.prefer.index(name) if name in options.prefer else len(options.prefer)
+    return name not in options.keep, place
+
+
 @dataclass(frozen=True)
 class Grid:
     """A finished grid: its job, its catalogue and the names of the catalogue's columns."""
@@ -119,7 +125,7 @@ def run_grid(
     job = tiles.Job(**{**vars(job), "folder": f"{title}-{_key(job, ordered, catalogue)}"})
     catalogue.save(context.store, f"{job.folder}/catalogue.npz")
     job.save(context.store)
-    execute.run_grid(context.session, job, context.store, title, context.emit)
+    execute.run_grid(context.session, job, context.store, title, context.emit, ordered)
     return Grid(job, catalogue, ordered)
 
 
@@ -158,9 +164,11 @@ def settle(
 ) -> NDArray[np.float64]:
     """Exact similarities of single pairs, (len(i),), computed on the workers."""
     order, cuts = _batches(context, grid, i, j)
-    context.store.write_arrays(f"{grid.job.folder}/open-pairs.npz", {"i": i[order], "j": j[order]})
+    pairs = np.stack([i[order], j[order]])
+    name = f"{grid.job.folder}/pairs-{hashlib.sha256(pairs.tobytes()).hexdigest()[:12]}.npz"
+    context.store.write_arrays(name, {"i": pairs[0], "j": pairs[1]})
     arguments = [
-        (context.store, grid.job.folder, int(start), int(stop))
+        (context.store, grid.job.folder, name, int(start), int(stop))
         for start, stop in itertools.pairwise(cuts)
     ]
     results = execute.run_tasks(
@@ -170,6 +178,7 @@ def settle(
         arguments,
         context.emit,
         need=context.machine.task_budget,
+        describe=lambda index: f"{cuts[index + 1] - cuts[index]} pairs of columns",
     )
     values = np.empty(len(i))
     values[order] = np.concatenate(execute.iterate(results))

@@ -21,7 +21,7 @@ from dpipe.backend import to_device, to_host
 from dpipe.config import PASS_NAMES, Options
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics, Drop, Note, PassResult
-from dpipe.passes.context import Context, Prepared
+from dpipe.passes.context import Context, Prepared, preference
 from dpipe.plan import ranking_blocks
 from dpipe.rankstore import (
     Store,
@@ -79,8 +79,19 @@ def prepare(
         context.emit(Note(f"{len(done)} of {len(blocks)} column blocks were ranked before."))
     widest = max(stop - start for start, stop in blocks)
     need = memory.ranking_bytes(context.n_rows, widest, row_group)
+
+    def describe(index: int) -> str:
+        block = todo[index][3]
+        return f"{len(block)} columns ({block[0]!r} to {block[-1]!r})"
+
     for _ in execute.run_tasks(
-        context.session, "rank-columns", rank_columns, todo, context.emit, need=need
+        context.session,
+        "rank-columns",
+        rank_columns,
+        todo,
+        context.emit,
+        need=need,
+        describe=describe,
     ):
         pass
     return {
@@ -126,6 +137,7 @@ def rank_columns(
             scores[name] = to_host(ranked.scores)
             if ranked.valid is not None:
                 masks[name] = np.packbits(to_host(ranked.valid))
+    store.write_arrays(_sample_name(number), _sample(scores, masks, block.values.shape[1]))
     order = sorted(scores, key=lambda name: name in masks)  # complete columns first
     slots = {name: slot for slot, name in enumerate(order)}
     valid_slots = {name: slot for slot, name in enumerate(masks)}
@@ -144,6 +156,35 @@ def rank_columns(
         [scores[name] for name in order],
         list(masks.values()),
     )
+
+
+SAMPLED_ROWS = 200
+"""Rows, evenly spread, whose ranks are kept for the scatter of a pair in the report."""
+
+
+def _sample_name(number: int) -> str:
+    return f"sample-{number:05d}.npz"
+
+
+def _sample(
+    scores: Mapping[str, NDArray[np.float32]], masks: Mapping[str, NDArray[np.uint8]], n_rows: int
+) -> dict[str, NDArray[Any]]:
+    """Ranks of a few rows in a byte each: 0 where missing, else 1 + 254 u, rounded."""
+    rows = np.unique(np.linspace(0, n_rows - 1, min(n_rows, SAMPLED_ROWS)).astype(np.int64))
+    codes = np.empty((len(scores), len(rows)), dtype=np.uint8)
+    for place, (name, column) in enumerate(scores.items()):
+        codes[place] = np.rint(1 + 254 * (column[rows] + 0.5)).clip(1, 255)
+        if name in masks:
+            codes[place, np.unpackbits(masks[name], count=n_rows)[rows] == 0] = 0
+    return {"names": np.array(list(scores), dtype=np.str_), "codes": codes}
+
+
+def rank_sample(store: Store, prepared: Prepared) -> tuple[list[str], NDArray[np.uint8]]:
+    """The sampled ranks of every stored column: names (p,) and codes (p, m)."""
+    blocks = sorted({number for number, _ in prepared.values()})
+    parts = [store.read_arrays(_sample_name(number)) for number in blocks]
+    names = [str(name) for part in parts for name in part["names"]]
+    return names, np.concatenate([part["codes"] for part in parts])
 
 
 @lru_cache(maxsize=2)
@@ -221,19 +262,13 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
         if name not in drops and statistics.n_unique > 1:
             same[statistics.rank_hash].append(name)
     for group in same.values():
-        first, *others = sorted(group, key=lambda name: preference(name, options))
+        first, *others = sorted(group, key=lambda name: (*preference(name, options), name))
         for name in others:
             if name not in options.keep:
                 drops[name] = Drop(name, 1, "monotone duplicate", "spearman", 1.0, 1.0, first)
     kept = tuple(name for name in names if name not in drops)
     ordered = tuple(drops[name] for name in names if name in drops)
     return PassResult(1, PASS_NAMES[1], kept, ordered)
-
-
-def preference(name: str, options: Options) -> tuple[bool, int, str]:
-    """Sort key of columns that are equal in every other respect: keep, prefer list, name."""
-    place = options.prefer.index(name) if name in options.prefer else len(options.prefer)
-    return name not in options.keep, place, name
 
 
 def _rule_drop(column: StoredColumn, options: Options) -> Drop:

@@ -14,13 +14,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpipe.certificate import follow_chain
 from dpipe.config import PASS_NAMES, Options
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations
-from dpipe.model import Drop, Edges, Note, PassResult
-from dpipe.passes.context import Context, Prepared, assemble, run_grid
-from dpipe.representatives import priority_order
+from dpipe.model import MILLION, Drop, Note, PassResult
+from dpipe.passes.context import Context, Prepared, assemble, preference, run_grid
 
 
 def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
@@ -33,7 +33,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         assemble(context, grid, "gram", varying, None, gram)
     else:
         gram[:] = 1.0
-    order = _order(prepared, varying, options)
+    order = _order(gram, prepared, varying, options)
     keep = np.array([name in options.keep for name in varying], dtype=bool)
     gone = eliminate(gram, order, keep, options.vif_threshold)
     for step in kept_combinations(gram, order, keep):
@@ -58,24 +58,33 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     )
 
 
-def _order(prepared: Prepared, columns: Sequence[str], options: Options) -> np.ndarray:
-    """Columns from best to worst priority; survivors of pass 2 have no similar column to count."""
-    nothing = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    return priority_order(
-        columns,
-        nothing,
-        np.arange(len(columns)),
-        keep=options.keep,
-        prefer=options.prefer,
-        n_missing=np.array(
-            [prepared[name][1].statistics.n_missing for name in columns], dtype=np.int64
-        ),
-    )
+def _order(
+    gram: NDArray[np.float64], prepared: Prepared, columns: Sequence[str], options: Options
+) -> NDArray[np.int64]:
+    """Columns from best to worst priority.
+
+    No two of them are similar enough for a community, so after the user's wishes and missing cells
+    the larger sum of similarities decides (in whole millionths, which add up alike in any order).
+    """
+    sums = np.rint(np.abs(gram) * MILLION).astype(np.int64).sum(axis=1)
+
+    def key(index: int) -> tuple[bool, int, int, int, str]:
+        name = columns[index]
+        missing = prepared[name][1].statistics.n_missing
+        return *preference(name, options), missing, -int(sums[index]), name
+
+    return np.array(sorted(range(len(columns)), key=key), dtype=np.int64)
+
+
+_MOST_TERMS = 8
 
 
 def _terms(step: Elimination, columns: Sequence[str]) -> str:
-    terms = ", ".join(f"{columns[index]} ({weight:.3g})" for index, weight in step.partners)
-    return f"linear combination of {terms}"
+    """The combination in words, its largest terms first."""
+    largest = sorted(step.partners, key=lambda term: -abs(term[1]))
+    terms = ", ".join(f"{columns[index]} ({weight:.3g})" for index, weight in largest[:_MOST_TERMS])
+    more = len(largest) - _MOST_TERMS
+    return f"linear combination of {terms}" + (f" and {more} more" if more > 0 else "")
 
 
 def _drop(step: Elimination, columns: Sequence[str], options: Options) -> Drop:

@@ -97,9 +97,8 @@ def verify(
 
     Notes
     -----
-    Tolerances: 1e-6 for Spearman; 2e-5 at the threshold for the fused HSIC and RDC, 1e-4 for its
-    recorded values; relative 1e-6 for VIF (more where it is so large that rounding decides its
-    digits). Memory: 4 bytes a cell of the
+    Tolerances: 1e-6 for Spearman; 2e-5 for the fused HSIC and RDC; relative 1e-6 for VIF (more
+    where it is so large that rounding decides its digits). Memory: 4 bytes a cell of the
     feature columns, on disk beyond 2 GiB. Time: 6,000 rows x 1,800 columns, or 100,000 x 200, in
     well under a minute on two cores.
     """

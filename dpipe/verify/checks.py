@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 SPEARMAN_TOLERANCE = 1e-6
 NONLINEAR_TOLERANCE = 2e-5
-RECORDED_TOLERANCE = 1e-4
-"""Of a nonlinear value that was written down: away from the threshold it is good to float32, which
-RDC of a nearly constant column can raise to some 1e-5; near the threshold float64 decided."""
-
 VIF_TOLERANCE = 1e-6
 """Relative; a VIF of v also loses v times the rounding of its correlations."""
 
@@ -296,7 +292,7 @@ def check_spearman(claims: Claims, columns: RankedColumns) -> Failures:
     def rho(first: str, second: str) -> float:
         return spearman(columns.of(first), columns.of(second), options.min_valid)
 
-    yield from _check_drops(claims, 2, rho, SPEARMAN_TOLERANCE, SPEARMAN_TOLERANCE)
+    yield from _check_drops(claims, 2, rho, SPEARMAN_TOLERANCE)
     limit = options.spearman_threshold + SPEARMAN_TOLERANCE
     pairs = similar_pairs(columns, claims.selected, limit, options.min_valid)
     yield from _check_kept(claims, pairs, "spearman", options.spearman_threshold)
@@ -308,7 +304,7 @@ def check_nonlinear(
     """The fused similarity of every drop of pass 4, and that no two kept columns reach it."""
     options = claims.options
     measure = Nonlinear(columns, rows, options)
-    yield from _check_drops(claims, 4, measure.similarity, NONLINEAR_TOLERANCE, RECORDED_TOLERANCE)
+    yield from _check_drops(claims, 4, measure.similarity, NONLINEAR_TOLERANCE)
     limit = options.nonlinear_threshold + NONLINEAR_TOLERANCE
     pairs = measure.similar_pairs(claims.selected, limit)
     yield from _check_kept(claims, pairs, "hsic+rdc", options.nonlinear_threshold)
@@ -318,8 +314,7 @@ def _check_drops(
     claims: Claims,
     number: int,
     measure: Callable[[str, str], float],
-    at_threshold: float,
-    at_value: float,
+    tolerance: float,
 ) -> Failures:
     # By representative, so that what was worked out for it is used again at once.
     for row in sorted(claims.dropped_by(number), key=lambda row: str(row.representative)):
@@ -329,9 +324,9 @@ def _check_drops(
         claims.compared[f"drops of pass {number}"] += 1
         if recorded is None or math.isnan(found):
             yield f"{name} is undefined, so it cannot have been dropped for it"
-        elif claims.note(str(row.measure), recorded, found) > at_value:
+        elif claims.note(str(row.measure), recorded, found) > tolerance:
             yield f"{name} is {found:.6f}, not {recorded:.6f}"
-        elif abs(found) < threshold - at_threshold:
+        elif abs(found) < threshold - tolerance:
             yield f"{name} is {found:.6f}, below the threshold {threshold:g}"
 
 
