@@ -1,7 +1,7 @@
 """Running tasks on a session: bounded submission, tree-sums, one tile grid at a time.
 
 Covers: submitting independent tasks and whole grids, yielding what they return as it comes,
-emitting progress, turning a lost cluster into one clear sentence.
+emitting progress and the faults survived, turning a lost cluster into one clear sentence.
 Does not cover: what a task computes (`dpipe.tiles`, `dpipe.passes`), the life of the cluster
 (`dpipe.session`).
 
@@ -16,6 +16,7 @@ large ones are left in the rank store by the task that made them.
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -23,14 +24,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Future, as_completed
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from dpipe import tiles
 from dpipe.errors import ResourceError
-from dpipe.model import Emit, StageStarted, TaskDone
+from dpipe.model import Emit, Fault, Note, StageStarted, TaskDone
 from dpipe.plan import FAN_IN, gib
 from dpipe.rankstore import Store
 from dpipe.session import Session
+
+STALL_SECONDS = 300.0
+"""How long no task may finish before the run says what its workers are doing."""
+ANSWER_SECONDS = 20.0
+"""How long a scheduler may take to answer a question about faults."""
 
 _IN_FLIGHT = 3  # tasks a thread has submitted at any time: one runs, two wait
 
@@ -52,6 +60,7 @@ def run_tasks(
     emit: Emit,
     *,
     need: int,
+    describe: Callable[[int], str],
 ) -> Iterator[tuple[int, Any]]:
     """Run `function` once per entry of `arguments` and yield (position, result) as they finish.
 
@@ -69,6 +78,8 @@ def run_tasks(
         Observer of progress.
     need
         Bytes one task is projected to use, for the message when it kills its worker.
+    describe
+        What the task at a position works on, for the same message.
 
     Raises
     ------
@@ -80,14 +91,23 @@ def run_tasks(
         future = _submit(session, name, function, *arguments[index])
         return _Unit(index, (future,), future)
 
+    stage = _Stage(session, name, emit, need, describe)
     emit(StageStarted(name, len(arguments)))
-    yield from _run(session, name, len(arguments), submit, 1, emit, need)
+    yield from stage.run(len(arguments), submit, 1)
 
 
-def run_grid(session: Session, job: tiles.Job, store: Store, name: str, emit: Emit) -> None:
+def run_grid(
+    session: Session,
+    job: tiles.Job,
+    store: Store,
+    name: str,
+    emit: Emit,
+    columns: Sequence[str],
+) -> None:
     """Compute every tile of a job that the store does not hold yet.
 
-    The tiles are left in the store (see `dpipe.tiles.tile_finish`).
+    The tiles are left in the store (see `dpipe.tiles.tile_finish`). ``columns`` are the names of
+    the columns the job's blocks count.
 
     Raises
     ------
@@ -96,7 +116,7 @@ def run_grid(session: Session, job: tiles.Job, store: Store, name: str, emit: Em
     """
     finished = store.names(job.folder)
     if job.needs_own:
-        _run_own(session, job, store, finished, name, emit)
+        _run_own(session, job, store, finished, name, emit, columns)
     todo = [(i, j) for i, j in job.tiling.tiles if _base(tiles.tile_name("", i, j)) not in finished]
     splits = len(job.tiling.splits)
     emit(StageStarted(f"moments-{name}", len(todo) * splits))
@@ -116,14 +136,30 @@ def run_grid(session: Session, job: tiles.Job, store: Store, name: str, emit: Em
         )
         return _Unit(index, tuple(partials), last)
 
-    for _ in _run(
-        session, f"moments-{name}", len(todo), submit, splits, emit, job.tiling.task_bytes
-    ):
+    def describe(index: int) -> str:
+        i, j = (job.tiling.blocks[block] for block in todo[index])
+        return f"{_words(columns, *i)} x {_words(columns, *j)}"
+
+    stage = _Stage(session, f"moments-{name}", emit, job.tiling.task_bytes, describe)
+    for _ in stage.run(len(todo), submit, splits):
         pass
 
 
+def _words(columns: Sequence[str], start: int, stop: int) -> str:
+    """A column block in words."""
+    if stop - start == 1:
+        return f"column {columns[start]!r}"
+    return f"{stop - start} columns ({columns[start]!r} to {columns[stop - 1]!r})"
+
+
 def _run_own(
-    session: Session, job: tiles.Job, store: Store, finished: set[str], name: str, emit: Emit
+    session: Session,
+    job: tiles.Job,
+    store: Store,
+    finished: set[str],
+    name: str,
+    emit: Emit,
+    columns: Sequence[str],
 ) -> None:
     """Own moments of every column block that has none yet."""
     blocks = [
@@ -145,7 +181,11 @@ def _run_own(
         )
         return _Unit(index, tuple(partials), last)
 
-    for _ in _run(session, f"own-{name}", len(blocks), submit, splits, emit, job.tiling.task_bytes):
+    def describe(index: int) -> str:
+        return _words(columns, *job.tiling.blocks[blocks[index]])
+
+    stage = _Stage(session, f"own-{name}", emit, job.tiling.task_bytes, describe)
+    for _ in stage.run(len(blocks), submit, splits):
         pass
 
 
@@ -170,78 +210,194 @@ def _submit(
     return session.client.submit(function, *arguments, key=key, pure=False)
 
 
-def _run(
-    session: Session,
-    name: str,
-    count: int,
-    submit: Callable[[int], _Unit],
-    tasks_per_unit: int,
-    emit: Emit,
-    need: int,
-) -> Iterator[tuple[int, Any]]:
-    """Keep a bounded number of units in flight and yield each one's result."""
-    if count == 0:
-        return
-    window = max(2, math.ceil(session.threads * _IN_FLIGHT / tasks_per_unit))
-    waiting = iter(range(count))
-    completed = as_completed(loop=session.client.loop, raise_errors=False)
-    units: dict[Any, _Unit] = {}  # by the key of the last future
+@dataclass(frozen=True)
+class _Stage:
+    """Tasks of one name: run, watched, and spoken of in one sentence when they fail."""
 
-    def refill() -> None:
-        for index in waiting:
-            unit = submit(index)
-            units[unit.last.key] = unit
-            completed.update({*unit.counted, unit.last})
-            if len(units) >= window:
-                return
+    session: Session
+    name: str
+    emit: Emit
+    need: int
+    describe: Callable[[int], str]
 
-    with _OneSentence(name, need, session):
-        refill()
-        for future in completed:
-            if future.status == "error":
-                raise future.exception()
-            if future.cancelled():
-                raise CancelledError(name)
-            unit = units.pop(future.key, None)
-            if unit is None or future in unit.counted:
-                emit(TaskDone(name))
-            if unit is not None:
-                result = future.result()
-                del future
-                yield unit.index, result
-                refill()
+    def run(
+        self, count: int, submit: Callable[[int], _Unit], tasks_per_unit: int
+    ) -> Iterator[tuple[int, Any]]:
+        """Keep a bounded number of units in flight and yield each one's result."""
+        if count == 0:
+            return
+        window = max(2, math.ceil(self.session.threads * _IN_FLIGHT / tasks_per_unit))
+        waiting = iter(range(count))
+        completed = as_completed(loop=self.session.client.loop, raise_errors=False)
+        units: dict[Any, _Unit] = {}  # by the key of the last future
+        began, _, _ = self._losses(math.inf)
 
+        def refill() -> None:
+            for index in waiting:
+                unit = submit(index)
+                units[unit.last.key] = unit
+                completed.update({*unit.counted, unit.last})
+                if len(units) >= window:
+                    return
 
-class _OneSentence:
-    """Turn what a dying cluster raises into a `ResourceError` that says what to do."""
+        try:
+            refill()
+            while (future := self._next(completed)) is not None:
+                if future.status == "error":
+                    raise future.exception()
+                if future.cancelled():
+                    raise CancelledError(self.name)
+                unit = units.pop(future.key, None)
+                if unit is None or future in unit.counted:
+                    self.emit(TaskDone(self.name))
+                if unit is not None:
+                    result = future.result()
+                    del future
+                    yield unit.index, result
+                    refill()
+        except _FAILURES as error:
+            raise self._sentence(error, units.values()) from error
+        self._count_faults(began)
 
-    def __init__(self, name: str, need: int, session: Session) -> None:
-        self._name, self._need, self._session = name, need, session
+    def _next(self, completed: as_completed) -> Future[Any] | None:
+        """The next finished future, None when none is left; speaks up when it takes long."""
+        began, patience = time.monotonic(), STALL_SECONDS
+        while not completed.has_ready():
+            if completed.is_empty():
+                return None
+            if self.session.client.status == "closed":
+                raise CancelledError(self.name)
+            with completed.thread_condition:
+                completed.thread_condition.wait(timeout=0.1)
+            if time.monotonic() - began > patience:
+                patience *= 2
+                self._say_stalled(time.monotonic() - began)
+        future: Future[Any] = completed.next()
+        return future
 
-    def __enter__(self) -> None:
-        return None
+    # Faults
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
-    ) -> None:
+    def _say_stalled(self, seconds: float) -> None:
+        self.emit(
+            Note(
+                f"no {self.name} task has finished for {seconds / 60:.0f} minutes; "
+                "dpipe goes on waiting.",
+                "warning",
+            )
+        )
+        self.emit(Fault("stalled", self.name, details=self._work_in_progress()))
+
+    def _work_in_progress(self) -> str:
+        """What the scheduler and each worker say they are doing; silence is an answer too."""
+        client = self.session.client
+        lines = [f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}: waiting for {self.name}"]
+        scheduler: Any = client.scheduler
+        identity = self._ask(lambda: scheduler.identity(n_workers=-1), {})
+        processing = self._ask(client.processing, {})
+        for address, facts in identity.get("workers", {}).items():
+            seen = time.time() - facts.get("last_seen", 0)
+            memory = gib(facts.get("metrics", {}).get("memory", 0))
+            lines += ["", f"worker {facts.get('name')} at {address}, status {facts.get('status')}"]
+            lines += [f"  {memory} in use, last heard of {seen:.0f} s ago"]
+            keys = [str(key) for key in processing.get(address, ())]
+            lines += [f"  has {key}" for key in keys]
+            stacks = self._ask(client.call_stack, None, keys=keys) if keys else {}
+            if stacks is None:
+                lines += ["  does not say where it is"]
+            for key, frames in (stacks or {}).get(address, {}).items():
+                lines += [
+                    f"  runs {key}",
+                    *(f"    {line}" for f in frames for line in f.split("\n")),
+                ]
+        return "\n".join(lines) + "\n"
+
+    def _count_faults(self, since: float) -> None:
+        _, lost, repeated = self._losses(since)
+        if lost:
+            self.emit(Fault("worker lost", self.name, lost))
+        if repeated:
+            self.emit(Fault("task repeated", self.name, repeated))
+
+    def _losses(self, since: float) -> tuple[float, int, int]:
+        """The scheduler's clock; workers lost and tasks of this stage they had, since a moment."""
+        family = "-" + self.name.partition("-")[2] + "-"
+
+        # Nested, so that it travels by value: the scheduler need not have dpipe installed.
+        def look(dask_scheduler: Any) -> tuple[float, int, int]:
+            lost = [
+                message
+                for moment, message in dask_scheduler.get_events("all")
+                if moment >= since
+                and isinstance(message, dict)
+                and message.get("action") == "remove-worker"
+                and not message.get("expected")
+            ]
+            gone = [
+                key
+                for message in lost
+                for key in {*message["processing-tasks"], *message["lost-computed-tasks"]}
+            ]
+            return time.time(), len(lost), sum(family in str(key) for key in gone)
+
+        answer: tuple[float, int, int] = self._ask(
+            self.session.client.run_on_scheduler, (math.inf, 0, 0), look
+        )
+        return answer
+
+    def _ask(self, call: Callable[..., Any], otherwise: Any, *arguments: Any, **named: Any) -> Any:
+        """What the cluster answers in time, else `otherwise`: looking must never end a run."""
+        try:
+            return self.session.client.sync(
+                call, *arguments, callback_timeout=ANSWER_SECONDS, **named
+            )
+        except Exception as error:  # a foreign scheduler may say anything
+            self.emit(Note(f"the scheduler does not say what became of its workers ({error})."))
+            return otherwise
+
+    # The end
+
+    def _sentence(self, error: BaseException, units: Iterable[_Unit]) -> ResourceError:
+        """What a failing cluster raised, as the error that says what to do."""
+        where = self._where(units)
         if isinstance(error, KilledWorker):
-            raise ResourceError(
-                f"a {self._name} task, projected to need {gib(self._need)}, killed every worker "
-                f"it ran on (limit {gib(self._session.memory_limit)} each); raise --memory-limit "
-                "or lower --threads-per-worker, then run the same command again to continue."
-            ) from error
-        if isinstance(error, CancelledError | TimeoutError | ConnectionError) or (
-            isinstance(error, OSError) and type(error).__module__.startswith("distributed")
-        ):
-            raise ResourceError(
-                f"the cluster was lost during {self._name}; "
-                "run the same command again to continue from what is finished."
-            ) from error
+            return ResourceError(
+                f"a {self.name} task{where}, projected to need {gib(self.need)}, killed every "
+                f"worker it ran on (limit {gib(self.session.memory_limit)} each); raise "
+                "--memory-limit or lower --threads-per-worker, then run the same command again "
+                "to continue."
+            )
         if isinstance(error, MemoryError):
-            raise ResourceError(
-                f"a {self._name} task ran out of memory ({gib(self._need)} projected); raise "
+            return ResourceError(
+                f"a {self.name} task{where} ran out of memory ({gib(self.need)} projected); raise "
                 "--memory-limit, then run the same command again to continue."
-            ) from error
+            )
+        if isinstance(error, FileNotFoundError):
+            return ResourceError(
+                f"{error.filename} was removed while {self.name} needed it; "
+                "run the same command again to continue."
+            )
+        if isinstance(error, OSError) and not isinstance(error, _LOST):
+            return ResourceError(
+                f"a {self.name} task{where} could not read {error.filename or 'its input'} "
+                f"({error.strerror or error}); run the same command again to continue."
+            )
+        return ResourceError(
+            f"the cluster was lost during {self.name}; "
+            "run the same command again to continue from what is finished."
+        )
+
+    def _where(self, units: Iterable[_Unit]) -> str:
+        """The columns of the first unit that failed."""
+        for unit in units:
+            if any(future.status == "error" for future in (*unit.counted, unit.last)):
+                return f" on {self.describe(unit.index)}"
+        return ""
+
+
+_LOST = (CancelledError, ClosedClientError, CommClosedError, ConnectionError, TimeoutError)
+"""What is raised when the scheduler is gone."""
+_FAILURES = (KilledWorker, MemoryError, OSError, *_LOST)
+"""What a failing cluster raises; errors that say what to do already are not among them."""
 
 
 def iterate(items: Iterable[tuple[int, Any]]) -> list[Any]:

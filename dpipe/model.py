@@ -251,7 +251,22 @@ class Note:
     level: str = "info"
 
 
-Event = RunStarted | PassStarted | StageStarted | TaskDone | PassDone | MemoryRead | Note
+@dataclass(frozen=True)
+class Fault:
+    """Something failed, and the run goes on.
+
+    ``kind`` is "worker lost", "task repeated" (it ran on such a worker, or its result went with
+    it) or "stalled"; ``stage`` names the tasks of the time, ``details`` is text for whoever looks
+    into it.
+    """
+
+    kind: str
+    stage: str
+    count: int = 1
+    details: str = ""
+
+
+Event = RunStarted | PassStarted | StageStarted | TaskDone | PassDone | MemoryRead | Note | Fault
 Emit = Callable[[Event], None]
 
 

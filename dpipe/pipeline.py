@@ -21,13 +21,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpipe.certificate import alternatives, decide
 from dpipe.config import PASS_NAMES, Options
-from dpipe.errors import InputError
+from dpipe.errors import InputError, ResourceError
 from dpipe.model import (
     ColumnStatistics,
     Emit,
     Event,
+    Fault,
     MemoryRead,
     MemoryReading,
     Note,
@@ -41,7 +44,7 @@ from dpipe.passes.context import Context, Prepared
 from dpipe.passes.sample import sample
 from dpipe.plan import Machine, Plan, check_disk, make_plan
 from dpipe.rankstore import Store
-from dpipe.runfolder import CHECKPOINT, Damaged, RunFolder, Stale
+from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
 from dpipe.table import Table, as_sources, open_table
@@ -59,18 +62,25 @@ _RESULTS = (
     "communities.json",
     "run.json",
     "report.html",
-    *(f"{name}{end}" for name in ("spearman", "hsic", "rdc") for end in (".npy", "_columns.txt")),
+    *(
+        f"{name}{end}"
+        for name in ("spearman", "hsic", "rdc", "rank_sample")
+        for end in (".npy", "_columns.txt")
+    ),
 )
 
 
 class _Journal:
     """Collects what a run says, for run.json."""
 
-    def __init__(self, observers: Sequence[Emit]) -> None:
+    def __init__(self, folder: RunFolder, observers: Sequence[Emit]) -> None:
+        self._folder = folder
         self._observers = tuple(observers)
         self.notes: list[Note] = []
         self.readings: list[MemoryReading] = []
         self.passes: list[PassDone] = []
+        self.faults: list[Fault] = []
+        self.files: list[str] = []
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Note):
@@ -79,8 +89,19 @@ class _Journal:
             self.readings.extend(event.readings)
         elif isinstance(event, PassDone):
             self.passes.append(event)
+        elif isinstance(event, Fault):
+            self.faults.append(event)
         for observer in self._observers:
             observer(event)
+        if isinstance(event, Fault) and event.details:
+            self._keep(event)
+
+    def _keep(self, fault: Fault) -> None:
+        """Leave the details of a fault where whoever looks into it finds them."""
+        name = f"stall-{len(self.files) + 1}.txt"
+        self._folder.write_text(name, fault.details)
+        self.files.append(name)
+        self(Note(f"what the workers were doing stands in {self._folder.path / name}."))
 
 
 def run(
@@ -101,7 +122,7 @@ def run(
     options
         See `dpipe.config.Options`; the defaults when None.
     output_dir
-        Run folder; a temporary one, gone with the result, when None.
+        Run folder; a temporary one, gone with the result and without a page, when None.
     client
         Dask client, cluster or address to run on; with None an own session, unless options name
         a scheduler.
@@ -127,12 +148,14 @@ def run(
     if output_dir is None:
         temporary = TemporaryFolder()
         output_dir = temporary.path
-    journal = _Journal(observers)
-    table = open_table(sources, options=options, storage_options=storage_options)
     folder = RunFolder(output_dir)
+    journal = _Journal(folder, observers)
+    table = open_table(sources, options=options, storage_options=storage_options)
     with folder.lock():
         runner = _Run(table, options, folder, journal, client, dict(storage_options or {}))
         selection = runner.select(sources)
+        if temporary is None:
+            _render_page(folder, journal)
     return dataclasses.replace(selection, _temporary=temporary)
 
 
@@ -175,17 +198,20 @@ class _Run:
             for number in sorted(self.options.passes):
                 depends = self._depends(number, key)
                 began = time.monotonic()
-                reused = self._reusable(number, depends)
+                reused = self._reusable(number, depends, len(columns))
                 self.emit(PassStarted(number, PASS_NAMES[number], len(columns)))
                 if reused is not None:
                     result = reused
                 else:
                     if context is None:
                         context = stack.enter_context(self._context())
-                    if prepared is None:
-                        prepared = self._prepare(context)
-                    result = self._run_pass(context, number, prepared, columns)
-                    self.folder.save_pass(number, depends, result)
+                    with self._failures_of(number):
+                        if prepared is None:
+                            prepared = prepare.prepare(
+                                context, self.table, prepare.rules_of(self.options), self._rows
+                            )
+                        result = self._run_pass(context, number, prepared, columns)
+                    self._save(number, depends, result, prepared)
                     context.store.remove(f"{PASS_NAMES[number]}-")
                 key = self.folder.pass_key(number) or ""
                 self.emit(
@@ -211,12 +237,13 @@ class _Run:
             f"options.{name}": value for name, value in self.options.affecting(number).items()
         }
 
-    def _reusable(self, number: int, depends: Mapping[str, Any]) -> PassResult | None:
+    def _reusable(
+        self, number: int, depends: Mapping[str, Any], n_columns: int
+    ) -> PassResult | None:
         found = self.folder.load_pass(number, depends)
         if isinstance(found, PassResult):
-            matrices = _MATRICES.get(number, ())
-            expected = 4 * len(found.kept) ** 2 <= self.options.matrix_budget
-            if expected and not all((self.folder.path / name).exists() for name in matrices):
+            if (reason := self._lack_of_matrices(number, n_columns)) is not None:
+                self.emit(Note(f"pass {number} is done again, because {reason}."))
                 return None
             self.emit(Note(f"pass {number} is taken from the run before."))
             return found
@@ -227,12 +254,65 @@ class _Run:
             self.emit(Note(f"pass {number} is done again: {found.reason}.", "warning"))
         return None
 
-    def _prepare(self, context: Context) -> Prepared:
-        rules = prepare.rules_of(self.options)
-        prepared = prepare.prepare(context, self.table, rules, self._rows)
-        statistics = [dataclasses.asdict(entry.statistics) for _, entry in prepared.values()]
-        self.folder.write_json(_STATISTICS, {"columns": statistics})
-        return prepared
+    def _lack_of_matrices(self, number: int, n_columns: int) -> str | None:
+        """Which matrix a kept pass should have left and did not; None when all is there."""
+        if not n_columns or 4 * n_columns**2 > self.options.matrix_budget:
+            return None
+        names = _MATRICES.get(number, ())
+        left = _kept_beside(self.folder, number, "matrices")
+        # By content: a run that was broken off may have put its own in their place.
+        return next(
+            (
+                f"{name} is missing or of another run"
+                for name in names
+                if left.get(name) != _digest(self.folder.path / name)
+            ),
+            None,
+        )
+
+    def _save(
+        self, number: int, depends: Mapping[str, Any], result: PassResult, prepared: Prepared
+    ) -> None:
+        """Keep a pass, with what the results need of it beside its decisions."""
+        self._check_folder()
+        beside: dict[str, Any] = {
+            "matrices": {
+                name: _digest(self.folder.path / name) for name in _MATRICES.get(number, ())
+            }
+        }
+        if number == 1:
+            beside["statistics"] = [
+                dataclasses.asdict(entry.statistics) for _, entry in prepared.values()
+            ]
+        arrays = {
+            name: np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+            for name, value in beside.items()
+        }
+        self.folder.save_pass(number, depends, result, arrays)
+
+    @contextmanager
+    def _failures_of(self, number: int) -> Iterator[None]:
+        """Say which pass a failure belongs to, and that it can be continued."""
+        name = f"pass {number} ({PASS_NAMES[number]})"
+        try:
+            yield
+        except ResourceError as error:
+            self._check_folder()
+            raise ResourceError(f"{name}: {error}") from error
+        except FileNotFoundError as error:
+            self._check_folder()
+            raise ResourceError(
+                f"{name}: {error.filename} was removed while the run needed it; "
+                "run the same command again to continue."
+            ) from error
+
+    def _check_folder(self) -> None:
+        """Refuse to go on in a folder that somebody removed, though writing would make it anew."""
+        if not (self.folder.path / LOCK).exists():
+            raise ResourceError(
+                f"the output folder {self.folder.path} was removed while the run went on; "
+                "run the same command again to start anew."
+            )
 
     def _run_pass(
         self, context: Context, number: int, prepared: Prepared, columns: Sequence[str]
@@ -286,15 +366,20 @@ class _Run:
     def _store(self) -> Store:
         """The rank store of this input and these pass-1 options."""
         depends = json.dumps(self._depends(1, ""), sort_keys=True, default=str)
-        name = f"ranks-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
+        # Runs may share a scratch folder, but never a store: each cleans up its own.
+        stem = f"ranks-{hashlib.sha256(str(self.folder.path).encode()).hexdigest()[:8]}"
+        name = f"{stem}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
         parent = self.options.scratch_dir or str(self.folder.path / CHECKPOINT)
-        if not self.options.scratch_dir:
-            for old in (self.folder.path / CHECKPOINT).glob("ranks-*"):
+        if "://" not in parent:
+            for old in Path(parent).glob(
+                "ranks-*" if self.options.scratch_dir is None else f"{stem}-*"
+            ):
                 if old.name != name:
                     shutil.rmtree(old, ignore_errors=True)
         store = Store(f"{parent}/{name}", self._storage_options if "://" in parent else None)
         if self.options.fresh:
             store.remove()
+        store.remove_partial()
         return store
 
     def _checked_plan(self, context: Context) -> Plan:
@@ -310,35 +395,21 @@ class _Run:
     # Results
 
     def _finish(self, sources: Sequence[str], results: Sequence[PassResult]) -> Selection:
+        self._check_folder()
         selected = results[-1].kept
-        stored = self.folder.read_json(_STATISTICS)["columns"]
+        stored = _kept_beside(self.folder, 1, "statistics")
         statistics = [ColumnStatistics(**entry) for entry in stored]
         decisions = decide(self.table.columns, statistics, results, self.options.keep)
         communities = alternatives(selected, results)
         self.folder.write_selected(selected)
         self.folder.write_decisions(decisions)
         self.folder.write_communities(communities)
+        self.folder.write_json(_STATISTICS, {"columns": stored})
         self.folder.write_run(self._record(sources, results))
         self._drop_old_results()
-        self._render_page()
         return Selection(
             selected, decisions, communities, tuple(self.emit.readings), self.folder.path
         )
-
-    def _render_page(self) -> None:
-        """Render the report; a page that fails to render must not cost a finished run."""
-        from dpipe.report import write_report
-
-        try:
-            write_report(self.folder.path)
-        except Exception as error:
-            self.emit(
-                Note(
-                    f"the page could not be rendered ({error}); the results are complete, and "
-                    f"`dpipe report {self.folder.path}` tries again.",
-                    "warning",
-                )
-            )
 
     def _drop_old_results(self) -> None:
         """Matrices of a pass that this run did not ask for are not of this run."""
@@ -348,7 +419,7 @@ class _Run:
             if number not in self.options.passes
             for name in names
         }
-        self.folder.prune_results(name for name in _RESULTS if name not in unwanted)
+        self.folder.prune_results({*_RESULTS, *self.emit.files} - unwanted)
 
     def _record(self, sources: Sequence[str], results: Sequence[PassResult]) -> dict[str, Any]:
         return {
@@ -374,7 +445,27 @@ class _Run:
             },
             "ledger": [dataclasses.asdict(reading) for reading in self.emit.readings],
             "notes": [dataclasses.asdict(note) for note in self.emit.notes],
+            "faults": [
+                {"kind": fault.kind, "stage": fault.stage, "count": fault.count}
+                for fault in self.emit.faults
+            ],
         }
+
+
+def _render_page(folder: RunFolder, emit: Emit) -> None:
+    """Render the report; a page that fails to render must not cost a finished run."""
+    from dpipe.report import write_report
+
+    try:
+        write_report(folder.path)
+    except Exception as error:
+        emit(
+            Note(
+                f"the page could not be rendered ({error}); the results are complete, and "
+                f"`dpipe report {folder.path}` tries again.",
+                "warning",
+            )
+        )
 
 
 _STATISTICS = f"{CHECKPOINT}/statistics.json"
@@ -382,6 +473,20 @@ _MATRICES: Mapping[int, tuple[str, ...]] = {
     2: ("spearman.npy", "spearman_columns.txt"),
     4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),
 }
+
+
+def _digest(path: Path) -> str | None:
+    """The checksum of a file, None without one."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _kept_beside(folder: RunFolder, number: int, name: str) -> Any:
+    """What `_Run._save` left beside the decisions of a pass."""
+    return json.loads(folder.load_arrays(number)[name].tobytes())
 
 
 def plan_run(

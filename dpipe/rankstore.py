@@ -22,9 +22,10 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -83,11 +84,15 @@ class Store:
             with self._fs.open(temporary if self._local else target, "wb") as file:
                 for part in parts:
                     file.write(part)
+                if self._local:
+                    file.flush()
+                    os.fsync(file.fileno())
             if self._local:
                 os.replace(temporary, target)
         except OSError as error:
-            if self._local and os.path.exists(temporary):
-                os.unlink(temporary)
+            if self._local:
+                with suppress(OSError):  # as full or as gone as it was a moment ago
+                    os.unlink(temporary)
             raise ResourceError(
                 f"could not write {target} ({error.strerror or error}); make room or choose "
                 "another --scratch-dir, then run the same command again to continue."
@@ -125,6 +130,12 @@ class Store:
         for path in doomed if prefix else [self._path]:
             if self._fs.exists(path):
                 self._fs.rm(path, recursive=True)
+
+    def remove_partial(self) -> None:
+        """Delete what dead workers left half written; nobody may be writing to the store."""
+        if self._local:
+            for leftover in Path(self._path).rglob("*.partial"):
+                leftover.unlink(missing_ok=True)
 
     def size(self, name: str) -> int:
         """Bytes of a finished file."""
