@@ -73,6 +73,12 @@ DEVICE_TOLERANCE = 1024**3
 """Bytes in use on a card after a restart, above those at the start, that are worth a warning."""
 DASHBOARD_PORT = 8787
 """Where people look for the dashboard; another one is taken when it is not free."""
+DEATHS = 10
+"""How many workers may die under a task of an owned cluster before the task is given up.
+
+Dask's 3 count every task that waits on a worker as it dies: where something keeps killing workers
+at random, innocent tasks reach 3 soon. A task that kills its workers itself is found out later.
+"""
 CLOSE_SECONDS = 15.0
 """How long an owned cluster may take to end before its processes are killed."""
 
@@ -690,7 +696,12 @@ class _OwnCluster:
         before = dict(os.environ)
         try:
             with (
-                dask.config.set({"distributed.nanny.pre-spawn-environ": _spawn_environment()}),
+                dask.config.set(
+                    {
+                        "distributed.nanny.pre-spawn-environ": _spawn_environment(),
+                        "distributed.scheduler.allowed-failures": DEATHS,
+                    }
+                ),
                 _deaf_to_interrupts(),
             ):
                 self._cluster = start(self.options, self._folder)
