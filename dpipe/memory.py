@@ -54,7 +54,7 @@ def tile_bytes(block: int, functions: int, rows: int) -> int:
 
     Examples
     --------
-    >>> tile_bytes(block=100, functions=12, rows=4096) < 120e6
+    >>> tile_bytes(block=100, functions=12, rows=4096) < 150e6
     True
     """
     item = 8 if functions == 1 else 4
