@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dpipe.estimator import DescriptorSelector
     from dpipe.model import Similarity
     from dpipe.selection import Selection
 
 __all__ = [
+    "DescriptorSelector",
     "DpipeError",
     "InputError",
     "ResourceError",
@@ -32,6 +36,7 @@ __all__ = [
 def select(
     data: Any,
     *,
+    columns: Sequence[str] | None = None,
     client: Any = None,
     output_dir: Any = None,
     storage_options: Any = None,
@@ -43,7 +48,15 @@ def select(
     Parameters
     ----------
     data
-        Parquet files, folders, globs or fsspec URLs: one or a list.
+        Parquet files, folders, globs or fsspec URLs: one or a list. Or data in memory: a pandas,
+        polars or pyarrow table (whatever has ``__arrow_c_stream__``), a NumPy array (n, p), a Dask
+        DataFrame or Dask Array. Such data is written to temporary Parquet files, uncompressed: as
+        many bytes of disk as of memory, and one row group of memory. They lie in `scratch_dir`,
+        else in `output_dir`, else in the system's temporary folder; a Dask collection is written
+        partition by partition where it is computed, never brought together. A later run with the
+        same `output_dir` does not continue a run on data in memory.
+    columns
+        Names of the columns of an array; "0", "1", ... when None.
     client
         Dask client, cluster or scheduler address; None uses the current client, if there is one,
         else opens a local session and closes it again.
@@ -73,26 +86,33 @@ def select(
     >>> import dpipe
     >>> result = dpipe.select("examples/nci/*.parquet", keep=["rdkit_MolWt"])  # doctest: +SKIP
     >>> len(result.selected), result.explain("rdkit_HeavyAtomMolWt")  # doctest: +SKIP
+    >>> reduced = result.apply(frame)  # doctest: +SKIP
     """
     from dpipe.config import options_from
+    from dpipe.inputs import as_files
     from dpipe.pipeline import run
 
-    return run(
-        data,
-        options_from(options),
-        output_dir=output_dir,
-        client=client,
-        observers=observers,
-        storage_options=storage_options,
-    )
+    resolved = options_from(options)
+    folder = resolved.scratch_dir or output_dir
+    with as_files(data, columns=columns, client=client, folder=folder) as sources:
+        return run(
+            sources,
+            resolved,
+            output_dir=output_dir,
+            client=client,
+            observers=observers,
+            storage_options=storage_options,
+        )
 
 
-def spearman(data: Any, *, client: Any = None, **options: Any) -> Similarity:
+def spearman(
+    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+) -> Similarity:
     """All-pairs Spearman correlation; missing cells pair by pair.
 
     Parameters
     ----------
-    data, client, options
+    data, columns, client, options
         As in `select`. ``missing="exact"`` ranks every pair with missing cells again, as pandas
         does; by default such pairs use the columns' own ranks.
 
@@ -106,10 +126,12 @@ def spearman(data: Any, *, client: Any = None, **options: Any) -> Similarity:
     >>> import dpipe
     >>> matrix = dpipe.spearman("examples/nci/*.parquet")  # doctest: +SKIP
     """
-    return _similarity(data, "spearman", client, options)
+    return _similarity(data, "spearman", columns, client, options)
 
 
-def hsic(data: Any, *, client: Any = None, **options: Any) -> Similarity:
+def hsic(
+    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+) -> Similarity:
     """All-pairs normalised copula HSIC in [0, 1] (Gretton et al. 2005); arguments as `spearman`.
 
     Examples
@@ -117,10 +139,12 @@ def hsic(data: Any, *, client: Any = None, **options: Any) -> Similarity:
     >>> import dpipe
     >>> matrix = dpipe.hsic("examples/nci/*.parquet")  # doctest: +SKIP
     """
-    return _similarity(data, "hsic", client, options)
+    return _similarity(data, "hsic", columns, client, options)
 
 
-def rdc(data: Any, *, client: Any = None, **options: Any) -> Similarity:
+def rdc(
+    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+) -> Similarity:
     """All-pairs RDC in [0, 1] (Lopez-Paz et al. 2013); arguments as `spearman`.
 
     Examples
@@ -128,12 +152,30 @@ def rdc(data: Any, *, client: Any = None, **options: Any) -> Similarity:
     >>> import dpipe
     >>> matrix = dpipe.rdc("examples/nci/*.parquet", rdc_seeds=1)  # doctest: +SKIP
     """
-    return _similarity(data, "rdc", client, options)
+    return _similarity(data, "rdc", columns, client, options)
 
 
-def _similarity(data: Any, measure: str, client: Any, options: dict[str, Any]) -> Similarity:
+def _similarity(
+    data: Any,
+    measure: str,
+    columns: Sequence[str] | None,
+    client: Any,
+    options: dict[str, Any],
+) -> Similarity:
     from dpipe.allpairs import similarity
     from dpipe.config import options_from
+    from dpipe.inputs import as_files
 
     resolved = options_from({"min_valid": 2, **options})
-    return similarity(data, measure, options=resolved, client=client)
+    folder = resolved.scratch_dir
+    with as_files(data, columns=columns, client=client, folder=folder) as sources:
+        return similarity(sources, measure, options=resolved, client=client)
+
+
+def __getattr__(name: str) -> Any:
+    """`DescriptorSelector`, which needs scikit-learn, when it is asked for."""
+    if name == "DescriptorSelector":
+        from dpipe.estimator import DescriptorSelector
+
+        return DescriptorSelector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -249,6 +249,35 @@ def use_session(options: Options, connection: Any, emit: Emit = silent) -> Sessi
     return open_session(options, emit=emit)
 
 
+@contextlib.contextmanager
+def threads_here() -> Iterator[Client]:
+    """A Dask client whose only worker is a pool of threads in this process.
+
+    It is there within a fraction of a second and needs no ``if __name__ == "__main__"``: for work
+    that is done before processes would have started. It has no memory limit, because the memory
+    of this process is mostly not its own.
+
+    Examples
+    --------
+    >>> with threads_here() as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=CPU_COUNT,
+            processes=False,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            silence_logs=max(logging.ERROR, logging.getLogger("distributed").level),
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
 class Session:
     """A cluster in use; open one with `open_session` or `attach_session`, close it with ``with``.
 

@@ -81,6 +81,7 @@ def test_import_contracts_hold() -> None:
         ("pipeline.py", "import pyarrow.parquet", "Arrow is known"),
         ("report.py", "import igraph", "Graph libraries"),
         ("verify.py", "import bokeh.plotting", "Bokeh is known"),
+        ("pipeline.py", "import sklearn", "scikit-learn is known"),
         ("kernels/vif.py", "import scipy.linalg", "What the tests compare with"),
     ],
 )
@@ -161,7 +162,7 @@ def test_the_doctor_looks_for_packages_that_are_declared() -> None:
 
 def test_extras_are_there() -> None:
     extras = setup_cfg()[EXTRAS]
-    assert set(extras) == {"gpu12", "gpu13", "test", "notebook", "bench", "docs"}
+    assert set(extras) == {"gpu12", "gpu13", "sklearn", "test", "notebook", "bench", "docs"}
     for major in ("12", "13"):
         gpu = requirements(extras[f"gpu{major}"])
         assert set(gpu) == {f"cupy-cuda{major}x", "dask-cuda", f"rmm-cu{major}"}

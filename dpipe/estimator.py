@@ -1,0 +1,228 @@
+"""The selection as a scikit-learn selector.
+
+Covers: `DescriptorSelector`, its parameters as options of a run, data as scikit-learn gives it.
+Does not cover: the selection itself (`dpipe.select`), data larger than memory (give `dpipe.select`
+the files).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dpipe
+from dpipe.config import Options
+from dpipe.errors import InputError
+from dpipe.inputs import Kind, kind_of
+from dpipe.session import current_client, threads_here
+
+try:
+    from sklearn.base import BaseEstimator
+    from sklearn.feature_selection import SelectorMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise InputError(
+        "DescriptorSelector needs scikit-learn 1.6 or newer; "
+        'install it by: pip install "dpipe[sklearn]".'
+    ) from error
+
+_CELLS_FOR_THREADS = 2**24
+"""Cells up to which threads of this process are done sooner than processes are worth."""
+
+
+class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
+    """Drop the columns that another column already stands for.
+
+    Unsupervised: `y` is ignored. NaN and infinite cells count as missing and are not imputed; an
+    imputer belongs behind this step. Columns of a frame that are not numeric are not selected.
+
+    Where it computes: on `client`; else on the current Dask client; else, without `workers`, in
+    threads of this process for up to 16 million cells and on worker processes beyond. The
+    selection is the same everywhere, and the one `dpipe.select` makes.
+
+    Parameters
+    ----------
+    spearman_threshold, vif_threshold, nonlinear_threshold, variance_threshold, max_missing_ratio
+        Thresholds of the passes, with the defaults of ``dpipe run``.
+    min_valid : int or None
+        Fewest valid rows of a column or pair. None means 100, or half of the rows where that is
+        less, but at least 2: with fewer rows nothing could be selected.
+    keep : sequence of str
+        Columns never dropped. Columns without names are called "x0", "x1", ...
+    prefer : sequence of str
+        Columns that win as representative, in this order.
+    passes : sequence of int
+        Passes to run, out of 1 prepare, 2 spearman, 3 vif, 4 nonlinear; 1 is always among them.
+    nonlinear_rows : int or None
+        Draw this many rows for pass 4.
+    seed : int
+        Seed of every draw.
+    client : distributed.Client, cluster, str or None
+        A running Dask cluster. A clone shares it; a pickle does not take it along, unless it is
+        an address.
+    workers : int or None
+        Number of worker processes to start.
+    device : {"auto", "cpu", "gpu"}
+        Where tasks compute.
+    scratch_dir : str or None
+        Where ranks and a copy of the data lie during `fit`; the system's temporary folder if None.
+
+    Attributes
+    ----------
+    selected_ : tuple of str
+        Names of the kept columns, in input order.
+    decisions_ : tuple of dpipe.model.Decision
+        One record per column: kept or dropped, why, by whom, with which value.
+    communities_ : dict
+        Kept column -> the columns it stands for.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Only where the data has column names and all are text.
+
+    Raises
+    ------
+    InputError
+        From `fit`: for options out of range or data without numeric columns.
+    ResourceError
+        From `fit`: when the cluster, memory or disk do not suffice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(60, 2))
+    >>> data = np.column_stack([x, 2 * x[:, 0] + 1])
+    >>> selector = DescriptorSelector().fit(data)
+    >>> selector.get_support()
+    array([ True,  True, False])
+    >>> selector.decisions_[2].reason, selector.decisions_[2].representative
+    ('monotone duplicate', 'x0')
+    """
+
+    def __init__(
+        self,
+        *,
+        spearman_threshold: float = Options.spearman_threshold,
+        vif_threshold: float = Options.vif_threshold,
+        nonlinear_threshold: float = Options.nonlinear_threshold,
+        variance_threshold: float = Options.variance_threshold,
+        max_missing_ratio: float = Options.max_missing_ratio,
+        min_valid: int | None = None,
+        keep: Sequence[str] = (),
+        prefer: Sequence[str] = (),
+        passes: Sequence[int] = Options.passes,
+        nonlinear_rows: int | None = None,
+        seed: int = Options.seed,
+        client: Any = None,
+        workers: int | None = None,
+        device: str = Options.device,
+        scratch_dir: str | None = None,
+    ) -> None:
+        self.spearman_threshold = spearman_threshold
+        self.vif_threshold = vif_threshold
+        self.nonlinear_threshold = nonlinear_threshold
+        self.variance_threshold = variance_threshold
+        self.max_missing_ratio = max_missing_ratio
+        self.min_valid = min_valid
+        self.keep = keep
+        self.prefer = prefer
+        self.passes = passes
+        self.nonlinear_rows = nonlinear_rows
+        self.seed = seed
+        self.client = client
+        self.workers = workers
+        self.device = device
+        self.scratch_dir = scratch_dir
+
+    def fit(self, X: Any, y: Any = None) -> DescriptorSelector:
+        """Select columns of `X`.
+
+        Parameters
+        ----------
+        X : array-like, pandas or polars frame (n_samples, n_features)
+            Dense. A frame keeps its types; everything else becomes an array of numbers.
+        y : ignored
+
+        Returns
+        -------
+        DescriptorSelector
+            Itself.
+        """
+        data = self._checked(X)
+        n_rows, n_columns = data.shape
+        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(n_columns)])
+        with self._connection(n_rows * n_columns) as client:
+            result = dpipe.select(
+                data,
+                columns=names if kind_of(data) is Kind.ARRAY else None,
+                client=client,
+                **self._options(n_rows),
+            )
+        self.selected_ = result.selected
+        self.decisions_ = result.decisions
+        self.communities_ = dict(result.communities)
+        return self
+
+    def _checked(self, X: Any) -> Any:
+        """The data as dpipe takes it, its shape and names noted as scikit-learn wants it."""
+        if _is_frame(X):
+            validate_data(self, X, skip_check_array=True)
+            if X.shape[0] < 2:
+                raise ValueError(f"Found array with {X.shape[0]} sample(s) while 2 are required.")
+            return X
+        return validate_data(self, X, ensure_all_finite=False, ensure_min_samples=2)
+
+    @contextmanager
+    def _connection(self, n_cells: int) -> Iterator[Any]:
+        chosen = self.client is not None or self.workers is not None or self.device == "gpu"
+        if chosen or n_cells > _CELLS_FOR_THREADS or current_client() is not None:
+            yield self.client
+            return
+        with threads_here() as client:
+            yield client
+
+    def _options(self, n_rows: int) -> dict[str, Any]:
+        """Every parameter but the connection is an option of a run."""
+        options = {n: v for n, v in self.get_params(deep=False).items() if n != "client"}
+        if self.min_valid is None:
+            options["min_valid"] = min(Options.min_valid, max(2, n_rows // 2))
+        # Nothing can be continued, and what fits in memory leaves no worker fat.
+        return options | {"restart": "never", "checkpoint": False}
+
+    def _get_support_mask(self) -> NDArray[np.bool_]:
+        check_is_fitted(self)
+        return np.array([decision.decision == "kept" for decision in self.decisions_])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    # A Dask client can be neither copied nor pickled
+
+    def __sklearn_clone__(self) -> DescriptorSelector:
+        bare = copy.copy(self)
+        bare.client = None
+        cloned: DescriptorSelector = BaseEstimator.__sklearn_clone__(bare)
+        cloned.client = self.client
+        return cloned
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        if not isinstance(state["client"], str | os.PathLike):
+            state = {**state, "client": None}
+        return state
+
+
+def _is_frame(data: Any) -> bool:
+    """Whether data is a pandas or polars frame, whose columns have types of their own."""
+    try:
+        kind = kind_of(data)
+    except InputError:
+        return False
+    return kind is Kind.FRAME or (kind is Kind.ARROW and hasattr(data, "columns"))

@@ -1,0 +1,317 @@
+"""Data that is already in memory, as a table's files and back.
+
+Covers: telling paths, frames, arrays and Dask collections apart; writing what is no file into
+Parquet files of a temporary folder; taking columns of data in the caller's kind.
+Does not cover: how a kind becomes Parquet (see `dpipe.table.memory`), what is read from the files
+(`dpipe.table`).
+
+pandas and polars are looked for among the modules that are loaded already and are never imported:
+data of a library that is not loaded cannot be given.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.errors import InputError, ResourceError
+from dpipe.table import as_sources, memory
+from dpipe.table.words import listed, nearest
+
+
+class Kind(StrEnum):
+    """What data is to dpipe."""
+
+    PATHS = "paths"
+    FRAME = "pandas frame"
+    ARROW = "Arrow table"
+    ARRAY = "NumPy array"
+    DASK_FRAME = "Dask DataFrame"
+    DASK_ARRAY = "Dask Array"
+
+
+def kind_of(data: Any) -> Kind:
+    """The kind of some data.
+
+    Raises
+    ------
+    InputError
+        When dpipe does not know it, naming what it knows.
+
+    Examples
+    --------
+    >>> kind_of("data/*.parquet").value, kind_of(np.zeros((2, 3))).value
+    ('paths', 'NumPy array')
+    """
+    if isinstance(data, str | os.PathLike):
+        return Kind.PATHS
+    if isinstance(data, np.ndarray):
+        return Kind.ARRAY
+    if hasattr(data, "__dask_graph__"):
+        if hasattr(data, "map_partitions") and getattr(data, "ndim", 0) == 2:
+            return Kind.DASK_FRAME
+        if hasattr(data, "map_blocks"):
+            return Kind.DASK_ARRAY
+    elif _is_of("pandas", "DataFrame", data):
+        return Kind.FRAME
+    elif hasattr(data, "__arrow_c_stream__"):
+        return Kind.ARROW
+    elif isinstance(data, list | tuple | set | frozenset | Iterator):
+        return Kind.PATHS
+    raise InputError(f"{_described(data)}{_advice(data)}.")
+
+
+def _is_of(module: str, name: str, data: Any) -> bool:
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(data, getattr(loaded, name))
+
+
+def _described(data: Any) -> str:
+    return f"data of the type {type(data).__module__}.{type(data).__qualname__} cannot be used"
+
+
+def _advice(data: Any) -> str:
+    if hasattr(data, "toarray"):
+        return ": every cell is ranked, so give it dense, as data.toarray()"
+    if hasattr(data, "collect_schema"):
+        return ": give data.collect(), or the files it scans"
+    return (
+        ": give Parquet paths, a pandas, polars or pyarrow table, a two-dimensional NumPy array, "
+        "a Dask DataFrame or a Dask Array"
+    )
+
+
+@contextmanager
+def as_files(
+    data: Any,
+    *,
+    columns: Sequence[str] | None = None,
+    client: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> Iterator[Sequence[str]]:
+    """The Parquet files that hold some data; what was not in files is removed at the end.
+
+    A frame or an array is written row group by row group, uncompressed: for a moment it takes as
+    many bytes on disk as in memory, and a row group (32 MiB, more for very wide tables) of memory.
+    A Dask collection is never brought together: Dask runs one task a partition, where the
+    partition is computed, and each task writes one file. So the workers must see `folder`, as
+    they must see the rank store. Column chunks of an array are first merged into row chunks.
+
+    The files are new each time, so a later run on the same data repeats pass 1.
+
+    Parameters
+    ----------
+    data
+        See `Kind`; paths are handed on as they are.
+    columns
+        Names of the columns of an array; "0", "1", ... when None.
+    client
+        The Dask client that computes a collection, when it is one; else Dask's own choice.
+    folder
+        Where to write; the system's temporary folder when None. Made if need be.
+
+    Yields
+    ------
+    sequence of str
+        Sources for `dpipe.table.open_table`.
+
+    Raises
+    ------
+    InputError
+        For data that cannot be used: unknown kinds, arrays that have not two dimensions or hold
+        no numbers, no rows, no columns, or equal names.
+    ResourceError
+        When the folder cannot be written or is full.
+
+    Examples
+    --------
+    >>> with as_files(np.zeros((2, 3))) as files:
+    ...     len(files)
+    1
+    """
+    kind = kind_of(data)
+    if columns is not None and kind not in (Kind.ARRAY, Kind.DASK_ARRAY):
+        raise InputError(f"columns= names the columns of an array; {kind} have names of their own.")
+    if kind is Kind.PATHS:
+        yield _paths(data)
+        return
+    with _scratch(folder) as scratch:
+        _WRITERS[kind](data, columns, scratch, client)
+        yield [scratch]
+
+
+def _paths(data: Any) -> list[str]:
+    sources = [data] if isinstance(data, str | os.PathLike) else list(data)
+    strange = next((each for each in sources if not isinstance(each, str | os.PathLike)), None)
+    if strange is not None:
+        raise InputError(f"a list of paths holds {_described(strange)}; give one table, or paths.")
+    return as_sources(sources)
+
+
+@contextmanager
+def _scratch(parent: str | os.PathLike[str] | None) -> Iterator[str]:
+    where = None if parent is None or "://" in os.fspath(parent) else os.fspath(parent)
+    try:
+        if where is not None:
+            os.makedirs(where, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".dpipe-input-", dir=where)
+    except OSError as error:
+        raise ResourceError(
+            f"{where or tempfile.gettempdir()} cannot be written ({error.strerror}); "
+            "--scratch-dir names another place."
+        ) from error
+    with folder as path:
+        yield os.path.abspath(path)
+
+
+def _part(folder: str, number: int) -> str:
+    return os.path.join(folder, f"part-{number:08d}.parquet")
+
+
+def _write_frame(data: Any, _: Any, folder: str, __: Any) -> None:
+    memory.check_names(list(data.columns))
+    _check_rows(len(data))
+    memory.write_frame(data, _part(folder, 0))
+
+
+def _write_arrow(data: Any, _: Any, folder: str, __: Any) -> None:
+    memory.write_stream(data, _part(folder, 0))
+
+
+def _write_array(data: NDArray[Any], columns: Sequence[str] | None, folder: str, _: Any) -> None:
+    memory.check_array(data.shape, data.dtype)
+    _check_rows(len(data))
+    memory.write_array(data, _array_names(data.shape[1], columns), _part(folder, 0))
+
+
+def _check_rows(count: int) -> None:
+    if not count:
+        raise InputError("the data has no rows.")
+
+
+def _array_names(width: int, columns: Sequence[str] | None) -> tuple[str, ...]:
+    names = memory.check_names(range(width) if columns is None else list(columns))
+    if len(names) != width:
+        raise InputError(f"columns= holds {len(names)} names for an array of {width} columns.")
+    return names
+
+
+# Dask collections
+
+
+def _write_dask_frame(data: Any, _: Any, folder: str, client: Any) -> None:
+    memory.check_names(list(data.columns))
+    written = data.map_partitions(_write_partition, folder, meta=data._meta, enforce_metadata=False)
+    written.compute(**_scheduler(client))
+
+
+def _write_partition(frame: Any, folder: str, partition_info: Any = None) -> Any:
+    """Task: write one partition, which becomes one file; the columns of it without rows."""
+    memory.write_frame(frame, _part(folder, partition_info["number"]))
+    return frame.iloc[:0]
+
+
+def _write_dask_array(data: Any, columns: Sequence[str] | None, folder: str, client: Any) -> None:
+    memory.check_array(data.shape, data.dtype)
+    if math.isnan(data.shape[1]):
+        raise InputError("the Dask Array does not know its width; call compute_chunk_sizes().")
+    names = _array_names(data.shape[1], columns)
+    rows = {} if any(map(math.isnan, data.chunks[0])) else {0: _rows_of_block(data)}
+    blocks = data.rechunk({**rows, 1: -1})
+    written = blocks.map_blocks(
+        _write_block,
+        folder,
+        names,
+        dtype=np.int64,
+        meta=np.empty((0, 0), np.int64),
+        chunks=((1,) * blocks.numblocks[0], (1,)),
+    )
+    written.compute(**_scheduler(client))
+
+
+def _rows_of_block(data: Any) -> int:
+    """Rows of a block of full width: the array's own, unless that would be too many."""
+    return int(min(max(data.chunks[0]), memory.piece_rows(data.shape[1])))
+
+
+def _write_block(
+    block: NDArray[Any], folder: str, names: Sequence[str], block_id: Any = None
+) -> NDArray[np.int64]:
+    """Task: write one block of rows, which becomes one file; how many rows it has."""
+    memory.write_array(np.asanyarray(block), names, _part(folder, block_id[0]))
+    return np.array([[len(block)]])
+
+
+def _scheduler(client: Any) -> dict[str, Any]:
+    """Where a collection is computed: on the caller's client, else where Dask would anyway."""
+    return {"scheduler": client} if hasattr(client, "scheduler_info") else {}
+
+
+_WRITERS = {
+    Kind.FRAME: _write_frame,
+    Kind.ARROW: _write_arrow,
+    Kind.ARRAY: _write_array,
+    Kind.DASK_FRAME: _write_dask_frame,
+    Kind.DASK_ARRAY: _write_dask_array,
+}
+
+
+# Back again
+
+
+def take_columns(data: Any, names: Sequence[str], every: Sequence[str]) -> Any:
+    """Some columns of data, as data of the same kind.
+
+    Parameters
+    ----------
+    data
+        A frame, table, array or Dask collection.
+    names
+        The columns to take, in the order they are to have.
+    every
+        All columns of the table that `names` were chosen from: an array's columns have no names,
+        so it must have as many as these.
+
+    Raises
+    ------
+    InputError
+        When a column is missing, an array has another width, or the data is of another kind.
+
+    Examples
+    --------
+    >>> take_columns(np.array([[1, 2, 3]]), ["c", "a"], ["a", "b", "c"])
+    array([[3, 1]])
+    """
+    kind = kind_of(data)
+    if kind is Kind.PATHS:
+        raise InputError("apply() takes data in memory; `dpipe apply` reduces files.")
+    if kind in (Kind.ARRAY, Kind.DASK_ARRAY):
+        if len(data.shape) != 2 or data.shape[1] != len(every):
+            raise InputError(
+                f"the array has the shape {data.shape}, but the selection was made on "
+                f"{len(every)} columns."
+            )
+        place = {name: position for position, name in enumerate(every)}
+        return data[:, [place[name] for name in names]]
+    if kind is Kind.ARROW and not hasattr(data, "select"):
+        raise InputError(f"{_described(data)}: give a pyarrow or polars table.")
+    known = memory.stream_names(data) if kind is Kind.ARROW else list(data.columns)
+    places = {str(name): position for position, name in enumerate(known)}
+    missing = [name for name in names if name not in places]
+    if missing:
+        hint = nearest(missing[0], places) if len(missing) == 1 else ""
+        raise InputError(f"the data has no column {listed(missing)}{hint}.")
+    if kind is Kind.ARROW:
+        return data.select(list(names))
+    if kind is Kind.FRAME:
+        return data.iloc[:, [places[name] for name in names]]
+    return data[[known[places[name]] for name in names]]

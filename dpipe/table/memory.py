@@ -1,0 +1,274 @@
+"""Data in memory as Parquet files, which is what a table is made of.
+
+Covers: pandas frames, NumPy arrays and whatever speaks the Arrow PyCapsule interface (pyarrow,
+polars, ...), each written to one uncompressed file, one row group after the other.
+Does not cover: telling these kinds apart, or parts of Dask collections (see `dpipe.inputs`).
+
+Beside the data no more than one row group is held. Values keep their type; a cell that pandas calls
+missing is null in the file, NaN of an array stays NaN.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpipe.errors import InputError, ResourceError
+from dpipe.table.files import brief
+from dpipe.table.words import plural, quoted
+
+_CELLS = 4 * 1024 * 1024
+"""Cells of one row group (32 MiB of float64)."""
+_ROWS = 1024, 1024 * 1024
+"""Fewest and most rows of one row group."""
+
+_Path = str | os.PathLike[str]
+
+
+def piece_rows(n_columns: int) -> int:
+    """Rows of one row group of a table with so many columns.
+
+    Examples
+    --------
+    >>> piece_rows(10), piece_rows(1_000_000)
+    (419430, 1024)
+    """
+    fewest, most = _ROWS
+    return min(max(_CELLS // max(1, n_columns), fewest), most)
+
+
+def check_names(names: Sequence[Any]) -> tuple[str, ...]:
+    """Column names as text.
+
+    Raises
+    ------
+    InputError
+        When there are none, or two are the same text.
+
+    Examples
+    --------
+    >>> check_names(["MolWt", 7])
+    ('MolWt', '7')
+    """
+    texts = tuple(map(str, names))
+    if not texts:
+        raise InputError("the data has no columns.")
+    seen: dict[str, Any] = {}
+    for name, text in zip(names, texts, strict=True):
+        if text in seen:
+            pair = f"{seen[text]!r} and {name!r}"
+            raise InputError(
+                f"two columns are called {quoted(text)} ({pair}); rename one, or drop it."
+            )
+        seen[text] = name
+    return texts
+
+
+def write_frame(frame: Any, path: _Path) -> None:
+    """Write a pandas frame; its index is left out.
+
+    Raises
+    ------
+    InputError
+        When there are no columns, names that are equal as text, or a column of values that have
+        no type in common.
+    ResourceError
+        When the disk is full.
+    """
+    names = check_names(list(frame.columns))
+    columns = [frame.iloc[:, position] for position in range(len(names))]
+    types = [_column_type(name, series) for name, series in zip(names, columns, strict=True)]
+    schema = pa.schema(list(zip(names, types, strict=True)))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start, stop in _pieces(len(frame), len(names)):
+            arrays = [
+                _from_series(field.name, series.iloc[start:stop], field.type)
+                for field, series in zip(schema, columns, strict=True)
+            ]
+            yield pa.record_batch(arrays, schema=schema)
+
+    _write(path, schema, batches())
+
+
+def write_array(values: NDArray[Any], names: Sequence[str], path: _Path) -> None:
+    """Write a NumPy array of numbers (n, p), which may be masked, with the columns `names`.
+
+    Raises
+    ------
+    InputError
+        When the array has not two dimensions, no columns, or holds no numbers.
+    ResourceError
+        When the disk is full.
+    """
+    dtype = check_array(values.shape, values.dtype)
+    schema = pa.schema([(name, pa.from_numpy_dtype(dtype)) for name in names])
+    data = np.ma.getdata(values)
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start, stop in _pieces(*values.shape):
+            # Columns of a piece side by side, which Arrow takes without another copy.
+            piece = np.ascontiguousarray(data[start:stop].T, dtype=dtype)
+            holes = None if mask is None else np.ascontiguousarray(mask[start:stop].T)
+            arrays = [
+                pa.array(column, mask=None if holes is None else holes[position])
+                for position, column in enumerate(piece)
+            ]
+            yield pa.record_batch(arrays, schema=schema)
+
+    _write(path, schema, batches())
+
+
+def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which an array of this shape and type is written.
+
+    Raises
+    ------
+    InputError
+        When the array has not two dimensions, no columns, or holds no numbers.
+    """
+    if len(shape) != 2:
+        raise InputError(
+            f"the array has {plural(len(shape), 'dimension')}; give one of two, rows by columns."
+        )
+    if shape[1] == 0:
+        raise InputError("the data has no columns.")
+    if dtype.kind not in "biuf":
+        raise InputError(
+            f"the array has the type {dtype}, which is not numeric; convert it to numbers, or "
+            "give a frame, whose columns have types of their own."
+        )
+    if dtype.kind == "f":  # half precision is exact in single, and long double is no type of Arrow
+        return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
+    return dtype.newbyteorder("=")
+
+
+def write_stream(data: Any, path: _Path) -> None:
+    """Write whatever has ``__arrow_c_stream__``: pyarrow and polars tables, DuckDB results, ...
+
+    Raises
+    ------
+    InputError
+        When it is no table, has no columns or equal names, or a type that Parquet does not have.
+    ResourceError
+        When the disk is full.
+    """
+    try:
+        reader = pa.RecordBatchReader.from_stream(data)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"{type(data).__name__} is no table ({brief(error)}).") from error
+    check_names(reader.schema.names)
+    schema = pa.schema([(field.name, _plain_type(field.type)) for field in reader.schema])
+    rows = piece_rows(len(schema))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        waiting: list[pa.RecordBatch] = []
+        for batch in reader:
+            waiting.append(_plain(batch, schema))
+            if sum(len(each) for each in waiting) >= rows:
+                yield from _joined(waiting)
+                waiting = []
+        yield from _joined(waiting)
+
+    _write(path, schema, batches())
+
+
+def stream_names(data: Any) -> tuple[str, ...]:
+    """Names of the columns of whatever has ``__arrow_c_stream__``."""
+    return tuple(pa.RecordBatchReader.from_stream(data).schema.names)
+
+
+# Pandas
+
+
+def _column_type(name: str, series: Any) -> pa.DataType:
+    """The Arrow type of a whole column, so that all its pieces get the same."""
+    try:
+        if series.dtype == object:
+            return pa.infer_type(series.to_numpy(), from_pandas=True)
+        return _as_array(series.iloc[:0], None).type
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise _no_common_type(name, error) from error
+
+
+def _from_series(name: str, series: Any, kind: pa.DataType) -> pa.Array:
+    try:
+        return _as_array(series, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise _no_common_type(name, error) from error
+
+
+def _as_array(series: Any, kind: pa.DataType | None) -> pa.Array:
+    if hasattr(series.dtype, "fill_value"):  # a sparse column
+        series = series.sparse.to_dense()
+    array = pa.array(series, type=kind, from_pandas=True)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _no_common_type(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"column {quoted(name)} holds values that are no single type of Arrow ({brief(error)}); "
+        "convert it to numbers, or drop it."
+    )
+
+
+# Arrow
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """A type that Parquet has for values of `kind`: no views, no codes of views."""
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    return kind
+
+
+def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    arrays = [_as_plain(a, kind) for a, kind in zip(batch.columns, schema.types, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
+
+
+def _as_plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if isinstance(array, pa.DictionaryArray):
+        return _as_plain(array.dictionary, kind).take(array.indices)
+    return array if array.type == kind else array.cast(kind)
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Small batches as one, so that they do not become small row groups."""
+    if batches:
+        yield from pa.Table.from_batches(batches).combine_chunks().to_batches()
+
+
+# Files
+
+
+def _pieces(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
+    return pairwise([*range(0, n_rows, piece_rows(n_columns)), n_rows])
+
+
+def _write(path: _Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    rows = piece_rows(len(schema))
+    settings = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    try:
+        with pq.ParquetWriter(os.fspath(path), schema, **settings) as writer:
+            for batch in batches:
+                writer.write_batch(batch, row_group_size=rows)
+    except OSError as error:
+        raise ResourceError(
+            f"the data cannot be written to {os.fspath(path)} ({brief(error)}); "
+            "--scratch-dir names another place."
+        ) from error
+    except pa.ArrowException as error:
+        raise InputError(f"the data cannot be written as Parquet ({brief(error)}).") from error
