@@ -184,6 +184,15 @@ def test_dask__array_of_unknown_length() -> None:
     np.testing.assert_array_equal(values[0], np.arange(6))
 
 
+def test_dask__is_computed_on_the_client_that_is_given(cluster: Any) -> None:
+    from distributed import Client
+
+    with Client(cluster, set_as_default=False) as client:
+        frame = dd.from_pandas(pd.DataFrame({"x": np.arange(6.0)}), npartitions=2)
+        held = frame.persist(scheduler=client)
+        np.testing.assert_array_equal(opened(held, client=client)[1], [np.arange(6)])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -371,6 +380,11 @@ def test_select__is_the_same_through_every_door(tmp_path: Path, client: Any) -> 
     reduced = expected.apply(frame)
     assert list(reduced.columns) == list(expected.selected)
     assert expected.apply(values).shape == (240, len(expected.selected))
+
+    again = dpipe.select(frame, client=client, output_dir=tmp_path / "run", **OPTIONS)
+    assert again.selected == expected.selected
+    assert not list((tmp_path / "run").glob(".dpipe-input-*"))
+    assert (tmp_path / "run" / "report.html").exists()
 
     saved = expected.save(tmp_path / "saved")
     assert (saved / "report.html").exists()
