@@ -219,7 +219,7 @@ def _seen_by(mine: Piece, other: Piece) -> tuple[Array, Array]:
     if other.valid is None:
         # Pairwise summation: as exact in float32 as the products beside it.
         sums = flat.sum(axis=-1).reshape(b, k, 1)
-        return sums, (flat * flat).sum(axis=-1)[:, None] if k == 1 else unused
+        return sums, xp.einsum("br,br->b", flat, flat)[:, None] if k == 1 else unused
     mask = other.valid.T
     sums = xp.matmul(flat, mask).reshape(b, k, -1)
     return sums, xp.matmul(flat * flat, mask) if k == 1 else unused

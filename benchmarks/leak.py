@@ -1,0 +1,72 @@
+"""Many runs in one process with one session: does the client grow, do workers return to baseline?
+
+Prints the slope of the client's resident size over the runs (a least-squares line, the first
+fifth left out as warm-up) and, for each restart, the workers' resident size against that after
+the first one.
+
+Usage: ``python -m benchmarks.leak [--runs 30]``
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import numpy as np
+import psutil
+
+from benchmarks import common
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--columns", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--passes", default="1,2,3,4")
+    arguments = parser.parse_args()
+    print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
+
+    from dpipe.config import options_from
+    from dpipe.pipeline import run
+    from dpipe.session import open_session
+
+    path = common.table(arguments.data, arguments.rows, arguments.columns, copies=0.1)
+    options = options_from({"workers": arguments.workers, "passes": arguments.passes})
+    process = psutil.Process()
+    client: list[float] = []
+    baselines: list[list[float]] = []
+    with open_session(options) as session:
+        for _ in range(arguments.runs):
+            selection = run([path], options, client=session.client)
+            for moment in {r.seconds for r in selection.ledger if r.moment == "recycled"}:
+                baselines.append(
+                    [
+                        r.rss / 2**20
+                        for r in selection.ledger
+                        if r.seconds == moment and r.process != "client"
+                    ]
+                )
+            del selection
+            gc.collect()
+            client.append(process.memory_info().rss / 2**20)
+            print(f"client {client[-1]:.1f} MiB, workers {baselines[-1]}", flush=True)
+    settled = client[len(client) // 5 :]
+    slope = float(np.polyfit(range(len(settled)), settled, 1)[0]) if len(settled) > 1 else 0.0
+    means = np.array([np.mean(each) for each in baselines])
+    drift = float(np.abs(means / means[0] - 1).max()) * 100
+    figures = {
+        "runs": arguments.runs,
+        "restarts": len(baselines),
+        "client growth, MiB a run": slope,
+        "worker baseline, MiB": float(means[0]),
+        "largest drift of the baseline, %": drift,
+    }
+    common.show(("figure", "value"), figures.items())
+    common.finish(arguments, {**figures, "client": client, "baselines": baselines})
+
+
+if __name__ == "__main__":
+    main()
