@@ -39,7 +39,7 @@ from dpipe.runfolder import DECISIONS_PARQUET, MANIFEST, RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import dependence, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
-from dpipe.verify.dependence import Nonlinear, score_gram, similar_pairs, spearman
+from dpipe.verify.dependence import Nonlinear, score_factor, similar_pairs, spearman
 
 Rows = tuple[Decision, ...]
 
@@ -672,7 +672,8 @@ def test_nonlinear_pairs_are_those_found_one_by_one(
 
 def test_vif_is_that_of_statsmodels(tmp_path: Path) -> None:
     frame = dirty_frame()[["base0", "noisy0_2", "count0", "holes0", "tail1", "square1"]]
-    gram = score_gram(ranked(frame, tmp_path), names_of(frame))
+    factor = score_factor(ranked(frame, tmp_path), names_of(frame))
+    gram = factor.T @ factor
     scores = filled_scores(frame.replace([np.inf, -np.inf], np.nan))
     table = scores.assign(const=1.0).to_numpy()
     expected = [variance_inflation_factor(table, k) for k in range(frame.shape[1])]

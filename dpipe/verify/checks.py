@@ -18,7 +18,7 @@ from dpipe.config import Options
 from dpipe.model import Decision, Role
 from dpipe.table import Table
 from dpipe.verify.columns import Facts, RankedColumns
-from dpipe.verify.dependence import Nonlinear, score_gram, similar_pairs, spearman
+from dpipe.verify.dependence import Nonlinear, score_factor, similar_pairs, spearman
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 SPEARMAN_TOLERANCE = 1e-6
 NONLINEAR_TOLERANCE = 2e-5
 VIF_TOLERANCE = 1e-6
-"""Relative; a VIF of v also loses v times the rounding of its correlations."""
+"""Relative; a VIF of v also loses v times the rounding of stored ranks (6e-11 was the most seen)."""
 
-_ROUNDING = 1e-11
+_ROUNDING = 1e-10
 _DEPENDENT = 1e-10  # 1 - R^2 of an exact combination
 _EXACT = 1e-8  # and what is forgiven when it is computed from other columns than in the run
 _DUPLICATE = "monotone duplicate"
@@ -350,91 +350,54 @@ def check_vif(claims: Claims, columns: RankedColumns) -> Failures:
 
     A pass drops the most inflated column first and every drop lowers the others' VIF, so the drops
     are replayed from the last one, of the lowest VIF, backwards: each is put back beside what was
-    left when it went.
+    left when it went. In one triangular factor of the columns in that order, what each has beyond
+    the ones before it stands on the diagonal.
     """
     drops = claims.dropped_by(3)
     inflated = sorted(
         (row for row in drops if row.reason == _INFLATED), key=lambda row: row.value or 0
     )
     combinations = [row for row in drops if row.reason != _INFLATED]
-    left = [name for name in claims.survivors(3) if columns.facts[name].n_unique > 1]
-    names = [*left, *(row.column for row in drops)]
-    position = {name: index for index, name in enumerate(names)}
-    gram = score_gram(columns, names)
-    basis = _spanning(gram, left, claims.asked)
-    try:
-        inverse = np.asarray(np.linalg.inv(gram[np.ix_(basis, basis)]), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        yield "the columns that pass 3 kept are linearly dependent"
-        return
-    yield from _check_kept_vif(claims, left, basis, np.diag(inverse))
-    for row in inflated:
+    kept = [name for name in claims.survivors(3) if columns.facts[name].n_unique > 1]
+    left = _independent(columns, kept, claims.asked)
+    names = [*left, *(row.column for row in inflated), *(row.column for row in combinations)]
+    factor = score_factor(columns, names)
+    yield from _check_kept_vif(claims, left, factor[: len(left), : len(left)])
+    for place, row in enumerate(inflated, start=len(left)):
         claims.compared["drops of pass 3"] += 1
-        column = position[row.column]
-        rest, weights = _explain(gram, column, basis, inverse)
-        found, recorded = 1 / max(rest, 1e-300), row.value or 0.0
+        found, recorded = 1 / max(float(factor[place, place] ** 2), 1e-300), row.value or 0.0
         off = claims.note("vif", 1.0, recorded / found)
         if off > VIF_TOLERANCE + _ROUNDING * found:
             yield f"column {row.column!r} had a VIF of {found:.6g} when it went, not {recorded:.6g}"
         elif found < claims.options.vif_threshold * (1 - VIF_TOLERANCE):
             yield f"column {row.column!r} had a VIF of {found:.6g}, below the threshold"
-        inverse = _bordered(inverse, weights, rest)
-        basis.append(column)
-    for row in combinations:
+    basis = len(left) + len(inflated)
+    for place, row in enumerate(combinations, start=basis):
         claims.compared["drops of pass 3"] += 1
-        rest, _ = _explain(gram, position[row.column], basis, inverse)
-        if claims.note("r2", row.value or 0.0, 1 - rest) > _EXACT:
-            yield f"column {row.column!r} is no exact combination: R^2 is {1 - rest:.9f}"
+        beyond = float((factor[basis:, place] ** 2).sum())
+        if claims.note("r2", row.value or 0.0, 1 - beyond) > _EXACT:
+            yield f"column {row.column!r} is no exact combination: R^2 is {1 - beyond:.9f}"
 
 
-def _spanning(gram: NDArray[np.float64], names: Sequence[str], asked: Collection[str]) -> list[int]:
-    """Positions of the columns, less those asked for that earlier ones asked for determine.
+def _independent(columns: RankedColumns, names: Sequence[str], asked: Collection[str]) -> list[str]:
+    """The columns less those asked for that earlier ones asked for determine.
 
     Only such columns may be linearly dependent after pass 3; without them the span is the same.
     """
-    chosen: list[int] = []
-    for index in (index for index, name in enumerate(names) if name in asked):
-        others = gram[np.ix_(chosen, chosen)]
-        weights = np.linalg.solve(others, gram[chosen, index])
-        if gram[index, index] - gram[index, chosen] @ weights > _DEPENDENT:
-            chosen.append(index)
-    return chosen + [index for index, name in enumerate(names) if name not in asked]
+    first = [name for name in names if name in asked]
+    beyond = np.diag(score_factor(columns, first)) ** 2
+    chosen = [name for name, rest in zip(first, beyond, strict=True) if rest > _DEPENDENT]
+    return chosen + [name for name in names if name not in asked]
 
 
-def _check_kept_vif(
-    claims: Claims, names: Sequence[str], basis: Sequence[int], vifs: NDArray[np.float64]
-) -> Failures:
+def _check_kept_vif(claims: Claims, names: Sequence[str], factor: NDArray[np.float64]) -> Failures:
     """No column that pass 3 kept reaches the threshold, unless it was asked to be kept."""
     limit = claims.options.vif_threshold
     claims.compared["VIF of columns that pass 3 kept"] = len(names)
-    for name, vif in zip((names[index] for index in basis), vifs, strict=True):
-        if name not in claims.asked and not 0 < vif < limit * (1 + VIF_TOLERANCE):
+    if np.any(np.diag(factor) ** 2 <= _DEPENDENT):
+        yield "the columns that pass 3 kept are linearly dependent"
+        return
+    vifs = (np.linalg.inv(factor) ** 2).sum(axis=1)
+    for name, vif in zip(names, vifs, strict=True):
+        if name not in claims.asked and vif >= limit * (1 + VIF_TOLERANCE):
             yield f"column {name!r} was kept with a VIF of {vif:.6g} (limit {limit:g})"
-
-
-def _explain(
-    gram: NDArray[np.float64],
-    column: int,
-    basis: Sequence[int],
-    inverse: NDArray[np.float64],
-) -> tuple[float, NDArray[np.float64]]:
-    """1 - R^2 of a column on the basis, and the coefficients."""
-    within, beside = gram[np.ix_(basis, basis)], gram[basis, column]
-    weights: NDArray[np.float64] = inverse @ beside
-    # One step of refinement makes up for what the updated inverse has lost; and in this form an
-    # error of the coefficients counts only by its square.
-    weights += inverse @ (beside - within @ weights)
-    rest = gram[column, column] - 2 * (beside @ weights) + weights @ within @ weights
-    return float(rest), weights
-
-
-def _bordered(
-    inverse: NDArray[np.float64], weights: NDArray[np.float64], rest: float
-) -> NDArray[np.float64]:
-    """The inverse with one more column at the end, from its coefficients and 1 - R^2."""
-    size = len(inverse)
-    larger = np.empty((size + 1, size + 1))
-    larger[:size, :size] = inverse + np.outer(weights, weights) / rest
-    larger[size, :size] = larger[:size, size] = -weights / rest
-    larger[size, size] = 1 / rest
-    return larger

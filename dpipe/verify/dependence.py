@@ -317,14 +317,20 @@ def _orthonormal(features: Floats) -> Floats:
 # VIF
 
 
-def score_gram(columns: RankedColumns, names: Sequence[str]) -> Floats:
-    """Cosines (p, p) of the rank scores, missing cells at the mean rank; 0 beside a constant."""
+def score_factor(columns: RankedColumns, names: Sequence[str]) -> Floats:
+    """Triangle R (p, p) of the QR factorisation of the rank scores, each column of norm 1.
+
+    Missing cells are at the mean rank. R'R is the matrix of cosines, but R keeps the digits that
+    forming it would lose: what a column has beyond those before it stands on R's diagonal, to
+    rounding even where the columns are nearly dependent.
+    """
     rows = [columns.index[name] for name in names]
     n_valid = [columns.facts[name].n_valid for name in names]
-    gram = np.zeros((len(names), len(names)))
+    factor = np.zeros((0, len(names)))
     for start in range(0, columns.n_rows, _ROWS_AT_ONCE):
         scores = _scores(columns.ranks[rows, start : start + _ROWS_AT_ONCE], n_valid)
-        gram += scores @ scores.T
-    norms = np.sqrt(np.diag(gram))
-    norms[norms == 0] = 1
-    return np.asarray(gram / np.outer(norms, norms))
+        factor = np.linalg.qr(np.concatenate([factor, scores.T]), mode="r")
+    square = np.zeros((len(names), len(names)))
+    square[: len(factor)] = factor[: len(names)]
+    norms = np.linalg.norm(square, axis=0)
+    return np.asarray(square / np.where(norms > 0, norms, 1))
