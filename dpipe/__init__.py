@@ -54,7 +54,8 @@ def select(
         many bytes of disk as of memory, and one row group of memory. They lie in `scratch_dir`,
         else in `output_dir`, else in the system's temporary folder; a Dask collection is written
         partition by partition where it is computed, never brought together. A later run with the
-        same `output_dir` does not continue a run on data in memory.
+        same `output_dir` does not continue a run on data in memory, and ``dpipe verify`` does not
+        find its input: give files where that matters.
     columns
         Names of the columns of an array; "0", "1", ... when None.
     client

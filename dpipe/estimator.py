@@ -191,8 +191,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         options = {n: v for n, v in self.get_params(deep=False).items() if n != "client"}
         if self.min_valid is None:
             options["min_valid"] = min(Options.min_valid, max(2, n_rows // 2))
-        # Nothing can be continued, and what fits in memory leaves no worker fat.
-        return options | {"restart": "never", "checkpoint": False}
+        # Nobody sees the run folder, and data that fits in memory leaves the workers slim.
+        return options | {"restart": "never", "checkpoint": False, "matrix_budget": 0}
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
         check_is_fitted(self)
