@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPEARMAN_TOLERANCE = 1e-6
 NONLINEAR_TOLERANCE = 2e-5
 VIF_TOLERANCE = 1e-6
-"""Relative; a VIF of v also loses v times the rounding of stored ranks (6e-11 was the most seen)."""
+"""Relative; a VIF of v also loses v times `_ROUNDING`, from ranks stored in float32."""
 
 _ROUNDING = 1e-10
 _DEPENDENT = 1e-10  # 1 - R^2 of an exact combination
