@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dpipe.passes import nonlinear, prepare, spearman
 from dpipe.passes.context import Context, assemble, run_grid, settled_edges
 from dpipe.rankstore import Store
 from dpipe.runfolder import RunFolder
+from dpipe.secrets import Secrets
 from dpipe.session import use_session
 from dpipe.table import as_sources, open_table
 
@@ -73,16 +75,14 @@ def similarity(
         for observer in observers:
             observer(event)
 
-    storage = dict(storage_options or {})
+    storage = Secrets(storage_options)
     table = open_table(as_sources(sources), options=options, storage_options=storage_options)
     columns = table.features
     with ExitStack() as stack:
-        scratch = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="dpipe-", dir=options.scratch_dir)
-        )
+        store = stack.enter_context(_scratch(options.scratch_dir, storage))
         session = stack.enter_context(use_session(options, client, emit))
         context = Context(
-            session, Store(scratch), options, emit, table.n_rows, storage_options=storage
+            session, store, options, emit, table.n_rows, storage_options=storage
         )
         prepared = prepare.prepare(context, table, {}, None)
         if measure == "spearman":
@@ -118,3 +118,17 @@ def similarity(
             assemble(context, grid, measure, columns, edges, out)
         folder.write_columns(f"{target.stem}_columns.txt", columns)
         return Similarity(np.load(target, mmap_mode="r"), columns)
+
+
+@contextmanager
+def _scratch(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator[Store]:
+    """A rank store for the time of one call."""
+    if parent is None or "://" not in parent:
+        with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
+            yield Store(folder)
+        return
+    store = Store(f"{parent.rstrip('/')}/dpipe-{uuid.uuid4().hex}", storage_options)
+    try:
+        yield store
+    finally:
+        store.remove()

@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 from dpipe.errors import InputError
+from dpipe.secrets import check_url
 
 PASS_NAMES = {0: "sample", 1: "prepare", 2: "spearman", 3: "vif", 4: "nonlinear"}
 CHOICES = {
@@ -160,6 +161,7 @@ class Options:
             raise InputError(
                 "--passes takes a list out of 1,2,3,4 that has 1 in it: every pass needs the ranks."
             )
+        check_url(self.scratch_dir or "")
         if self.scheduler and self.scheduler_file:
             raise InputError("give --scheduler or --scheduler-file, not both.")
         if self.sample_rows and self.sample_per_file:

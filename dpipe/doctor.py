@@ -27,6 +27,7 @@ from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Emit, silent
 from dpipe.plan import gib
+from dpipe.secrets import Secrets
 
 PACKAGES = (
     "dpipe",
@@ -136,8 +137,10 @@ def examine(
     """
     files = _ends(_paths(sources, options, storage_options))
     connection = options.scheduler or options.scheduler_file
-    with _token(options.scratch_dir) as token:
-        probe = Probe(options.scratch_dir, token, files, storage_options)
+    # With a URL the ranks take no disk; workers still keep temporary files on one.
+    scratch = None if "://" in (options.scratch_dir or "") else options.scratch_dir
+    with _token(scratch) as token:
+        probe = Probe(scratch, token, files, Secrets(storage_options))
         here = look(probe)
         yield from _client_findings(here)
         if connection:

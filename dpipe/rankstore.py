@@ -21,6 +21,7 @@ import io
 import json
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -32,8 +33,9 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.errors import ResourceError
+from dpipe.errors import InputError, ResourceError
 from dpipe.model import ColumnStatistics
+from dpipe.secrets import Secrets, without_secrets
 
 
 class Store:
@@ -49,8 +51,13 @@ class Store:
 
     def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.root = root
-        self.storage_options = dict(storage_options or {})
-        self._fs, self._path = fsspec.core.url_to_fs(root, **self.storage_options)
+        self.storage_options = Secrets(storage_options)
+        # A listing that is kept does not know what another process has written since.
+        live = {"use_listings_cache": False} if "://" in root else {}
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(root, **live, **self.storage_options)
+        except Exception as error:  # whatever the storage library of this URL raises
+            raise InputError(f"{root} is no place for the ranks ({self._why(error)}).") from None
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def __eq__(self, other: object) -> bool:
@@ -69,34 +76,72 @@ class Store:
     def names(self, folder: str = "") -> set[str]:
         """Names of the finished files in the store or one of its folders."""
         path = self.path(folder).rstrip("/")
-        self._fs.invalidate_cache(path)
-        if not self._fs.exists(path):
-            return set()
-        entries = (entry.rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False))
+        with self._reaching():
+            if not self._fs.exists(path):
+                return set()
+            entries = [entry.rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False)]
         return {entry for entry in entries if not entry.endswith(".partial")}
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Say in one sentence what a remote file system has to say in many ways."""
+        try:
+            yield
+        except (FileNotFoundError, ResourceError):
+            raise
+        except Exception as error:
+            if self._local:
+                raise
+            raise ResourceError(
+                f"{self.root} cannot be reached ({self._why(error)}); "
+                "run the same command again to continue."
+            ) from None
+
+    def _why(self, error: Exception) -> str:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return without_secrets(lines[0].rstrip(". ")[:200], self.storage_options)
 
     def write(self, name: str, *parts: Any) -> None:
         """Write buffers one after the other as the file `name`, whole or not at all."""
         target = self.path(name)
-        temporary = f"{target}.{uuid.uuid4().hex}.partial"
+        write = self._write_local if self._local else self._write_remote
         try:
             self._fs.makedirs(os.path.dirname(target), exist_ok=True)
-            with self._fs.open(temporary if self._local else target, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                if self._local:
-                    file.flush()
-                    os.fsync(file.fileno())
-            if self._local:
-                os.replace(temporary, target)
-        except OSError as error:
-            if self._local:
-                with suppress(OSError):  # as full or as gone as it was a moment ago
-                    os.unlink(temporary)
+            write(target, parts)
+        except Exception as error:
+            if self._local and not isinstance(error, OSError):
+                raise
+            reason = getattr(error, "strerror", None) or self._why(error)
             raise ResourceError(
-                f"could not write {target} ({error.strerror or error}); make room or choose "
+                f"could not write {target} ({reason}); make room or choose "
                 "another --scratch-dir, then run the same command again to continue."
             ) from None
+
+    def _write_local(self, target: str, parts: Sequence[Any]) -> None:
+        temporary = f"{target}.{uuid.uuid4().hex}.partial"
+        try:
+            with open(temporary, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError:
+            with suppress(OSError):  # as full or as gone as it was a moment ago
+                os.unlink(temporary)
+            raise
+
+    def _write_remote(self, target: str, parts: Sequence[Any]) -> None:
+        # An object appears when it is closed, so one that fails must not be closed.
+        file = self._fs.open(target, "wb")
+        try:
+            for part in parts:
+                file.write(part)
+        except BaseException:
+            file.discard()
+            file.closed = True
+            raise
+        file.close()
 
     def write_json(self, name: str, content: Any) -> None:
         """Write plain data as JSON."""
@@ -104,11 +149,21 @@ class Store:
 
     def read_text(self, name: str) -> str:
         """Read a small text file."""
-        return bytes(self._fs.cat_file(self.path(name))).decode()
+        with self._reaching():
+            return bytes(self._fs.cat_file(self.path(name))).decode()
 
     def read_json(self, name: str) -> Any:
         """Read what `write_json` wrote."""
-        return json.loads(self.read_text(name))
+        try:
+            return json.loads(self.read_text(name))
+        except ValueError:
+            raise self._damaged(name) from None
+
+    def _damaged(self, name: str) -> ResourceError:
+        return ResourceError(
+            f"{self.path(name)} is not what dpipe wrote there; "
+            "run the same command with --fresh to write it anew."
+        )
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write named arrays as an uncompressed npz."""
@@ -118,18 +173,20 @@ class Store:
 
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Read what `write_arrays` wrote; refuses pickled objects."""
-        with (
-            self._fs.open(self.path(name), "rb") as file,
-            np.load(file, allow_pickle=False) as data,
-        ):
-            return {key: data[key] for key in data.files}
+        with self._reaching(), self._fs.open(self.path(name), "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as data:
+                    return {key: data[key] for key in data.files}
+            except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
+                raise self._damaged(name) from None
 
     def remove(self, prefix: str = "") -> None:
         """Delete what begins with `prefix`; by default the folder and all in it."""
         doomed = [self.path(name) for name in self.names() if name.startswith(prefix)]
-        for path in doomed if prefix else [self._path]:
-            if self._fs.exists(path):
-                self._fs.rm(path, recursive=True)
+        with self._reaching():
+            for path in doomed if prefix else [self._path]:
+                if self._fs.exists(path):
+                    self._fs.rm(path, recursive=True)
 
     def remove_partial(self) -> None:
         """Delete what dead workers left half written; nobody may be writing to the store."""
@@ -139,7 +196,8 @@ class Store:
 
     def size(self, name: str) -> int:
         """Bytes of a finished file."""
-        return int(self._fs.size(self.path(name)))
+        with self._reaching():
+            return int(self._fs.size(self.path(name)))
 
     @contextmanager
     def reader(self, name: str) -> Iterator[_Reader]:
@@ -151,7 +209,10 @@ class Store:
             finally:
                 os.close(descriptor)
         else:
-            with self._fs.open(self.path(name), "rb", cache_type="none") as file:
+            with (
+                self._reaching(),
+                self._fs.open(self.path(name), "rb", cache_type="none") as file,
+            ):
                 yield _RemoteReader(file)
 
 

@@ -45,6 +45,7 @@ import pyarrow.parquet as pq
 
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Decision, Drop, PassResult
+from dpipe.secrets import check_url
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,6 +137,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         text = os.fspath(path)
+        check_url(text)
         if "://" in text:
             raise InputError(
                 f"the output folder {text} is a URL; give a folder of this machine to --output-dir."

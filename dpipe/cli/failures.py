@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dpipe.errors import DpipeError, InputError, ResourceError
+from dpipe.secrets import without_secrets
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,6 +30,7 @@ UNEXPECTED = 1
 INTERRUPTED = 130
 
 VERBOSE = "dpipe.verbose"  # key of click's context: whether an error shows its traceback
+SECRETS = "dpipe.secrets"  # key of click's context: the storage options that were given
 RESUMABLE = "dpipe.resumable"  # key of click's context: whether the command can be continued
 
 
@@ -92,9 +94,12 @@ def fail(sentence: str, code: int, *, show_trace: bool = False) -> NoReturn:
     """Write one sentence, and with `show_trace` the traceback, and end with `code`."""
     from dpipe.progress import printable
 
+    ctx = click.get_current_context(silent=True)
+    secrets = ctx.meta.get(SECRETS) if ctx is not None else None
     if show_trace:
-        traceback.print_exc()
-    click.echo(f"Error: {printable(' '.join(sentence.split()))}", err=True)
+        click.echo(without_secrets(traceback.format_exc(), secrets), err=True, nl=False)
+    sentence = without_secrets(" ".join(sentence.split()), secrets)
+    click.echo(f"Error: {printable(sentence)}", err=True)
     raise click.exceptions.Exit(code) from None
 
 

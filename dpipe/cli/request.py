@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from dpipe.cli.failures import SECRETS
 from dpipe.cli.headings import BESIDE_OPTIONS
 from dpipe.config import Options, options_from
 from dpipe.errors import InputError
@@ -45,6 +46,7 @@ def settle(
     base = _checked(session.configured_options(), "Dask's configuration, under dpipe: ")
     merged = {**base, **file, **line}
     beside = {name: merged.pop(name, None) for name in BESIDE_OPTIONS}
+    _remember_secrets(beside["storage_options"])
     if beside["prefer_gpu"]:
         if merged.get("device", "auto") != "auto":
             raise InputError("give --prefer-gpu or --device, not both.")
@@ -187,7 +189,15 @@ def storage_options_from(texts: Sequence[str]) -> dict[str, Any]:
         if not (key and equals):
             raise InputError("--storage-options takes key=value or a JSON object.")
         options[key] = _LITERALS.get(value.lower(), value)
+    _remember_secrets(options)
     return options
+
+
+def _remember_secrets(options: Mapping[str, Any] | None) -> None:
+    """Have the storage options of this command hidden in the texts of its errors."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and options:
+        ctx.meta[SECRETS] = options
 
 
 def whole_number(text: str | None, option: str) -> int | None:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.errors import DpipeError, InputError, ResourceError
+from dpipe.secrets import check_url, without_secrets
 from dpipe.table.convert import simpler
 from dpipe.table.decode import decoder
 from dpipe.table.files import (
@@ -97,6 +98,7 @@ def copy_columns(
     {'z': [3], 'x': [1]}
     """
     destination = os.fspath(destination)
+    check_url(destination)
     schema = _unified_schema(table, names, storage_options)
     parts = _parts(table, destination)
     try:
@@ -109,7 +111,8 @@ def copy_columns(
     except STORAGE_ERRORS as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         kind: type[DpipeError] = ResourceError if full else InputError
-        raise kind(f"{destination} cannot be written ({brief(error)}).") from error
+        reason = without_secrets(brief(error), storage_options)
+        raise kind(f"{destination} cannot be written ({reason}).") from error
     return tuple(_join(destination, part) for part in parts)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyarrow.parquet.core import ParquetReader
 
 from dpipe.errors import ResourceError
+from dpipe.secrets import without_secrets
 from dpipe.table.files import (
     STORAGE_ERRORS,
     BadFile,
@@ -62,7 +63,8 @@ def decoder(
             source = stack.enter_context(open_file(file.path, storage_options))
             reader = open_part(file.path, source, file.footer_hash, streamed=streamed)
         except STORAGE_ERRORS as error:
-            raise BadFile(file.path, reason_of(error)) from error
+            reason = without_secrets(reason_of(error), storage_options)
+            raise BadFile(file.path, reason) from error
         yield Decoder(file, layout, reader)
 
 

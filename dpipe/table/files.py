@@ -27,6 +27,7 @@ import pyarrow as pa
 from pyarrow.parquet.core import ParquetReader
 
 from dpipe.errors import InputError
+from dpipe.secrets import check_url, without_secrets
 from dpipe.table.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")
@@ -204,11 +205,7 @@ def _expand_matches(
 def _expand_url(url: str, storage_options: StorageOptions, hidden: list[str]) -> list[str]:
     if "::" in url:
         raise InputError(f"{url} chains file systems, which is not supported; name one URL.")
-    if re.match(r"[^/]*://[^/@]*:[^/@]*@", url):
-        raise InputError(
-            "a URL must not hold a password, because paths are written into results; "
-            "give credentials by the environment or storage_options."
-        )
+    check_url(url)
     try:
         fs, path = filesystem(url, storage_options)
         walk = partial(fs.walk, on_error="raise")
@@ -225,7 +222,8 @@ def _expand_url(url: str, storage_options: StorageOptions, hidden: list[str]) ->
     except InputError:
         raise
     except Exception as error:  # whatever the storage library of this URL raises
-        raise InputError(f"{url} cannot be reached ({brief(error)}).") from error
+        reason = without_secrets(brief(error), storage_options)
+        raise InputError(f"{url} cannot be reached ({reason}).") from error
 
 
 def _local_of_url(url: str) -> str:
@@ -394,7 +392,7 @@ def read_footer(path: str, storage_options: StorageOptions = None) -> Footer:
             digest=hashlib.sha256(raw).hexdigest(),
         )
     except STORAGE_ERRORS as error:
-        raise BadFile(path, reason_of(error)) from error
+        raise BadFile(path, without_secrets(reason_of(error), storage_options)) from error
 
 
 def open_part(
