@@ -45,6 +45,7 @@ from dpipe.passes.sample import sample
 from dpipe.plan import Machine, Plan, check_disk, make_plan
 from dpipe.rankstore import Store
 from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
+from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
 from dpipe.table import Table, as_sources, open_table
@@ -152,7 +153,7 @@ def run(
     journal = _Journal(folder, observers)
     table = open_table(sources, options=options, storage_options=storage_options)
     with folder.lock():
-        runner = _Run(table, options, folder, journal, client, dict(storage_options or {}))
+        runner = _Run(table, options, folder, journal, client, Secrets(storage_options))
         selection = runner.select(sources)
         if temporary is None:
             _render_page(folder, journal)
@@ -169,7 +170,7 @@ class _Run:
         folder: RunFolder,
         journal: _Journal,
         client: Any,
-        storage_options: dict[str, Any],
+        storage_options: Secrets,
     ) -> None:
         self.table = table
         self.options = options
@@ -302,7 +303,7 @@ class _Run:
         except FileNotFoundError as error:
             self._check_folder()
             raise ResourceError(
-                f"{name}: {error.filename} was removed while the run needed it; "
+                f"{name}: {error.filename or error} was removed while the run needed it; "
                 "run the same command again to continue."
             ) from error
 
