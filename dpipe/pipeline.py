@@ -249,7 +249,9 @@ class _Run:
             self.emit(Note(f"pass {number} is taken from the run before."))
             return found
         if isinstance(found, Stale):
-            changed = ", ".join(name.removeprefix("options.") for name in found.fields)
+            changed = ", ".join(
+                _SAID.get(name, name.removeprefix("options.")) for name in found.fields
+            )
             self.emit(Note(f"pass {number} is done again, because {changed} changed."))
         elif isinstance(found, Damaged):
             self.emit(Note(f"pass {number} is done again: {found.reason}.", "warning"))
@@ -470,6 +472,12 @@ def _render_page(folder: RunFolder, emit: Emit) -> None:
 
 
 _STATISTICS = f"{CHECKPOINT}/statistics.json"
+_SAID = {
+    "version": "the version of dpipe",
+    "input": "the input",
+    "previous": "what the pass before it left",
+}
+"""How a reason to do a pass again is put, where it is no option."""
 _MATRICES: Mapping[int, tuple[str, ...]] = {
     2: ("spearman.npy", "spearman_columns.txt"),
     4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),

@@ -1,0 +1,269 @@
+"""The same command again: after a kill at every kind of write, and after something changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from trials import Reference, make_reference, make_table, start, wait_for
+
+import dpipe
+from dpipe import pipeline
+from dpipe.model import Event, Note, PassDone, TaskDone
+
+# In the order a run comes by them: every kind of file in every pass, of workers and of the client.
+KILLS = (
+    "kill-before */ranks-*/table.json",
+    "kill-after */ranks-*/layout.json",
+    "kill-before */block-*.f32",
+    "kill-before */block-*.json",
+    "kill-after */block-*.json",
+    "kill-before */checkpoint/pass-1-*.npz",
+    "kill-before */checkpoint/pass-1.json",
+    "kill-before */spearman-*/catalogue.npz",
+    "kill-before */spearman-*/tile-*.npz",
+    "kill-after */spearman-*/tile-*.npz",
+    "kill-before */spearman-*/pairs-*.npz",
+    "kill-before */spearman.npy",
+    "kill-before */checkpoint/manifest.json",
+    "kill-after */checkpoint/pass-2.json",
+    "kill-before */vif-*/own-*.npz",
+    "kill-after */vif-*/tile-*.npz",
+    "kill-before */checkpoint/pass-3.json",
+    "kill-before */nonlinear-*/tile-*.npz",
+    "kill-after */hsic.npy",
+    "kill-before */checkpoint/pass-4.json",
+    "kill-after */selected.txt",
+    "kill-before */decisions.parquet",
+    "kill-before */decisions.csv",
+    "kill-before */communities.json",
+    "kill-before */run.json",
+    "kill-after */report.html",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    folder = tmp_path_factory.mktemp("resume")
+    return make_reference(make_table(folder / "table"), folder / "run")
+
+
+def test_a_client_killed_at_every_kind_of_write_continues(
+    reference: Reference, tmp_path: Path
+) -> None:
+    log = tmp_path / "finished"
+    folder = tmp_path / "run"
+    for kill in KILLS:
+        trial = start(reference.table, folder, fault=kill, log=log)
+        assert trial.finish() == -signal.SIGKILL, (kill, trial.out, trial.errors)
+    trial = start(reference.table, folder, log=log)
+    trial.finish()
+    reference.check(trial)
+    assert trial.tasks == {}
+    finished = Counter(log.read_text().splitlines())
+    tasks = sum(n for name, n in reference.tasks.items() if name != "settle-pairs")
+    assert len(finished) >= tasks / 2
+    assert set(finished.values()) == {1}, "a finished task was run again"
+
+
+def test_work_before_a_kill_is_counted_out_of_the_next_run(
+    reference: Reference, tmp_path: Path
+) -> None:
+    trial = start(reference.table, tmp_path / "run", fault="kill-after */spearman-*/tile-*.npz")
+    assert trial.finish() == -signal.SIGKILL
+    finished = len(trial.files("tile-*.npz"))
+    assert finished >= 1
+    again = start(reference.table, tmp_path / "run")
+    again.finish()
+    reference.check(again)
+    assert "pass 1 is taken from the run before." in again.out
+    assert "rank-columns" not in again.tasks or again.tasks["rank-columns"] == 0
+    expected = reference.tasks["moments-spearman"] - finished
+    assert again.tasks.get("moments-spearman", 0) == expected
+
+
+def test_an_interrupted_run_ends_at_once_and_continues(
+    reference: Reference, tmp_path: Path
+) -> None:
+    trial = start(reference.table, tmp_path / "run", seconds=0.5)
+    wait_for(lambda: trial.files("block-*.json"), "the first finished block")
+    trial.interrupt()
+    assert trial.finish() == 130, trial.errors
+    assert trial.errors == "interrupted; run the same command again to continue\n"
+    again = start(reference.table, tmp_path / "run")
+    again.finish()
+    reference.check(again)
+    assert again.tasks["rank-columns"] < reference.tasks["rank-columns"]
+
+
+def test_two_runs_in_one_folder_exclude_each_other(reference: Reference, tmp_path: Path) -> None:
+    first = start(reference.table, tmp_path / "run", seconds=0.5)
+    wait_for(lambda: first.files("block-*.json"), "the first finished block")
+    second = start(reference.table, tmp_path / "run")
+    assert second.finish() == 2
+    assert "another run" in second.errors
+    assert str(tmp_path / "run") in second.errors
+    first.finish()
+    reference.check(first)
+
+
+def test_what_another_command_left_half_done_does_not_leak_into_the_first(
+    reference: Reference, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = start(reference.table, folder)
+    first.finish()
+    reference.check(first)
+    matrix = (folder / "spearman.npy").read_bytes()
+    for kill in ("kill-before */checkpoint/pass-1.json", "kill-before */checkpoint/pass-2.json"):
+        other = start(
+            reference.table,
+            folder,
+            "--max-missing-ratio",
+            "0.1",
+            "--sample-rows",
+            "800",
+            fault=kill,
+        )
+        assert other.finish() == -signal.SIGKILL, other.errors
+    assert (folder / "spearman.npy").read_bytes() != matrix
+    again = start(reference.table, folder)
+    again.finish()
+    reference.check(again)
+    assert (folder / "spearman.npy").read_bytes() == matrix
+
+
+def test_runs_that_share_a_scratch_folder_leave_each_other_alone(
+    reference: Reference, tmp_path: Path
+) -> None:
+    scratch = ("--scratch-dir", str(tmp_path / "scratch"))
+    one = start(reference.table, tmp_path / "one", *scratch, seconds=0.2)
+    wait_for(lambda: list((tmp_path / "scratch").rglob("block-*.json")), "the first finished block")
+    other = start(reference.table, tmp_path / "other", *scratch, "--fresh")
+    other.finish()
+    one.finish()
+    reference.check(other)
+    reference.check(one)
+    assert list((tmp_path / "scratch").rglob("*.partial")) == []
+
+
+# Changes, on workers that are there already
+
+
+@pytest.fixture
+def again(client: Any, tmp_path: Path) -> Any:
+    """Run in one folder, and say which passes were reused, what was said, how many tasks ran."""
+    table = make_table(tmp_path / "table")
+
+    def run(**changes: Any) -> tuple[list[bool], str, int]:
+        events: list[Event] = []
+        options = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6} | changes
+        dpipe.select(
+            table,
+            client=client,
+            output_dir=tmp_path / "run",
+            observers=[events.append],
+            **options,
+        )
+        reused = [event.reused for event in events if isinstance(event, PassDone)]
+        said = "\n".join(event.text for event in events if isinstance(event, Note))
+        return reused, said, sum(isinstance(event, TaskDone) for event in events)
+
+    reused, _, tasks = run()
+    assert reused == [False] * 4
+    assert tasks > 5
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "reused"),
+    [
+        ({"max_missing_ratio": 0.3}, [False] * 4),
+        ({"spearman_threshold": 0.9}, [True, False, False, False]),
+        ({"missing": "exact"}, [True, False, False, False]),
+        ({"vif_threshold": 5.0}, [True, True, False, False]),
+        ({"w_hsic": 1.0}, [True, True, True, False]),
+        ({"matrix_budget": 2**20}, [True] * 4),
+        ({"memory_limit": 2**31, "checkpoint": False}, [True] * 4),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_option_that_changed_is_named_and_its_passes_are_done_again(
+    again: Any, change: dict[str, Any], reused: list[bool]
+) -> None:
+    found, said, tasks = again(**change)
+    assert found == reused
+    if all(reused):
+        assert tasks == 0
+    else:
+        first = reused.index(False) + 1
+        assert f"pass {first} is done again, because {next(iter(change))} changed." in said
+    for number in range(1, reused.count(True) + 1):
+        assert f"pass {number} is taken from the run before." in said
+
+
+def test_an_input_that_changed_is_named_and_read_again(again: Any, tmp_path: Path) -> None:
+    part = tmp_path / "table" / "part-0.parquet"
+    stamp = part.stat().st_mtime
+    os.utime(part, (stamp + 5, stamp + 5))
+    reused, said, _ = again()
+    assert reused == [False] * 4
+    assert "pass 1 is done again, because the input changed." in said
+
+
+def test_another_version_of_dpipe_trusts_nothing(again: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(pipeline, "_version", lambda: "99.0")
+    reused, said, _ = again()
+    assert reused == [False] * 4
+    assert "pass 1 is done again, because the version of dpipe changed." in said
+
+
+def test_fresh_starts_over(again: Any) -> None:
+    reused, _, tasks = again(fresh=True)
+    assert reused == [False] * 4
+    assert tasks > 5
+
+
+@pytest.mark.parametrize("name", ["pass-2.json", "pass-1-*.npz"])
+def test_a_checkpoint_that_was_altered_is_not_believed(
+    again: Any, tmp_path: Path, name: str
+) -> None:
+    (path,) = (tmp_path / "run" / "checkpoint").glob(name)
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    reused, said, _ = again()
+    number = int(path.name[5])
+    assert reused[number - 1] is False
+    assert f"pass {number} is done again: " in said
+
+
+def test_a_matrix_that_is_gone_or_altered_is_made_again(again: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "spearman.npy"
+    before = np.load(path)
+    path.unlink()
+    reused, said, _ = again()
+    assert reused == [True, False, True, True]
+    assert "pass 2 is done again, because spearman.npy is missing or of another run." in said
+    altered = before.copy()
+    altered[0, 0] = 2
+    np.save(path, altered)
+    assert again()[0] == [True, False, True, True]
+    np.testing.assert_array_equal(np.load(path), before)
+
+
+def test_a_rank_store_that_is_gone_is_made_again(again: Any, tmp_path: Path) -> None:
+    (store,) = (tmp_path / "run" / "checkpoint").glob("ranks-*")
+    shutil.rmtree(store)
+    reused, _, tasks = again(vif_threshold=5.0)
+    assert reused == [True, True, False, False]
+    assert tasks > 5
+
+
+def test_a_matrix_budget_below_the_table_leaves_passes_reusable(again: Any) -> None:
+    assert again(matrix_budget=8 * 30**2, spearman_threshold=0.9)[0] == [True, False, False, False]
+    assert again(matrix_budget=8 * 30**2, spearman_threshold=0.9)[0] == [True] * 4
