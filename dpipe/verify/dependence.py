@@ -326,10 +326,10 @@ def score_factor(columns: RankedColumns, names: Sequence[str]) -> Floats:
     """
     rows = [columns.index[name] for name in names]
     n_valid = [columns.facts[name].n_valid for name in names]
-    factor = np.zeros((0, len(names)))
+    factor: Floats = np.zeros((0, len(names)))
     for start in range(0, columns.n_rows, _ROWS_AT_ONCE):
         scores = _scores(columns.ranks[rows, start : start + _ROWS_AT_ONCE], n_valid)
-        factor = np.linalg.qr(np.concatenate([factor, scores.T]), mode="r")
+        factor = np.asarray(np.linalg.qr(np.concatenate([factor, scores.T]), mode="r"))
     square = np.zeros((len(names), len(names)))
     square[: len(factor)] = factor[: len(names)]
     norms = np.linalg.norm(square, axis=0)
