@@ -64,6 +64,17 @@ def tile_bytes(block: int, functions: int, rows: int) -> int:
     return pieces + moments_bytes(block, functions) + product
 
 
+def inflation_bytes(n_columns: int) -> int:
+    """Peak of pass 3 on the client: the Gram matrix and what the elimination derives from it.
+
+    Examples
+    --------
+    >>> inflation_bytes(1000) / 8e6
+    6.0
+    """
+    return 6 * 8 * n_columns**2
+
+
 def merge_bytes(block: int, functions: int, fan_in: int) -> int:
     """Peak of adding `fan_in` partial moments, held by the worker, into the first."""
     return (fan_in + 1) * moments_bytes(block, functions)

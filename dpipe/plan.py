@@ -62,9 +62,13 @@ class Tiling:
 
     @property
     def tiles(self) -> tuple[tuple[int, int], ...]:
-        """Every (I, J) with I <= J, enumerated here and nowhere else."""
+        """Every (I, J) with I <= J, enumerated here and nowhere else.
+
+        Those on the diagonal, half the work of the others, come last: they even out the end.
+        """
         n = len(self.blocks)
-        return tuple((i, j) for i in range(n) for j in range(i, n))
+        apart = tuple((i, j) for i in range(n) for j in range(i + 1, n))
+        return apart + tuple((i, i) for i in range(n))
 
     @property
     def widest(self) -> int:
@@ -110,7 +114,7 @@ class Plan:
     """A run: its passes for `n_rows` x `n_columns` features on `machine`.
 
     ``scratch_bytes`` is the size of the rank store, ``client_bytes`` the largest thing the client
-    holds. Later passes are planned for the columns they may at most receive.
+    may hold. Later passes are planned for the columns they may at most receive.
     """
 
     n_rows: int
@@ -252,6 +256,23 @@ def check_disk(plan: Plan, free: int, folder: str) -> None:
         )
 
 
+def check_client(n_columns: int, free: int) -> None:
+    """Refuse pass 3 when its matrices of `n_columns` columns would not fit `free` bytes.
+
+    Raises
+    ------
+    ResourceError
+        Naming both sizes and the options that make it fit.
+    """
+    need = memory.inflation_bytes(n_columns)
+    if need > free:
+        raise ResourceError(
+            f"vif: the matrices of {n_columns} columns need {gib(need)} on the client, which has "
+            f"{gib(free)} free; lower --spearman-threshold so that fewer columns reach pass 3, or "
+            "leave it out by --passes 1,2,4. What is finished is kept."
+        )
+
+
 def make_plan(
     n_rows: int, n_columns: int, options: Options, machine: Machine, *, row_group: int = 131072
 ) -> Plan:
@@ -269,14 +290,15 @@ def make_plan(
         rows = min(n_rows, options.nonlinear_rows or n_rows) if number == 4 else n_rows
         functions = BASIS if number == 4 else 1
         passes.append(_plan_grid(number, rows, n_columns, functions, machine))
-    matrix = n_columns * n_columns * 4
+    matrix = min(n_columns * n_columns * 4, options.matrix_budget)
+    inflation = memory.inflation_bytes(n_columns) if 3 in options.passes else 0
     return Plan(
         n_rows=n_rows,
         n_columns=n_columns,
         machine=machine,
         passes=tuple(passes),
         scratch_bytes=n_rows * n_columns * 4 + n_columns * memory_packed(n_rows),
-        client_bytes=min(matrix, options.matrix_budget),
+        client_bytes=max(matrix, inflation),
     )
 
 

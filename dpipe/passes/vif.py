@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from dpipe.certificate import follow_chain
@@ -21,12 +22,14 @@ from dpipe.config import PASS_NAMES, Options
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations
 from dpipe.model import MILLION, Drop, Note, PassResult
 from dpipe.passes.context import Context, Prepared, assemble, preference, run_grid
+from dpipe.plan import check_client
 
 
 def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
     """Drop exact linear combinations, then the most inflated column, until none is left."""
     options = context.options
     varying = [name for name in columns if prepared[name][1].statistics.n_unique > 1]
+    check_client(len(varying), psutil.virtual_memory().available)
     gram = np.empty((len(varying), len(varying)))
     if len(varying) > 1:
         grid = run_grid(context, prepared, varying, "vif", ("gram",))

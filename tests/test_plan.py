@@ -1,0 +1,164 @@
+"""The planner: what is enumerated covers the work, what is planned fits, what cannot is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpipe import memory
+from dpipe.config import Options, parse_size
+from dpipe.errors import ResourceError
+from dpipe.kernels.measures import BASIS
+from dpipe.plan import (
+    FAN_IN,
+    Machine,
+    Tiling,
+    check_client,
+    check_disk,
+    even_blocks,
+    gib,
+    make_plan,
+    ranking_blocks,
+    tile_grid,
+)
+
+GIB = 2**30
+machines = st.builds(
+    Machine, st.integers(1, 64), st.integers(1, 4), st.sampled_from([4 * GIB, 32 * GIB])
+)
+
+
+def covers(pieces: tuple[tuple[int, int], ...] | list[tuple[int, int]], stop: int) -> bool:
+    """Whether pieces follow each other from 0 to `stop` without gap, overlap or empty one."""
+    edges = [0, *(end for _, end in pieces)]
+    return edges[-1] == stop and all(
+        piece == (start, end) and start < end
+        for piece, start, end in zip(pieces, edges, edges[1:], strict=False)
+    )
+
+
+@given(st.integers(1, 10_000), st.integers(1, 500))
+def test_even_blocks__cover_and_differ_by_at_most_one(size: int, widest: int) -> None:
+    blocks = even_blocks(0, size, widest)
+    widths = {stop - start for start, stop in blocks}
+    assert covers(blocks, size)
+    assert max(widths) <= widest
+    assert max(widths) - min(widths) <= 1
+    assert len(blocks) == -(-size // widest)
+
+
+@given(
+    st.integers(1, 3_000_000),
+    st.integers(0, 3000),
+    st.integers(0, 3000),
+    st.sampled_from([1, BASIS]),
+    machines,
+)
+def test_tile_grid__covers_all_pairs_and_rows_within_the_budget(
+    rows: int, complete: int, incomplete: int, functions: int, machine: Machine
+) -> None:
+    if complete + incomplete == 0:
+        incomplete = 1
+    grid = tile_grid(rows, complete, incomplete, functions, machine)
+    n = len(grid.blocks)
+    assert covers(grid.blocks, complete + incomplete)
+    assert covers(grid.splits, rows)
+    assert all(not start < complete < stop for start, stop in grid.blocks)
+    assert len(grid.tiles) == len(set(grid.tiles)) == n * (n + 1) // 2
+    assert all(i <= j < n for i, j in grid.tiles)
+    assert grid.task_bytes <= machine.task_budget
+    assert grid.n_tasks >= len(grid.tiles) * len(grid.splits)
+
+
+@pytest.mark.parametrize(("blocks", "tiles"), [(1, 1), (2, 3), (20, 210)])
+def test_tiling__pins_the_number_of_tiles(blocks: int, tiles: int) -> None:
+    grid = Tiling(1, tuple((k, k + 1) for k in range(blocks)), ((0, 10),), 10)
+    assert len(grid.tiles) == grid.n_tasks == tiles
+
+
+def test_tiling__counts_the_tasks_of_the_tree_sum() -> None:
+    splits = tuple((k, k + 1) for k in range(FAN_IN**2))
+    grid = Tiling(1, ((0, 5),), splits, 1)
+    assert grid.n_tasks == FAN_IN**2 + FAN_IN + 1 + 1  # partials, two levels of sums, the finish
+
+
+@given(st.integers(1, 5_000_000), st.integers(1, 5000), machines)
+def test_ranking_blocks__cover_the_columns_within_the_budget(
+    rows: int, columns: int, machine: Machine
+) -> None:
+    blocks = ranking_blocks(rows, columns, 65536, machine)
+    widest = max(stop - start for start, stop in blocks)
+    assert covers(blocks, columns)
+    assert memory.ranking_bytes(rows, widest, 65536) <= machine.task_budget
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 5), (2, 1), (2, 7), (5_000_000, 3)])
+def test_make_plan__takes_odd_shapes(rows: int, columns: int) -> None:
+    plan = make_plan(rows, columns, Options(), Machine(8, 1, 2 * GIB))
+    assert [planned.number for planned in plan.passes] == [1, 2, 3, 4]
+    assert all(planned.tasks >= 1 for planned in plan.passes)
+
+
+def test_make_plan__pubchem_on_64_workers() -> None:
+    machine = Machine(64, 1, 32 * GIB)
+    plan = make_plan(120_000_000, 1826, Options(), machine)
+    assert all(planned.worker_bytes <= machine.memory for planned in plan.passes)
+    assert all(64 <= planned.tasks < 100_000 for planned in plan.passes)
+    assert plan.scratch_bytes > 120_000_000 * 1826 * 4
+    assert plan.client_bytes < GIB
+
+
+def test_make_plan__wide_table_on_small_workers() -> None:
+    machine = Machine(2, 1, 2 * GIB)
+    plan = make_plan(2000, 40_000, Options(passes=(1, 2)), machine)
+    assert all(planned.worker_bytes <= machine.memory for planned in plan.passes)
+    assert plan.client_bytes == Options().matrix_budget
+
+
+def test_make_plan__more_workers_than_columns_leaves_some_idle() -> None:
+    plan = make_plan(1000, 3, Options(passes=(1,)), Machine(64, 1, 2 * GIB))
+    assert plan.passes[0].tasks <= 3
+
+
+@pytest.mark.parametrize("rows", [10**8, 10**9])
+def test_make_plan__refuses_what_cannot_fit_and_says_what_would(rows: int) -> None:
+    with pytest.raises(ResourceError, match=r"--memory-limit to at least") as refused:
+        make_plan(rows, 10, Options(), Machine(2, 1, 2 * GIB))
+    named = re.search(r"at least ([0-9.]+ [TGM]iB)", str(refused.value))
+    assert named is not None
+    value, unit = named[1].split()
+    scale = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
+    enough = int((float(value) + 0.1) * scale)
+    assert make_plan(rows, 10, Options(passes=(1,)), Machine(2, 1, enough))
+
+
+def test_make_plan__refuses_a_worker_too_small_for_any_tile() -> None:
+    with pytest.raises(ResourceError, match="--memory-limit"):
+        make_plan(1000, 10, Options(), Machine(1, 8, parse_size("400MiB")))
+
+
+def test_check_disk__names_both_sizes() -> None:
+    plan = make_plan(1_000_000, 500, Options(), Machine(2, 1, 2 * GIB))
+    check_disk(plan, plan.scratch_bytes, "/scratch")
+    sentence = r"needs 1\.9 GiB but /scratch has 1\.0 GiB free; .*--scratch-dir"
+    with pytest.raises(ResourceError, match=sentence):
+        check_disk(plan, GIB, "/scratch")
+
+
+def test_check_client__names_the_options_that_help() -> None:
+    check_client(2000, GIB)
+    with pytest.raises(ResourceError, match=r"40000 columns need 71\.5 GiB .*--passes 1,2,4"):
+        check_client(40_000, 8 * GIB)
+
+
+def test_gib__reads_well() -> None:
+    assert [gib(x) for x in (0, 1, 3 * 2**20, GIB, 3 * 2**40)] == [
+        "0 MiB",
+        "1 MiB",
+        "3 MiB",
+        "1.0 GiB",
+        "3.0 TiB",
+    ]

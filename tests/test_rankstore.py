@@ -1,0 +1,198 @@
+"""The rank store: pieces equal rows of the whole, whole files only, local and remote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dpipe.errors import ResourceError
+from dpipe.model import ColumnStatistics
+from dpipe.rankstore import (
+    Catalogue,
+    Store,
+    StoredColumn,
+    build_catalogue,
+    finished_blocks,
+    load_catalogue,
+    packed_length,
+    read_block_columns,
+    read_piece,
+    write_block,
+)
+
+ROWS = 203  # no multiple of 8
+
+
+def statistics(name: str, n_valid: int = ROWS) -> ColumnStatistics:
+    return ColumnStatistics(
+        **{"name": name, "n_rows": ROWS, "n_valid": n_valid, "n_unique": 9, "rank_hash": name},
+        **dict.fromkeys(("n_null", "n_nan", "n_inf"), 0),
+        **dict.fromkeys(
+            ("minimum", "maximum", "mean", "variance", "normalised_variance"),
+            0.0,
+        ),
+        **dict.fromkeys(("q025", "q975", "top_share"), 0.0),
+    )
+
+
+class Filled:
+    """Two blocks of five columns; columns 1 and 3 of each have missing cells."""
+
+    def __init__(self, store: Store) -> None:
+        rng = np.random.default_rng(0)
+        self.store = store
+        self.scores: dict[str, NDArray[np.float32]] = {}
+        self.valid: dict[str, NDArray[np.bool_]] = {}
+        prepared: dict[str, tuple[int, StoredColumn]] = {}
+        for block in range(2):
+            columns, scores, masks = [], [], []
+            for k in (0, 2, 4, 1, 3):  # complete ones first, as pass 1 writes them
+                name = f"c{block}{k}"
+                valid = rng.random(ROWS) < (0.7 if k % 2 else 2.0)
+                values = np.where(valid, rng.random(ROWS) - 0.5, 0).astype(np.float32)
+                self.scores[name], self.valid[name] = values, valid
+                slot, valid_slot = len(scores), len(masks) if k % 2 else -1
+                scores.append(values)
+                if k % 2:
+                    masks.append(np.packbits(valid))
+                column = StoredColumn(
+                    statistics(name), None, slot, valid_slot, name if k % 2 else ""
+                )
+                columns.append(column)
+                prepared[name] = (block, column)
+            write_block(store, block, columns, scores, masks)
+        self.prepared = prepared
+
+    def catalogue(self, rows: NDArray[np.int64] | None = None) -> tuple[Catalogue, tuple[str, ...]]:
+        return build_catalogue(self.prepared, ROWS, rows)
+
+
+@pytest.fixture(params=["local", "remote"])
+def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Filled:
+    if request.param == "local":
+        return Filled(Store(str(tmp_path / "ranks")))
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    return Filled(Store("memory://ranks"))
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, ROWS), (0, 1), (7, 9), (8, 16), (13, 202), (202, 203)]
+)
+@pytest.mark.parametrize("columns", [range(10), range(6), [9, 0, 3], [2], range(6, 10)])
+def test_read_piece__equals_rows_of_the_whole(
+    filled: Filled, start: int, stop: int, columns: range | list[int]
+) -> None:
+    catalogue, names = filled.catalogue()
+    scores, valid = read_piece(filled.store, catalogue, columns, start, stop)
+    chosen = [names[column] for column in columns]
+    expected = np.stack([filled.scores[name][start:stop] for name in chosen])
+    np.testing.assert_array_equal(scores, expected)
+    if all(column < catalogue.n_complete for column in columns):
+        assert valid is None
+    else:
+        assert valid is not None
+        np.testing.assert_array_equal(
+            valid, np.stack([filled.valid[name][start:stop] for name in chosen])
+        )
+
+
+@given(st.sets(st.integers(0, ROWS - 1), min_size=1), st.data())
+def test_read_piece__of_a_draw_of_rows(drawn: set[int], data: st.DataObject) -> None:
+    fsspec.filesystem("memory").store.clear()
+    filled = Filled(Store("memory://draws"))
+    rows = np.array(sorted(drawn), dtype=np.int64)
+    catalogue, names = filled.catalogue(rows)
+    start = data.draw(st.integers(0, len(rows) - 1))
+    stop = data.draw(st.integers(start + 1, len(rows)))
+    scores, valid = read_piece(filled.store, catalogue, range(10), start, stop)
+    assert catalogue.n_rows == len(rows)
+    assert valid is not None
+    for place, name in enumerate(names):
+        np.testing.assert_array_equal(scores[place], filled.scores[name][rows[start:stop]])
+        np.testing.assert_array_equal(valid[place], filled.valid[name][rows[start:stop]])
+
+
+def test_catalogue__puts_complete_columns_first_and_comes_back(filled: Filled) -> None:
+    catalogue, names = filled.catalogue()
+    assert catalogue.n_complete == 6
+    assert all(name[-1] in "024" for name in names[:6])
+    assert len(set(catalogue.pattern[6:])) == 4
+    catalogue.save(filled.store, "grid/catalogue.npz")
+    load_catalogue.cache_clear()
+    back = load_catalogue(filled.store, "grid/catalogue.npz")
+    for key, value in vars(catalogue).items():
+        np.testing.assert_array_equal(getattr(back, key), value)
+
+
+def test_blocks__come_back_as_they_were_written(filled: Filled) -> None:
+    columns = read_block_columns(filled.store, 1)
+    assert {column.statistics.name: column for column in columns} == {
+        name: column for name, (block, column) in filled.prepared.items() if block == 1
+    }
+    assert finished_blocks(filled.store, ROWS) == {0, 1}
+
+
+@pytest.mark.parametrize("suffix", ["f32", "bits"])
+def test_finished_blocks__leaves_out_a_truncated_file(tmp_path: Path, suffix: str) -> None:
+    filled = Filled(Store(str(tmp_path)))
+    path = tmp_path / f"block-00001.{suffix}"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert finished_blocks(filled.store, ROWS) == {0}
+
+
+@pytest.mark.parametrize("suffix", ["f32", "bits", "json"])
+def test_finished_blocks__leaves_out_a_block_that_lacks_a_file(tmp_path: Path, suffix: str) -> None:
+    filled = Filled(Store(str(tmp_path)))
+    (tmp_path / f"block-00000.{suffix}").unlink()
+    assert finished_blocks(filled.store, ROWS) == {1}
+
+
+def test_read_piece__of_a_truncated_file_says_so(tmp_path: Path) -> None:
+    filled = Filled(Store(str(tmp_path)))
+    path = tmp_path / "block-00000.f32"
+    path.write_bytes(path.read_bytes()[: 4 * ROWS])
+    with pytest.raises(ResourceError, match="ends early; run again with --fresh"):
+        read_piece(filled.store, filled.catalogue()[0], range(10), 0, ROWS)
+
+
+def test_write__leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "ranks"))
+    store.write("a", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        with pytest.raises(ResourceError, match=r"No space left .*--scratch-dir"):
+            store.write("a", b"new")
+    assert {path.name for path in (tmp_path / "ranks").iterdir()} == {"a"}
+    assert store.read_text("a") == "old"
+
+
+def test_names__hide_what_is_not_finished(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("grid/tile", b"x")
+    (tmp_path / "grid" / "tile2.0123.partial").write_bytes(b"y")
+    assert store.names("grid") == {"tile"}
+    assert store.names("nothing") == set()
+
+
+def test_arrays__come_back_and_refuse_pickles(filled: Filled) -> None:
+    filled.store.write_arrays("grid/a.npz", {"x": np.arange(3), "y": np.eye(2, dtype=np.float32)})
+    back = filled.store.read_arrays("grid/a.npz")
+    np.testing.assert_array_equal(back["x"], [0, 1, 2])
+    assert back["y"].dtype == np.float32
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        filled.store.write_arrays("grid/b.npz", {"z": np.array([object()])})
+
+
+def test_packed_length() -> None:
+    assert [packed_length(n) for n in (0, 1, 8, 9)] == [0, 1, 1, 2]
