@@ -19,7 +19,7 @@ from statsmodels.tools import add_constant
 
 from dpipe.kernels import vif as kernel
 from dpipe.kernels.ranks import rank_column
-from dpipe.kernels.vif import Elimination, eliminate, kept_combinations
+from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
 
 Table = NDArray[np.float64]
 
@@ -428,3 +428,26 @@ def test_a_large_table_is_feasible() -> None:
     left = np.setdiff1d(np.arange(p), [e.index for e in gone])
     assert 10 < left.size < p
     assert np.diagonal(np.linalg.inv(r[np.ix_(left, left)])).max() < 10.0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_stand_ins__are_the_survivors_that_lose_most_by_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal((80, 4)) @ rng.standard_normal((4, 7)) + rng.standard_normal(
+        (80, 7)
+    )
+    table -= table.mean(axis=0)
+    table /= np.linalg.norm(table, axis=0)
+    survivors, dropped = np.array([0, 2, 3, 5]), np.array([1, 4, 6])
+
+    def r_squared(column: int, others: list[int]) -> float:
+        solution = np.linalg.lstsq(table[:, others], table[:, column], rcond=None)[0]
+        return 1 - float(((table[:, column] - table[:, others] @ solution) ** 2).sum())
+
+    found = stand_ins(table.T @ table, survivors, dropped)
+    for gone, stand_in in zip(dropped, found, strict=True):
+        falls = {}
+        for x in survivors:
+            others = [int(s) for s in survivors if s != x]
+            falls[int(x)] = r_squared(int(x), [*others, int(gone)]) - r_squared(int(x), others)
+        assert falls[int(stand_in)] == pytest.approx(max(falls.values()), abs=1e-9)

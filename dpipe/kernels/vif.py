@@ -140,6 +140,46 @@ def kept_combinations(r: Matrix, order: Indices, keep: NDArray[np.bool_]) -> lis
     return [_renumbered(step, order) for step in _combinations(gram, factor, basis, dependent)]
 
 
+def stand_ins(r: Matrix, survivors: Indices, dropped: Indices) -> Indices:
+    """For each dropped column the survivor whose R^2 falls most when that column goes.
+
+    Each dropped column is put back beside the survivors alone, so that what stands for it is a
+    column that stayed, whatever went in between.
+
+    Parameters
+    ----------
+    r
+        (p, p) Gram matrix of columns of norm 1.
+    survivors
+        Indices of linearly independent columns, at least one.
+    dropped
+        Indices of the others to find a survivor for, (d,).
+
+    Returns
+    -------
+    (d,) indices into r.
+
+    Notes
+    -----
+    With the inverse B of the survivors' block and w = B r_d, putting d back raises B_xx by
+    w_x^2 / (1 - R^2_d) (bordering), and a survivor's R^2 is 1 - 1 / B_xx.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> r = np.array([[1.0, 0.1, 0.9], [0.1, 1.0, 0.2], [0.9, 0.2, 1.0]])
+    >>> stand_ins(r, np.array([0, 1]), np.array([2])).tolist()
+    [0]
+    """
+    inverse = np.linalg.inv(r[np.ix_(survivors, survivors)])
+    beside = r[np.ix_(survivors, dropped)]
+    weights = inverse @ beside
+    rest = np.maximum(1 - (beside * weights).sum(axis=0), RESIDUAL_VARIANCE)
+    without = np.diagonal(inverse)[:, None]
+    falls = 1 / without - 1 / (without + weights**2 / rest)
+    return np.asarray(survivors[np.argmax(falls, axis=0)], dtype=np.int64)
+
+
 def _keep_first(r: Matrix, order: Indices, keep: NDArray[np.bool_]) -> tuple[Indices, int]:
     """`order` with the columns of `keep` ahead, and how many those are."""
     p = len(r)

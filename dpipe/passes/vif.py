@@ -10,16 +10,14 @@ moments of all columns, and it is positive semi-definite, which a pairwise-compl
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dpipe.certificate import follow_chain
 from dpipe.config import PASS_NAMES, Options
-from dpipe.kernels.vif import Elimination, eliminate, kept_combinations
+from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
 from dpipe.model import MILLION, Drop, Note, PassResult
 from dpipe.passes.context import Context, Prepared, assemble, preference, run_grid
 from dpipe.plan import check_client
@@ -39,7 +37,8 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     order = _order(gram, prepared, varying, options)
     keep = np.array([name in options.keep for name in varying], dtype=bool)
     gone = eliminate(gram, order, keep, options.vif_threshold)
-    for step in kept_combinations(gram, order, keep):
+    determined = kept_combinations(gram, order, keep)
+    for step in determined:
         context.emit(
             Note(
                 f"{varying[step.index]!r} was asked to be kept, though it is a "
@@ -47,17 +46,19 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
                 "warning",
             )
         )
-    drops = {varying[step.index]: _drop(step, varying, options) for step in gone}
+    dropped = np.array([step.index for step in gone], dtype=np.int64)
+    dependent = [step.index for step in determined]
+    survivors = np.setdiff1d(np.arange(len(varying)), [*dropped, *dependent])
+    others = stand_ins(gram, survivors, dropped) if len(gone) else dropped
+    drops = {
+        varying[step.index]: _drop(step, varying, varying[other], options)
+        for step, other in zip(gone, others, strict=True)
+    }
     return PassResult(
         3,
         PASS_NAMES[3],
         tuple(name for name in columns if name not in drops),
-        # What stood for a column when it went may have gone by a later step of this very pass.
-        tuple(
-            dataclasses.replace(drops[name], representative=follow_chain(name, drops)[-1])
-            for name in columns
-            if name in drops
-        ),
+        tuple(drops[name] for name in columns if name in drops),
     )
 
 
@@ -90,8 +91,8 @@ def _terms(step: Elimination, columns: Sequence[str]) -> str:
     return f"linear combination of {terms}" + (f" and {more} more" if more > 0 else "")
 
 
-def _drop(step: Elimination, columns: Sequence[str], options: Options) -> Drop:
-    name, best = columns[step.index], columns[step.representative]
+def _drop(step: Elimination, columns: Sequence[str], other: str, options: Options) -> Drop:
+    name = columns[step.index]
     if step.kind == "combination":
-        return Drop(name, 3, _terms(step, columns), "r2", step.r_squared, 1.0, best)
-    return Drop(name, 3, "inflated variance", "vif", step.value, options.vif_threshold, best)
+        return Drop(name, 3, _terms(step, columns), "r2", step.r_squared, 1.0, other)
+    return Drop(name, 3, "inflated variance", "vif", step.value, options.vif_threshold, other)
