@@ -322,6 +322,9 @@ class _Run:
     ) -> PassResult:
         if number == 1:
             result = prepare.decide(prepared, columns, self.options)
+            names, codes = prepare.rank_sample(context.store, prepared)
+            self.folder.write_npy("rank_sample.npy", codes)
+            self.folder.write_columns("rank_sample_columns.txt", names)
         elif not columns:  # an earlier pass left nothing: there are no tiles to compute
             result = PassResult(number, PASS_NAMES[number], (), ())
         else:
@@ -479,6 +482,7 @@ _SAID = {
 }
 """How a reason to do a pass again is put, where it is no option."""
 _MATRICES: Mapping[int, tuple[str, ...]] = {
+    1: ("rank_sample.npy", "rank_sample_columns.txt"),
     2: ("spearman.npy", "spearman_columns.txt"),
     4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),
 }
