@@ -21,7 +21,7 @@ FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""
 
 _TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
-_WIDEST_RANKING = 256
+_MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
 _WIDEST_TILE = {1: 2048, BASIS: 352}
 _NARROWEST_TILE = 48
 _CHUNK_ROWS = {1: 16384, BASIS: 8192}
@@ -157,7 +157,8 @@ def ranking_blocks(
     if widest < 1:
         _refuse("prepare", fixed + per_column, machine, "one column")
     balanced = math.ceil(n_columns / (_TASKS_PER_THREAD * machine.slots))
-    return even_blocks(0, n_columns, min(widest, max(8, balanced), _WIDEST_RANKING))
+    enough = max(1, _MOST_RANKED // max(1, n_rows))
+    return even_blocks(0, n_columns, min(widest, max(8, balanced), max(64, enough)))
 
 
 def tile_grid(
