@@ -1,0 +1,64 @@
+"""A few seconds of `fuzz`: enough to see that it works and that nothing is broken grossly.
+
+Covers: some hundred damaged files, some dozen option sets, and that a crash, a hang and a
+traceback would be counted.
+Does not cover: the long run (``python tests/fuzz.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import fuzz
+import pytest
+
+SECONDS = 20.0
+
+
+def test_damaged_files_are_read_or_refused() -> None:
+    report = fuzz.fuzz_parquet(random.randrange(10**6), 300, SECONDS)
+    assert report.failures == []
+    assert report.cases > 0
+
+
+def test_options_are_taken_or_refused() -> None:
+    report = fuzz.fuzz_options(random.randrange(10**6), 60, SECONDS)
+    assert report.failures == []
+    assert report.cases > 0
+
+
+def test_sound_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "mutated", lambda files, seed: files[seed])
+    files = fuzz.corpus()
+    assert {fuzz.read_case(files, seed, tmp_path) for seed in range(len(files))} == {"read"}
+
+
+def test_mutations_can_be_repeated() -> None:
+    files = fuzz.corpus()
+    several = [fuzz.mutated(files, seed) for seed in range(100)]
+    assert several == [fuzz.mutated(files, seed) for seed in range(100)]
+    assert len({*several, *files}) > 100
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("import os; os.abort()", "crash"),
+        ('import time; print(\'[5, "read", ""]\', flush=True); time.sleep(100)', "hang"),
+        ('print(\'[5, "traceback", "ValueError"]\', flush=True)', "traceback"),
+    ],
+)
+def test_what_must_not_be_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, outcome: str
+) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(f"print('ready', flush=True)\n{code}\n")
+    monkeypatch.setattr(fuzz, "__file__", os.fspath(script))
+    monkeypatch.setattr(fuzz, "PATIENCE", 2.0)
+    found = list(fuzz._guarded(5, 7, time.monotonic() + 60))
+    assert found[0][0] == 5
+    assert outcome in {each[1] for each in found}
+    assert all(reason for _, each, reason in found if each != "read")
