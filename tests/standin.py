@@ -140,7 +140,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         self._hidden.sort(axis, kind="stable")
 
     def copy(self, order: str = "C") -> ndarray:
-        return ndarray(self._hidden.copy(order))  # type: ignore[call-overload]
+        return ndarray(self._hidden.copy(order))  # type: ignore[arg-type]
 
     def reshape(self, *shape: Any, order: str = "C") -> ndarray:
         return ndarray(self._hidden.reshape(*shape, order=order))  # type: ignore[call-overload]
