@@ -772,7 +772,9 @@ def _take_lock(path: Path) -> int:
 
 def _release_lock(path: Path, descriptor: int) -> None:
     """Remove the file first: whoever opens it meanwhile sees that it is gone, and tries again."""
-    path.unlink(missing_ok=True)
+    # Where the folder became read-only the file stays, and means nothing without the lock.
+    with contextlib.suppress(OSError):
+        path.unlink()
     os.close(descriptor)
 
 

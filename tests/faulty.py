@@ -71,7 +71,7 @@ def open(file: Any, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
     return opened
 
 
-os.replace = replace
+os.replace = replace  # type: ignore[assignment]
 builtins.open = open
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -116,7 +117,7 @@ def test_a_task_that_kills_its_workers_ends_in_one_sentence(
         r"the same command again to continue\.\n",
         trial.errors,
     )
-    again = start(reference.table, tmp_path / "run")
+    again = start(reference.table, tmp_path / "run", verbose=True)
     again.finish()
     reference.check(again)
     assert again.tasks.get("rank-columns", 0) == 0
@@ -130,6 +131,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
@@ -154,6 +160,7 @@ def foreign_cluster(n_workers: int = 2) -> Iterator[tuple[str, list[psutil.Proce
                     command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                 )
             )
+        wait_for(lambda: answers(port), "a scheduler")
         yield address, started
     finally:
         family = [p for s in started if s.is_running() for p in s.children(recursive=True)]
@@ -193,7 +200,7 @@ def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_pa
     assert code == 3, trial.errors
     assert re.search(r"Error: pass \d \(\w+\): the cluster was lost|no worker of", trial.errors)
     assert "run the same command again" in trial.errors
-    assert "Traceback" not in trial.errors
+    assert "Traceback" not in trial.errors, trial.errors
     again = start(reference.table, tmp_path / "run")
     again.finish()
     assert again.process.returncode == 0, again.errors
@@ -246,32 +253,29 @@ def test_an_output_folder_that_is_removed(reference: Reference, tmp_path: Path) 
     reference.check(again)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can run as a user whom modes stop")
-def test_an_output_folder_that_becomes_read_only(reference: Reference) -> None:
-    home = Path(tempfile.mkdtemp(prefix="dpipe-test-"))
-    try:
-        shutil.copytree(reference.table, home / "table")
-        (home / "run").mkdir()
-        for path in (home, *home.rglob("*")):
-            os.chown(path, 65534, 65534)
-        as_nobody: dict[str, Any] = {"user": 65534, "group": 65534, "cwd": home}
-        probe = [sys.executable, "-c", "import dpipe.session"]
-        if subprocess.run(probe, user=65534, group=65534, cwd=home, capture_output=True).returncode:
-            pytest.skip("another user cannot read this installation")
-        trial = start(home / "table", home / "run", seconds=0.3, **as_nobody)
-        wait_for(lambda: trial.files("block-*.json"), "the first finished block")
-        closed = [p for p in (home / "run", *(home / "run").rglob("*")) if p.is_dir()]
-        for path in closed:
-            path.chmod(0o555)
-        assert trial.finish() == 3, trial.errors
-        assert re.search(rf"could not write {home}/run/\S+ \(Permission denied\)", trial.errors)
-        for path in closed:
-            path.chmod(0o755)
-        again = start(home / "table", home / "run", **as_nobody)
-        again.finish()
-        reference.check(again)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+def obey_modes() -> None:
+    """Take from a process of root the right to write where modes forbid it."""
+    if os.getuid() == 0:
+        drop_from_bounding_set, dac_override = 24, 1
+        assert ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0) == 0
+
+
+def test_an_output_folder_that_becomes_read_only(reference: Reference, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    trial = start(reference.table, folder, seconds=0.3, preexec_fn=obey_modes)
+    wait_for(lambda: trial.files("block-*.json"), "the first finished block")
+    closed = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in closed:
+        path.chmod(0o555)
+    code = trial.finish()
+    for path in closed:
+        path.chmod(0o755)
+    assert code == 3, trial.errors
+    assert re.search(r"could not write \S+/run/\S+ \(Permission denied\)", trial.errors)
+    assert trial.errors.count("\n") == 1
+    again = start(reference.table, folder)
+    again.finish()
+    reference.check(again)
 
 
 # Standing still
@@ -301,7 +305,7 @@ def test_a_stall_is_described_and_waited_for(client: Any, monkeypatch: pytest.Mo
     details = "\n".join(event.details for event in events if isinstance(event, Fault))
     assert "waiting for take-naps" in details
     assert "sleep_for" in details
-    assert len([e for e in events if isinstance(e, Fault)]) <= 3, "patience doubles"
+    assert len([e for e in events if isinstance(e, Fault)]) <= 4, "patience doubles"
 
 
 def test_a_stall_is_left_in_the_run_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -11,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trials import Reference, make_reference, make_table, start, wait_for
+import trials
+from trials import Reference, make_reference, make_table, wait_for
 
 import dpipe
 from dpipe import pipeline
 from dpipe.model import Event, Note, PassDone, TaskDone
+
+start = functools.partial(trials.start, verbose=True)
 
 # In the order a run comes by them: every kind of file in every pass, of workers and of the client.
 KILLS = (
@@ -91,7 +95,7 @@ def test_work_before_a_kill_is_counted_out_of_the_next_run(
 def test_an_interrupted_run_ends_at_once_and_continues(
     reference: Reference, tmp_path: Path
 ) -> None:
-    trial = start(reference.table, tmp_path / "run", seconds=0.5)
+    trial = trials.start(reference.table, tmp_path / "run", seconds=0.5)
     wait_for(lambda: trial.files("block-*.json"), "the first finished block")
     trial.interrupt()
     assert trial.finish() == 130, trial.errors

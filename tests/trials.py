@@ -25,7 +25,7 @@ from dpipe.runfolder import RunFolder
 
 PROGRAM = Path(__file__).with_name("faulty.py")
 OWN = ("--workers", "2", "--device", "cpu", "--restart", "never")
-COMMON = ("--min-valid", "50", "--nonlinear-threshold", "0.6", "-v")
+COMMON = ("--min-valid", "50", "--nonlinear-threshold", "0.6")
 DEADLINE = 240.0
 """Seconds that anything here may take on the most loaded of machines."""
 
@@ -58,7 +58,11 @@ class Trial:
 
     def finish(self, seconds: float = DEADLINE) -> int:
         """Wait for the end of the run and of every process it started; its exit code."""
-        self.out, self.errors = self.process.communicate(timeout=seconds)
+        try:
+            self.out, self.errors = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"no end in {seconds:g} s: {self.process.communicate()}") from None
         wait_for(lambda: not self.family(), "the end of every process", 30)
         return self.process.returncode
 
@@ -110,9 +114,10 @@ def start(
     seconds: float = 0.0,
     where: tuple[str, ...] = OWN,
     log: Path | None = None,
+    verbose: bool = False,
     **settings: Any,
 ) -> Trial:
-    """Start ``dpipe run`` on a machine with a fault (see `faulty`)."""
+    """Start ``dpipe run`` with a fault (see `faulty`); its tasks are counted when it is verbose."""
     mark = uuid.uuid4().hex
     environment: dict[str, str] = {
         **os.environ,
@@ -125,7 +130,7 @@ def start(
         environment["FAULTY_LOG"] = str(log)
     command = [sys.executable, str(PROGRAM), "run", str(table), "--output-dir", str(folder)]
     process = subprocess.Popen(
-        [*command, *where, *COMMON, *words],
+        [*command, *where, *COMMON, *words, *(["-v"] if verbose else [])],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -161,7 +166,7 @@ def contents(folder: Path) -> str:
 
 def make_reference(table: Path, folder: Path, **settings: Any) -> Reference:
     """Run without faults."""
-    trial = start(table, folder, **settings)
+    trial = start(table, folder, verbose=True, **settings)
     assert trial.finish() == 0, trial.errors
     selected = (folder / "selected.txt").read_text()
     return Reference(table, selected, contents(folder), trial.tasks)

@@ -230,7 +230,9 @@ def need_sources(request: Request) -> tuple[str, ...]:
 
 def silence_libraries() -> None:
     """Keep libraries from writing between the lines of the progress, until the command ends."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio", "bokeh")]
+    # distributed gives its client's logger a level of its own.
+    names = ("distributed", "distributed.client", "tornado", "asyncio", "bokeh")
+    loggers = [logging.getLogger(name) for name in names]
     ctx = click.get_current_context()
     for logger in loggers:
         ctx.call_on_close(functools.partial(logger.setLevel, logger.level))
