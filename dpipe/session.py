@@ -1046,6 +1046,11 @@ def _connect(connection: _Connection, seconds: float) -> tuple[Client, bool]:
             f"{address!r} is not the address of a scheduler ({_first_line(error)}); "
             "write it like tcp://host:8786."
         ) from error
+    except TypeError as error:  # what Dask raises for a tls:// address without certificates
+        raise InputError(
+            f"the scheduler at {address} wants certificates, and Dask's configuration names none: "
+            "set distributed.comm.tls, as cluster/tls/make_certificates.sh shows."
+        ) from error
     except (OSError, TimeoutError) as error:
         source = "" if address == connection else f" (the address in {connection})"
         raise ResourceError(

@@ -37,12 +37,6 @@ from dpipe.kernels.rerank import joint_spearman
 TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4}
 ROWS = 700
 
-needs_newer_cupy = pytest.mark.xfail(
-    raises=(TypeError, AttributeError),
-    strict=False,
-    reason="CuPy 13 has no put_along_axis and no mode in take, which two kernels use",
-)
-
 
 @pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -66,7 +60,6 @@ def assert_on_device(array: Any) -> None:
 # Ranks
 
 
-@needs_newer_cupy
 @pytest.mark.parametrize("name", ["base0", "count0", "holes0", "tail0", "flag"])
 def test_rank_column__equals_the_host(device: str, name: str) -> None:
     values = columns(missing=True)[name]
@@ -75,7 +68,6 @@ def test_rank_column__equals_the_host(device: str, name: str) -> None:
     assert_same_ranking(here, there)
 
 
-@needs_newer_cupy
 @pytest.mark.parametrize("values", [[np.nan] * 3, [1.0], [2.0, 2.0, 2.0], []], ids=str)
 def test_rank_column__equals_the_host_on_little(device: str, values: list[float]) -> None:
     column = np.array(values)
@@ -187,7 +179,6 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
     np.testing.assert_allclose(there, here, atol=TOLERANCE[name], rtol=0)
 
 
-@needs_newer_cupy
 def test_joint_spearman__equals_the_host(device: str) -> None:
     scores, _ = stacked(missing=False)
     here = joint_spearman(scores[:5], scores[5:])
@@ -221,7 +212,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield client
 
 
-@needs_newer_cupy
 def test_select__on_the_stand_in_equals_the_cpu(
     client: Any, threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

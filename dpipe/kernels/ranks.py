@@ -390,7 +390,9 @@ def _average_ranks(xp: Any, fresh: Array, n: int) -> tuple[Array, int, int]:
     del starts, lengths
     run = xp.cumsum(fresh, dtype=xp.intp)
     run -= 1
-    return run_ranks.take(run, mode="clip"), n_unique, top_count
+    # NumPy takes without a second buffer when it may clip; CuPy has no such argument.
+    ranks = run_ranks.take(run, mode="clip") if xp is np else run_ranks[run]
+    return ranks, n_unique, top_count
 
 
 def _locate(

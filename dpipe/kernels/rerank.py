@@ -39,7 +39,8 @@ def average_ranks(values: Array) -> Array:
     last = xp.append(first[1:], columns * rows)
     mean = (first + last - 1) / 2  # position of the group's middle in the flattened table
     ranks = xp.empty((columns, rows))
-    xp.put_along_axis(ranks, order, mean[group] - xp.arange(columns)[:, None] * rows + 1, axis=1)
+    row = xp.arange(columns)[:, None]
+    ranks[row, order] = mean[group] - row * rows + 1  # CuPy 13 has no put_along_axis
     return ranks
 
 
