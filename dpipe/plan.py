@@ -26,6 +26,7 @@ _WIDEST_TILE = {1: 2048, BASIS: 352}
 _NARROWEST_TILE = 48
 _CHUNK_ROWS = {1: 16384, BASIS: 8192}
 _FEWEST_CHUNK_ROWS = 1024
+_FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def tile_grid(
     """
     widest, chunk = _largest_tile(n_rows, functions, machine)
     wanted = _TASKS_PER_THREAD * machine.slots
-    splits_possible = math.ceil(n_rows / chunk)
+    splits_possible = math.ceil(n_rows / min(chunk, _FEWEST_SPLIT_ROWS[functions]))
 
     def blocks(width: int) -> list[tuple[int, int]]:
         border = n_complete
@@ -187,7 +188,8 @@ def tile_grid(
         width = max(_NARROWEST_TILE, width // 2)
     cut = blocks(width)
     split = max(1, min(splits_possible, math.ceil(wanted / max(1, _triangle(cut)))))
-    rows_per_split = math.ceil(n_rows / split / chunk) * chunk
+    rows_per_split = max(1, math.ceil(n_rows / split))
+    chunk = math.ceil(rows_per_split / math.ceil(rows_per_split / chunk))  # all of one length
     splits = tuple(
         (start, min(start + rows_per_split, n_rows))
         for start in range(0, max(n_rows, 1), rows_per_split)
