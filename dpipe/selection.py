@@ -1,21 +1,26 @@
 """The answer of a run, as Python callers hold it.
 
-Covers: the record of a selection, applying and saving it, rendering its page, explaining a column.
+Covers: the record of a selection, applying and saving it, rendering its page, explaining a column,
+what a notebook shows of it.
 Does not cover: making it (`dpipe.pipeline`).
 """
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dpipe.certificate import explain
+from dpipe.config import PASS_NAMES
 from dpipe.inputs import take_columns
 from dpipe.model import Decision, MemoryReading
 from dpipe.runfolder import RunFolder
@@ -104,3 +109,53 @@ class Selection:
             When the table has no such column.
         """
         return explain(column, self.decisions)
+
+    def __repr__(self) -> str:
+        """One line: thousands of decisions would fill a terminal."""
+        return f"<Selection: {self._headline()[0]}; {len(self.decisions):,} decisions>"
+
+    def _headline(self) -> tuple[str, str, str]:
+        from dpipe.report.words import headline
+
+        return headline(self.decisions)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the headline, what each pass dropped, where the page lies."""
+        title, why, untouched = self._headline()
+        sentences = " ".join(html.escape(text) for text in (why, untouched) if text)
+        return (
+            f"<p><strong>{html.escape(title)}</strong></p><p>{sentences}</p>"
+            f"{self._funnel()}<p>{self._where_the_page_is()}</p>"
+        )
+
+    def _funnel(self) -> str:
+        """One row per pass: how many columns went in, how many stayed, why the others went."""
+        from dpipe.report.words import reason_key, reason_label
+
+        gone = Counter(
+            (d.pass_number, reason_label(reason_key(d)))
+            for d in self.decisions
+            if d.decision == "dropped" and d.pass_number is not None
+        )
+        columns = len(self.selected) + gone.total()
+        # A pass that dropped nothing stands in the ledger alone.
+        numbers = {number for number, _ in gone} | {r.pass_number for r in self.ledger} - {0}
+        rows = []
+        for number in sorted(numbers):
+            own = Counter({why: n for (dropper, why), n in gone.items() if dropper == number})
+            reasons = ", ".join(f"{n:,} {why}" for why, n in own.most_common())
+            left = columns - own.total()
+            cells = (f"{number} {PASS_NAMES[number]}", f"{columns:,}", f"{left:,}", reasons)
+            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+            columns = left
+        head = "<th>pass</th><th>columns in</th><th>kept</th><th>dropped because</th>"
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+    def _where_the_page_is(self) -> str:
+        page = self.folder / "report.html"
+        if not page.exists():
+            return "<code>.report(path)</code> writes the page with every decision."
+        # Notebooks open what lies beside or below them; other files by their address, if at all.
+        shown = os.path.relpath(page)
+        target = page.resolve().as_uri() if shown.startswith("..") else quote(shown)
+        return f'<a href="{html.escape(target)}">{html.escape(shown)}</a>'
