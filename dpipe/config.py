@@ -203,6 +203,8 @@ def options_from(values: Mapping[str, Any]) -> Options:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`dpipe run --help` lists them."
             raise InputError(f"there is no option {raw_name!r}; {hint}")
+        if name in resolved:
+            raise InputError(f"--{name.replace('_', '-')} is given twice, as {raw_name!r} too.")
         resolved[name] = _convert(name, value, known[name].default)
     return Options(**resolved)
 

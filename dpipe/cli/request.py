@@ -91,6 +91,8 @@ def _checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     for raw, value in values.items():
         name = str(raw).replace("-", "_")
         try:
+            if name in checked:
+                raise InputError(f"--{name.replace('_', '-')} is given twice, as {raw!r} too.")
             if name in BESIDE_OPTIONS:
                 checked[name] = _beside(name, value)
             else:

@@ -179,8 +179,18 @@ def text_as_float64(chunk: pa.Array) -> pa.Array:
         return chunk.cast(pa.float64())
     except pa.ArrowInvalid:
         coded = chunk.dictionary_encode()
-        numbers = [parse_number(text) for text in coded.dictionary.to_pylist()]
+        numbers = [parse_number(text) for text in _texts(coded.dictionary)]
         return pa.array(numbers, pa.float64()).take(coded.indices)
+
+
+def _texts(array: pa.Array) -> list[str | None]:
+    """Text as Python objects; bytes that are no UTF-8, which some programs write, are replaced."""
+    try:
+        texts: list[str | None] = array.to_pylist()
+        return texts
+    except UnicodeDecodeError:
+        cells = array.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+        return [None if cell is None else cell.decode(errors="replace") for cell in cells]
 
 
 def count_numbers(column: pa.ChunkedArray) -> tuple[int, int]:
@@ -201,5 +211,8 @@ def count_numbers(column: pa.ChunkedArray) -> tuple[int, int]:
 
 
 def _count_blank(chunk: pa.Array) -> int:
-    trimmed = pc.utf8_trim_whitespace(chunk.cast(pa.large_string()))
+    try:
+        trimmed = pc.utf8_trim_whitespace(chunk.cast(pa.large_string()))
+    except pa.ArrowInvalid:  # bytes that are no UTF-8
+        return sum(text is not None and not text.strip() for text in _texts(chunk))
     return pc.sum(pc.equal(trimmed, "")).as_py() or 0
