@@ -366,7 +366,9 @@ class _Run:
             )
             self.emit(MemoryRead(session.read_memory("start", 0)))
             yield context
-            if not self.options.checkpoint:
+            if self.options.checkpoint:
+                context.store.remove_partial()
+            else:
                 context.store.remove()
 
     def _store(self) -> Store:

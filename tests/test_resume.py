@@ -167,13 +167,13 @@ def again(client: Any, tmp_path: Path) -> Any:
 
     def run(**changes: Any) -> tuple[list[bool], str, int]:
         events: list[Event] = []
-        options = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6} | changes
+        options: dict[str, Any] = {"restart": "never", "min_valid": 50, **changes}
         dpipe.select(
             table,
             client=client,
             output_dir=tmp_path / "run",
             observers=[events.append],
-            **options,
+            **{"nonlinear_threshold": 0.6, **options},
         )
         reused = [event.reused for event in events if isinstance(event, PassDone)]
         said = "\n".join(event.text for event in events if isinstance(event, Note))
