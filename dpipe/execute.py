@@ -23,7 +23,8 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Future, as_completed
+from dask.base import annotate, get_annotations
+from distributed import Future, as_completed, span
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -231,14 +232,17 @@ class _Stage:
         completed = as_completed(loop=self.session.client.loop, raise_errors=False)
         units: dict[Any, _Unit] = {}  # by the key of the last future
         began, _, _ = self._losses(math.inf)
+        with span("dpipe", self.name):  # opened again it would be another span
+            mark = get_annotations()["span"]
 
         def refill() -> None:
-            for index in waiting:
-                unit = submit(index)
-                units[unit.last.key] = unit
-                completed.update({*unit.counted, unit.last})
-                if len(units) >= window:
-                    return
+            with annotate(span=mark):
+                for index in waiting:
+                    unit = submit(index)
+                    units[unit.last.key] = unit
+                    completed.update({*unit.counted, unit.last})
+                    if len(units) >= window:
+                        return
 
         try:
             refill()

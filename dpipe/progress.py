@@ -182,7 +182,7 @@ class Progress:
                 f"plan: {counted(event.n_tasks, 'task')}, at most {gib(event.worker_bytes)} "
                 f"a worker, {gib(event.scratch_bytes)} of scratch disk"
             )
-        if event.dashboard and self._verbosity > 0:
+        if event.dashboard:
             self.line(f"dashboard: {event.dashboard}", style="dim")
 
     def _pass_started(self, event: PassStarted) -> None:

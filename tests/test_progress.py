@@ -109,6 +109,7 @@ def test_a_pipe_gets_one_plain_line_a_pass() -> None:
     assert shown().splitlines() == [
         "624 rows x 1,830 numeric columns; 2 workers on the CPU, 2.0 GiB each",
         "plan: 130 tasks, at most 768 MiB a worker, 4 MiB of scratch disk",
+        "dashboard: http://127.0.0.1:8787/status",
         "warning: left out broken.parquet: it is cut short",
         "pass 1 prepare     1,830 ->   1,204 columns     2.3 s",
         "pass 2 spearman    1,204 ->     611 columns  from the checkpoint",
@@ -124,7 +125,6 @@ def test_quiet_says_nothing() -> None:
 def test_verbose_adds_notes_stages_and_memory() -> None:
     more = set(shown(1).splitlines()) - set(shown().splitlines())
     assert more == {
-        "dashboard: http://127.0.0.1:8787/status",
         "columns 'a' and 'b' are text.",
         "  rank-columns: 3 tasks",
         "  memory (after): client 200 MiB, worker 0 312 MiB",
