@@ -82,6 +82,9 @@ class Options:
     workers: int | None = _option(None, affects=None, text="number of workers to start")
     threads_per_worker: int = _option(1, affects=None, text="threads of each of them")
     memory_limit: int | None = _option(None, affects=None, text="memory of each of them")
+    tls: bool = _option(
+        False, affects=None, text="encrypt the traffic of workers it starts, and shut others out"
+    )
     restart: str = _option("auto", affects=None, text="restart workers between passes")
     checkpoint: bool = _option(True, affects=None, text="keep what a later run can reuse")
     fresh: bool = _option(False, affects=None, text="ignore what a previous run left")
@@ -164,6 +167,11 @@ class Options:
         check_url(self.scratch_dir or "")
         if self.scheduler and self.scheduler_file:
             raise InputError("give --scheduler or --scheduler-file, not both.")
+        if self.tls and (self.scheduler or self.scheduler_file):
+            raise InputError(
+                "--tls is for workers that dpipe starts; give a running scheduler by its tls:// "
+                "address, with certificates in Dask's configuration."
+            )
         if self.sample_rows and self.sample_per_file:
             raise InputError("give --sample-rows or --sample-per-file, not both.")
         clash = set(self.keep) & (set(self.exclude) | set(self.id_columns))

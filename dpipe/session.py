@@ -821,7 +821,20 @@ def _local_options(options: Options, folder: str, n_workers: int) -> dict[str, A
     }
     if options.memory_limit is not None:
         chosen["memory_limit"] = options.memory_limit
+    if options.tls:
+        chosen["security"] = _own_certificates()
     return chosen
+
+
+def _own_certificates() -> Security:
+    """A key and certificate that nobody else has, kept in memory until the cluster ends."""
+    try:
+        made: Security = Security.temporary()
+        return made
+    except ImportError:
+        raise InputError(
+            "--tls needs the package cryptography: pip install cryptography."
+        ) from None
 
 
 def gpu_options(options: Options, folder: str, n_cards: int) -> dict[str, Any]:
@@ -1114,7 +1127,8 @@ def _scheduler_address(client: Client) -> str:
 
 def _warn_when_exposed(client: Client, emit: Emit) -> None:
     address = _scheduler_address(client)
-    if address.startswith("tcp://") and not address.startswith(("tcp://127.", "tcp://[::1]")):
+    protocol, _, host = address.partition("://")
+    if protocol in ("tcp", "ws", "ucx") and not host.startswith(("127.", "[::1]")):
         emit(
             Note(
                 f"the scheduler at {address} talks without encryption or password: whoever "

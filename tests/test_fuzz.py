@@ -13,7 +13,14 @@ import time
 from pathlib import Path
 
 import fuzz
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from dpipe.config import Options, options_from
+from dpipe.errors import InputError
+from dpipe.table import open_table, read_block
 
 SECONDS = 20.0
 
@@ -62,3 +69,31 @@ def test_what_must_not_be_is_counted(
     assert found[0][0] == 5
     assert outcome in {each[1] for each in found}
     assert all(reason for _, each, reason in found if each != "read")
+
+
+# What the long run found
+
+
+@pytest.mark.parametrize("coerce", [False, True])
+def test_text_that_is_no_utf8_is_text_all_the_same(tmp_path: Path, coerce: bool) -> None:
+    """Some programs write bytes of other encodings into text columns."""
+    cells = [b"1.5", b"\xff9", None, b" ", b" 2", *[b"3"] * 40]
+    raw = pa.array(cells, pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(cells), raw.buffers())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": text, "y": range(len(cells))}), path)
+    table = open_table([path], options=Options(coerce_strings=coerce))
+    assert table.features == (("x", "y") if coerce else ("y",))
+    if coerce:
+        values = read_block(table, ["x"]).values[0]
+        assert values[~np.isnan(values)].tolist() == [1.5, 2.0, *[3.0] * 40]
+
+
+def test_an_option_under_two_spellings_is_refused(tmp_path: Path) -> None:
+    both = {"vif_threshold": 5, "vif-threshold": 9}
+    with pytest.raises(InputError, match="--vif-threshold is given twice"):
+        options_from(both)
+    file = tmp_path / "options.yaml"
+    file.write_text("vif_threshold: 5\nvif-threshold: 9\n")
+    words = ["plan", "--rows", "1000", "--columns", "20", "--config", str(file)]
+    assert fuzz._invoke(words) == 2

@@ -408,6 +408,21 @@ def test_own_clusters_use_tls_where_dask_demands_it(
     assert len(result.selected) == 5
 
 
+def test_own_clusters_shut_other_users_out_when_asked(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    with session_module.open_session(SMALL.replace(tls=True)) as session:
+        address = session.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises(DpipeError):
+            attach_session(address, Options(), connect_seconds=3.0)
+        assert session.recycle(1)
+    out = tmp_path / "out"
+    done = invoke("run", data, "--output-dir", out, "--workers", 1, "--device", "cpu", "--tls")
+    assert done.exit_code == 0, done.output
+    assert "5 of 7 numeric columns kept" in done.output
+    assert invoke("run", data, "--output-dir", out, "--tls", "--scheduler", "x").exit_code == 2
+
+
 # A guest
 
 

@@ -207,7 +207,7 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
 @own_option("Output", "--output", metavar="FILE.npy", required=True, help="the matrix to write")
 @options_of_a_run(
     *SECTIONS["Input"][:4],
-    *SECTIONS["Workers and memory"][:8],
+    *SECTIONS["Workers and memory"][:9],
     "seed",
     "min_valid",
     "missing",

@@ -57,6 +57,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "workers",
         "threads_per_worker",
         "memory_limit",
+        "tls",
         "restart",
         "scratch_dir",
         "matrix_budget",
