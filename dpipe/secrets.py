@@ -29,7 +29,8 @@ _SIGNED = re.compile(
 class Secrets(Mapping[str, Any]):
     """Storage options that do not print themselves.
 
-    Dask writes the arguments of a task that failed into the log of its worker.
+    They are arguments of tasks, and what is printed of those, in the logs of workers and in
+    tracebacks that show variables, is not up to dpipe.
 
     Examples
     --------

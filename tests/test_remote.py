@@ -343,8 +343,9 @@ def test_a_task_that_fails_does_not_write_its_options_into_a_log(
     future = client.submit(rank_columns, *arguments)
     with pytest.raises(FileNotFoundError):
         future.result()
-    for lines in client.get_worker_logs().values():
-        assert not any(SECRET in text for _, text in lines)
+    lines = [text for log in client.get_worker_logs().values() for _, text in log]
+    assert any("Compute Failed" in text for text in lines)
+    assert not any(SECRET in text for text in lines)
     store = Store(str(tmp_path), {"key": SECRET})
     carried = client.submit(lambda s: dict(s.storage_options), store).result()
     assert carried == {"key": SECRET}
