@@ -190,8 +190,8 @@ def tile_moments(left: Piece, right: Piece | None, scratch: Scratch | None = Non
     """Moments of two column blocks on one row chunk; `right` None means the diagonal tile.
 
     Products are formed, and handed back, in the type of the pieces; `Moments.total` starts the
-    float64 sum over chunks. `scratch` holds the product. On the diagonal the product of a matrix with its own transpose lets
-    BLAS use its symmetric kernel: half the work.
+    float64 sum over chunks. `scratch` holds the product. On the diagonal the product of a matrix
+    with its own transpose lets BLAS use its symmetric kernel: half the work.
     """
     other = left if right is None else right
     xp = namespace(left.functions)

@@ -1,7 +1,8 @@
 """A column's own moments, and the change of basis that whitens it.
 
 Covers: sums of one column's basis functions over its valid rows, and from them the linear map
-phi = W (psi - mean) whose covariance over those rows is the identity, and whether a column needs it.
+phi = W (psi - mean) whose covariance over those rows is the identity, and whether a column needs
+it.
 Does not cover: pairs of columns (`dpipe.kernels.moments`).
 
 Why whiten before the Gram and not after: most descriptors are counts, and the functions of a column
