@@ -214,13 +214,13 @@ def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_pa
 @pytest.mark.parametrize(
     "pattern",
     [
-        "*/layout.json.*",
+        pytest.param("*/layout.json.*", marks=pytest.mark.slow),
         "*/block-*.f32.*",
         "*/spearman-*/tile-*.npz.*",
         "*/.spearman.npy.*",
         "*/vif-*/own-*.npz.*",
-        "*/checkpoint/.pass-3-*",
-        "*/.decisions.parquet.*",
+        pytest.param("*/checkpoint/.pass-3-*", marks=pytest.mark.slow),
+        pytest.param("*/.decisions.parquet.*", marks=pytest.mark.slow),
         "*/.run.json.*",
     ],
 )

@@ -124,6 +124,7 @@ def start(
         _MARK: mark,
         "FAULTY": fault,
         "FAULTY_SECONDS": str(seconds),
+        "TMPDIR": str(folder.parent),  # where a killed client leaves its workers' folder
         "PYTHONWARNINGS": "ignore",  # of a resource tracker whose process was killed
     }
     if log is not None:
