@@ -86,7 +86,9 @@ def pytest_terminal_summary(
     without_gpu = [
         report
         for report in terminalreporter.stats.get("skipped", [])
-        if "gpu" in report.keywords and "no GPU" in str(report.longrepr)
+        if isinstance(report, pytest.TestReport)  # not of a whole module that was skipped
+        and "gpu" in report.keywords
+        and "no GPU" in str(report.longrepr)
     ]
     if without_gpu:
         terminalreporter.section("GPU NOT TESTED", sep="!", red=True, bold=True)
