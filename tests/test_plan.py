@@ -137,7 +137,7 @@ def test_make_plan__refuses_what_cannot_fit_and_says_what_would(rows: int) -> No
 
 def test_make_plan__refuses_a_worker_too_small_for_any_tile() -> None:
     with pytest.raises(ResourceError, match="--memory-limit"):
-        make_plan(1000, 10, Options(), Machine(1, 8, parse_size("400MiB")))
+        make_plan(1000, 10, Options(), Machine(1, 8, parse_size("300MiB")))
 
 
 def test_check_disk__names_both_sizes() -> None:
