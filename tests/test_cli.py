@@ -252,7 +252,7 @@ def test_plan_takes_the_words_of_run(asked: Asked) -> None:
         ("run x", "no output folder was given"),
         ("run x --output-dir o --device tpu", "--device is one of auto, cpu, gpu, not 'tpu'"),
         ("run x --output-dir o --workers two", "--workers cannot be 'two'"),
-        ("run x --output-dir o --workers 0", "--workers must be at least 1"),
+        ("run x --output-dir o --workers 0", "--workers must be between 1 and"),
         ("run x --output-dir o --spearman-threshold nan", "--spearman-threshold must be"),
         ("run x --output-dir o --memory-limit lots", "'lots' is not a size"),
         ("run x --output-dir o --passes 2,3", "--passes takes a list"),
