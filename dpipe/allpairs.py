@@ -123,7 +123,7 @@ def _scratch(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator
     """A rank store for the time of one call."""
     if parent is None or "://" not in parent:
         with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
-            yield Store(folder)
+            yield Store(folder, durable=False)
         return
     store = Store(f"{parent.rstrip('/')}/dpipe-{uuid.uuid4().hex}", storage_options)
     try:

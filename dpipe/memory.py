@@ -17,7 +17,7 @@ _RANK_TEMPORARIES = 48  # bytes a row that ranking one column takes beside its v
 
 
 def ranking_bytes(n_rows: int, n_columns: int, row_group: int) -> int:
-    """Peak of one ranking task: values and scores of a column block, one column's temporaries.
+    """Peak of one ranking task: a column block and its masks, one column's temporaries.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def ranking_bytes(n_rows: int, n_columns: int, row_group: int) -> int:
     Examples
     --------
     >>> ranking_bytes(n_rows=1000, n_columns=10, row_group=100)
-    188000
+    158000
     """
-    kept = n_rows * n_columns * (8 + 4)
+    kept = n_rows * n_columns * (8 + 1)  # the scores take the place of the values
     return kept + n_rows * _RANK_TEMPORARIES + row_group * n_columns * 20
 
 

@@ -384,7 +384,11 @@ class _Run:
             ):
                 if old.name != name:
                     shutil.rmtree(old, ignore_errors=True)
-        store = Store(f"{parent}/{name}", self._storage_options if "://" in parent else None)
+        store = Store(
+            f"{parent}/{name}",
+            self._storage_options if "://" in parent else None,
+            durable=self.options.checkpoint,
+        )
         if self.options.fresh:
             store.remove()
         store.remove_partial()

@@ -24,7 +24,7 @@ _TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
 _MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
 _WIDEST_TILE = {1: 2048, BASIS: 352}
 _NARROWEST_TILE = 48
-_CHUNK_ROWS = {1: 16384, BASIS: 8192}
+_CHUNK_ROWS = {1: 4096, BASIS: 8192}
 _FEWEST_CHUNK_ROWS = 1024
 _FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
 
@@ -159,7 +159,7 @@ def ranking_blocks(
         _refuse("prepare", fixed + per_column, machine, "one column")
     balanced = math.ceil(n_columns / (_TASKS_PER_THREAD * machine.slots))
     enough = max(1, _MOST_RANKED // max(1, n_rows))
-    return even_blocks(0, n_columns, min(widest, max(8, balanced), max(64, enough)))
+    return even_blocks(0, n_columns, min(widest, max(8, balanced), max(16, enough)))
 
 
 def tile_grid(

@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,20 @@ class Store:
         Local path or fsspec URL.
     storage_options
         Passed to fsspec for a URL; never written anywhere.
+    durable
+        Whether a finished file must outlive a crash of the machine. It costs the wait for the
+        disk, which a store that nobody will resume from is spared.
     """
 
-    def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = True,
+    ) -> None:
         self.root = root
+        self.durable = durable
         self.storage_options = Secrets(storage_options)
         # A listing that is kept does not know what another process has written since.
         live = {"use_listings_cache": False} if "://" in root else {}
@@ -67,7 +77,7 @@ class Store:
         return hash(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.root, self.storage_options)
+        return partial(Store, durable=self.durable), (self.root, self.storage_options)
 
     def path(self, name: str) -> str:
         """Full path of `name` inside the folder."""
@@ -124,7 +134,8 @@ class Store:
                 for part in parts:
                     file.write(part)
                 file.flush()
-                os.fsync(file.fileno())
+                if self.durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, target)
         except OSError:
             with suppress(OSError):  # as full or as gone as it was a moment ago

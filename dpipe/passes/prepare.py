@@ -134,7 +134,9 @@ def rank_columns(
         statistics = _statistics(name, position, block, ranked)
         columns.append(StoredColumn(statistics, reject(statistics, rules), -1, -1, ""))
         if columns[-1].reason is None or name in exempt:
-            scores[name] = to_host(ranked.scores)
+            # The ranks take the place of the values, which nobody needs any more.
+            scores[name] = block.values[position].view(np.float32)[: ranked.scores.size]
+            scores[name][:] = to_host(ranked.scores)
             if ranked.valid is not None:
                 masks[name] = np.packbits(to_host(ranked.valid))
     store.write_arrays(_sample_name(number), _sample(scores, masks, block.values.shape[1]))
