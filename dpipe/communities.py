@@ -20,7 +20,6 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import igraph
 import numpy as np
 
 from dpipe.model import MILLION, Edges
@@ -110,6 +109,8 @@ def _best_partition(
     seed: int,
 ) -> NDArray[np.int64]:
     """The best of a few Leiden runs, whose number depends on the size of the graph alone."""
+    import igraph  # it loads Matplotlib where there is one, which takes as long as all else
+
     starts = max(1, min(MOST_STARTS, EDGES_TO_SEARCH // len(weights)))
     graph = igraph.Graph(n, np.ascontiguousarray(ends.T))
     weight_list = weights.tolist()
