@@ -5,6 +5,9 @@ its workers, on the same file: decode every byte with pyarrow, argsort every col
 stricter, only sort it), multiply float32 ranks with their own transpose. dpipe's passes are timed
 from their start to their decisions, less the restart of the workers.
 
+The scheduler's share is the time between two tasks of a worker, over the time from its first task
+of a pass to its last, as the Dask task stream has it.
+
 Usage: ``python -m benchmarks.limit [--rows 1000000 --columns 500] [--nonlinear-rows 200000]``
 """
 
@@ -109,6 +112,31 @@ def passes(path: Path, workers: int, memory: str, chosen: tuple[int, ...]) -> di
     return {f"pass {k}": marks[f"end {k}"] - marks[f"begin {k}"] for k in chosen}
 
 
+def scheduler_share(path: Path, workers: int, memory: str) -> float:
+    """Largest share of a worker's time between its tasks, of passes 1 and 2 in an open session."""
+    from dpipe.allpairs import similarity
+    from dpipe.config import options_from
+    from dpipe.session import open_session
+
+    options = options_from({"workers": workers, "memory_limit": memory})
+    with open_session(options) as session:
+        session.client.get_task_stream()  # from now on it is recorded
+        similarity([path], "spearman", options=options, client=session.client)
+        tasks = session.client.get_task_stream()
+    spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for task in tasks:
+        kind = task["key"].split("-")[0]
+        for step in task["startstops"]:
+            if kind in ("rank", "moments") and step["action"] == "compute":
+                key = (task["worker"], kind)
+                spans.setdefault(key, []).append((step["start"], step["stop"]))
+    shares = []
+    for steps in spans.values():
+        whole = max(stop for _, stop in steps) - min(start for start, _ in steps)
+        shares.append(1 - sum(stop - start for start, stop in steps) / whole)
+    return max(shares)
+
+
 def main() -> None:
     """Measure floors and dpipe in turns, and print medians and their ratios."""
     if sys.argv[1:2] == ["--floors"]:
@@ -155,6 +183,7 @@ def one_round(arguments: argparse.Namespace) -> dict[str, float]:
         found["decode"] + found["sort"] + found["gram"]
     )
     found["pass 4 / gram"] = found["pass 4"] / found["gram nonlinear"]
+    found["scheduler's share"] = scheduler_share(tall, arguments.workers, arguments.memory_limit)
     print({name: round(value, 3) for name, value in found.items()}, flush=True)
     return found
 
