@@ -238,9 +238,31 @@ def _clip(a: Any, a_min: Any, a_max: Any, out: Any = None) -> Any:
     return hide(np.clip(reveal(a), reveal(a_min), reveal(a_max), out=reveal(out)))
 
 
+class Pool:
+    """An allocator's pool that counts how often it was emptied."""
+
+    def __init__(self) -> None:
+        self.emptied = 0
+
+    def free_all_blocks(self) -> None:
+        self.emptied += 1
+
+
+pool = Pool()
+compute_types: dict[str, int] = {}
+"""What was asked of products of each type, as `cupy._core.set_compute_type` keeps it."""
+
+
+def _set_compute_type(dtype: Any, compute_type: int) -> None:
+    compute_types[np.dtype(dtype).name] = compute_type
+
+
 cupy = _Namespace("cupy")
 vars(cupy).update(
     {
+        "_core": types.SimpleNamespace(set_compute_type=_set_compute_type),
+        "get_default_memory_pool": lambda: pool,
+        "get_default_pinned_memory_pool": lambda: pool,
         "ndarray": ndarray,
         "asarray": asarray,
         "array": asarray,

@@ -134,8 +134,7 @@ def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], lis
         if functions == 1:
             blocks.append(expand_ranks(there, there_mask))
         else:
-            change = Own(**{name: to_device(a, device) for name, a in own.arrays().items()})
-            blocks.append(expand_whitened(there, there_mask, change))
+            blocks.append(expand_whitened(there, there_mask, own.on_device(device)))
     return blocks, owns
 
 
