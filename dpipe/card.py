@@ -9,6 +9,9 @@ Nothing here but `probe` imports CuPy, because a CUDA context that exists before
 would keep memory on their card.
 """
 
+# Distributed's view of NVML carries no annotations.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -29,7 +32,10 @@ LEAST_ROOM = 512 * 2**20
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of trying CuPy: the card's ``uuid``, the bytes it gives, what is wrong (or None)."""
+    """What came of trying CuPy: the card's ``uuid``, the bytes it gives, what is wrong (or None).
+
+    ``trouble`` is half a sentence that says what to do.
+    """
 
     uuid: str
     room: int
@@ -80,7 +86,10 @@ def used_bytes() -> int | None:
     """
     if visible_cards() == 0:
         return None
-    used = nvml.real_time()["memory-used"]
+    try:
+        used = nvml.real_time()["memory-used"]
+    except Exception:  # whatever NVML has to say: a reading must never end a run
+        return None
     return None if used is None else int(used)
 
 
@@ -96,8 +105,7 @@ def holders() -> tuple[int, ...]:
     """
     if visible_cards() == 0:
         return ()
-    import pynvml  # visible_cards() has used it
-
+    pynvml = nvml.pynvml
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
     first = visible.split(",")[0].strip()
     try:
@@ -200,8 +208,7 @@ def _cuda_of_driver() -> int | None:
     """The newest major version of CUDA that the driver serves."""
     if visible_cards() == 0:
         return None
-    import pynvml
-
+    pynvml = nvml.pynvml
     try:
         return int(pynvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000
     except pynvml.NVMLError:

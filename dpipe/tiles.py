@@ -11,10 +11,8 @@ integers, may run twice, and on any worker.
 from __future__ import annotations
 
 import dataclasses
-import threading
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, TypeVar
@@ -22,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe import kept
 from dpipe.backend import (
     Array,
     free_device_memory,
@@ -244,13 +243,11 @@ def _halves(size: int) -> tuple[slice, slice]:
 _T = TypeVar("_T")
 
 
-def _on_card(
-    first: Callable[[], _T], smaller: Callable[[], _T], what: str, device: str
-) -> _T:
+def _on_card(first: Callable[[], _T], smaller: Callable[[], _T], what: str, device: str) -> _T:
     """`first`, or `smaller` on a card that is full; says what to do when that fails as well."""
 
     def last() -> _T:
-        _kept.clear()
+        kept.pieces.clear()
         free_device_memory()
         try:
             return smaller()
@@ -297,53 +294,7 @@ def _expand(
     return expand_whitened(scores, valid, change, dtype, scratch)
 
 
-# Pieces that stay on the device
-
-
-class Kept:
-    """Pieces of the rank store on the device of this process, the longest unused leave first."""
-
-    def __init__(self) -> None:
-        self._pieces: OrderedDict[Hashable, tuple[Array, Array | None]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable) -> tuple[Array, Array | None] | None:
-        """A piece that is there, None if it is not."""
-        with self._lock:
-            if key in self._pieces:
-                self._pieces.move_to_end(key)
-            return self._pieces.get(key)
-
-    def put(self, key: Hashable, piece: tuple[Array, Array | None], room: int) -> None:
-        """Keep a piece if `room` bytes hold it, together with as many others as fit."""
-        size = _piece_size(piece)
-        with self._lock:
-            if key in self._pieces or size > room:
-                return
-            while self._bytes + size > room:
-                self._bytes -= _piece_size(self._pieces.popitem(last=False)[1])
-            self._pieces[key] = piece
-            self._bytes += size
-
-    def clear(self) -> None:
-        """Let go of all."""
-        with self._lock:
-            self._pieces.clear()
-            self._bytes = 0
-
-
-def _piece_size(piece: tuple[Array, Array | None]) -> int:
-    return sum(int(array.nbytes) for array in piece if array is not None)
-
-
-_kept = Kept()
-
-
-def forget_pieces() -> None:
-    """Give back what this process keeps on its device between tasks."""
-    _kept.clear()
-    free_device_memory()
+# Pieces
 
 
 def _piece(
@@ -355,12 +306,12 @@ def _piece(
         return read_piece(store, catalogue, columns, start, stop)
     # Chunks are asked for as the job cuts them, but for halves, which are not worth keeping.
     key = (store, job.folder, block, start, stop)
-    piece = _kept.get(key)
+    piece = kept.pieces.get(key)
     if piece is None:
         scores, valid = read_piece(store, catalogue, columns, start, stop)
         mask = None if valid is None else to_device(valid, job.device)
         piece = (to_device(scores, job.device), mask)
-        _kept.put(key, piece, job.kept_bytes)
+        kept.pieces.put(key, piece, job.kept_bytes)
     return piece
 
 

@@ -212,6 +212,17 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = Fa
     return ndarray(np.array(a, dtype=dtype))
 
 
+limit = {"bytes": float("inf")}
+"""The largest array that `empty` has memory for."""
+
+
+def _empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    made = np.empty(shape, dtype, order)  # type: ignore[call-overload]
+    if made.nbytes > limit["bytes"]:
+        raise MemoryError(f"std::bad_alloc: out_of_memory: {made.nbytes} bytes")
+    return ndarray(made)
+
+
 class _Namespace(types.ModuleType):
     """The module itself: only what CuPy has can be taken from it."""
 
@@ -268,6 +279,7 @@ vars(cupy).update(
         "array": asarray,
         "take": _take,
         "clip": _clip,
+        "empty": _empty,
         "linalg": _Linalg("cupy.linalg"),
         "asnumpy": lambda array: array.get(),
     }

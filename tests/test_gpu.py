@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,25 @@ from numpy.typing import NDArray
 from tables import mixed_table, write_parts
 
 import dpipe
+from dpipe import kept, memory, plan, tiles
 from dpipe import session as sessions
 from dpipe.backend import namespace, to_device, to_host
 from dpipe.config import Options
+from dpipe.errors import ResourceError
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.measures import BASIS, MEASURES
-from dpipe.kernels.moments import Moments, Piece, expand_ranks, expand_whitened, tile_moments
+from dpipe.kernels.moments import (
+    Moments,
+    Piece,
+    expand_ranks,
+    expand_whitened,
+    in_quarters,
+    tile_moments,
+)
 from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.kernels.rerank import joint_spearman
+from dpipe.passes import nonlinear
 
 TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4}
 ROWS = 700
@@ -195,7 +206,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
-    monkeypatch.setattr(sessions, "_choose_attached_device", lambda *_: "gpu")
+    monkeypatch.setattr(sessions, "_choose_attached_device", lambda *_: ("gpu", 8 << 30))
     with (
         LocalCluster(
             n_workers=1,
@@ -226,6 +237,132 @@ def test_select__on_the_stand_in_equals_the_cpu(
     here = dpipe.select(folder, client=client, device="cpu", **options)
     assert there.selected == here.selected
     assert [d.reason for d in there.decisions] == [d.reason for d in here.decisions]
+
+
+def small(folder: Path, client: Any, **options: Any) -> Any:
+    settings: dict[str, Any] = {"min_valid": 50, "nonlinear_threshold": 0.6, "restart": "never"}
+    return dpipe.select(folder, client=client, **(settings | options))
+
+
+def test_select__computes_smaller_tiles_on_a_card_that_is_full(
+    client: Any, threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_parts(mixed_table(600, families=3), tmp_path / "table")
+    quartered = []
+
+    def counted(*arguments: Any) -> Moments:
+        quartered.append(1)
+        return in_quarters(*arguments)
+
+    monkeypatch.setattr(tiles, "in_quarters", counted)
+    monkeypatch.setitem(standin.limit, "bytes", 200_000)
+    there = small(folder, threads)
+    assert quartered
+    monkeypatch.setitem(standin.limit, "bytes", 1000)
+    with pytest.raises(ResourceError, match=r"the card has no memory for .*, nor for smaller"):
+        small(folder, threads, fresh=True)
+    monkeypatch.undo()
+    here = small(folder, client, device="cpu")
+    assert there.selected == here.selected
+    assert [d.reason for d in there.decisions] == [d.reason for d in here.decisions]
+
+
+def test_select__reads_a_piece_once_while_it_is_kept(
+    threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_parts(mixed_table(600, families=3), tmp_path / "table")
+    # Tiles so narrow that every block is part of several.
+    monkeypatch.setattr(plan, "_WIDEST_ON_DEVICE", {1: 8, BASIS: 8})
+    monkeypatch.setattr(plan, "_NARROWEST_TILE", 8)
+    reads: Counter[Any] = Counter()
+    read_piece = tiles.read_piece
+
+    def counted(store: Any, catalogue: Any, columns: Any, start: int, stop: int) -> Any:
+        if isinstance(columns, range):  # a block; single columns are read to settle pairs
+            reads[id(catalogue), columns, start, stop] += 1
+        return read_piece(store, catalogue, columns, start, stop)
+
+    monkeypatch.setattr(tiles, "read_piece", counted)
+    kept.pieces.clear()
+    small(folder, threads)
+    assert len(reads) >= 8
+    assert 0 < len(kept.pieces) < len(reads)  # those of earlier passes went with them
+    assert max(reads.values()) <= 2  # two threads may miss the same piece at a time
+    with_room = sum(reads.values())
+    threads.run(sessions.give_memory_back)
+    assert len(kept.pieces) == 0
+    reads.clear()
+    monkeypatch.setattr(memory, "KEPT_SHARE", 0)
+    small(folder, threads, fresh=True)
+    assert len(kept.pieces) == 0
+    assert sum(reads.values()) > 1.5 * with_room
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("functions", [1, BASIS])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_in_quarters__equals_the_whole(functions: int, missing: bool, diagonal: bool) -> None:
+    (left, right), _ = pieces(functions, missing, "cpu")
+    if diagonal:
+        right = left
+
+    def half(piece: Piece, which: int) -> Piece:
+        middle = (len(piece.functions) + 1) // 2
+        part = slice(0, middle) if which == 0 else slice(middle, None)
+        valid = None if piece.valid is None else piece.valid[part]
+        return Piece(piece.functions[part], valid)
+
+    def quarter(a: int, b: int) -> Moments:
+        same = diagonal and a == b
+        return tile_moments(half(left, a), None if same else half(right, b)).total()
+
+    whole = tile_moments(left, None if diagonal else right).total()
+    found = in_quarters(quarter, diagonal, (missing, missing))
+    for name, array in vars(whole).items():
+        assert getattr(found, name).shape == array.shape, name
+        np.testing.assert_allclose(getattr(found, name), array, atol=1e-3, err_msg=name)
+
+
+# TF32, emulated
+
+
+def as_tf32(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to 10 bits of mantissa, ties to even, as cuBLAS rounds the factors of a product."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    half = np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    return ((bits + half) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def test_as_tf32__keeps_ten_bits() -> None:
+    values = np.array([1, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, -3, 0], dtype=np.float32)
+    expected = np.array([1, 1 + 2**-10, 1, 1 + 2**-9, -3, 0], dtype=np.float32)
+    np.testing.assert_array_equal(as_tf32(values), expected)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_tf32__stays_within_the_margin_that_is_settled_again(missing: bool) -> None:
+    """A bound of the error, found by rounding on the CPU what cuBLAS would round."""
+    (left, right), owns = pieces(BASIS, missing, "cpu")
+    exact = tile_moments(left, right).total()
+    rounded = [Piece(as_tf32(side.functions), side.valid) for side in (left, right)]
+    coarse = tile_moments(*rounded).total()
+    errors = {}
+    for name in ("hsic", "rdc"):
+        values = [MEASURES[name].contract(m, *owns, {}) for m in (exact, coarse)]
+        errors[name] = float(np.max(np.abs(values[0] - values[1])))
+        assert 1e-6 < errors[name] < 3e-3, name
+    assert sum(errors.values()) / 2 < nonlinear.MARGIN["tf32"] / 3
+
+
+def test_select__asks_for_the_precision_it_was_given(
+    threads: Any, tmp_path: Path, client: Any
+) -> None:
+    folder = write_parts(mixed_table(600, families=2), tmp_path / "table")
+    there = small(folder, threads, precision="tf32")
+    assert standin.compute_types == {"float32": 7}
+    again = small(folder, threads, fresh=True)
+    assert standin.compute_types == {"float32": 1}
+    assert there.selected == again.selected
 
 
 @pytest.mark.gpu

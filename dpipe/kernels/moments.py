@@ -337,11 +337,9 @@ def _joined(parts: Sequence[Moments], side: str, incomplete: bool) -> Moments:
         axes |= {"count": 0 if side == "i" else 1, f"sum_{other}": 2, f"square_{other}": 1}
     if parts[0].product.shape[1] > 1:  # then the squares are unused
         axes = {name: axis for name, axis in axes.items() if not name.startswith("square")}
-    return Moments(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in parts], axes[field.name])
-            if field.name in axes
-            else getattr(parts[0], field.name)
-            for field in fields(Moments)
-        }
-    )
+
+    def join(name: str) -> np.ndarray:
+        arrays = [getattr(part, name) for part in parts]
+        return np.concatenate(arrays, axes[name]) if name in axes else np.asarray(arrays[0])
+
+    return Moments(*(join(field.name) for field in fields(Moments)))
