@@ -32,7 +32,7 @@ LEAST_ROOM = 512 * 2**20
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of trying CuPy: the card's ``uuid``, the bytes it gives, what is wrong (or None).
+    """What came of trying CuPy: the card's ``uuid``, the bytes to be had, what is wrong (or None).
 
     ``trouble`` is half a sentence that says what to do.
     """
@@ -105,7 +105,7 @@ def holders() -> tuple[int, ...]:
     """
     if visible_cards() == 0:
         return ()
-    pynvml = nvml.pynvml
+    pynvml: Any = vars(nvml)["pynvml"]  # imported there if it is installed
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
     first = visible.split(",")[0].strip()
     try:
@@ -123,7 +123,7 @@ def holders() -> tuple[int, ...]:
 def probe() -> Trial:
     """Compute something with CuPy in this process, and find out how much memory it can have.
 
-    Creates a CUDA context; what it allocates is given back.
+    Creates a CUDA context, as the first task on a device does.
     """
     try:
         import cupy
@@ -154,20 +154,18 @@ def probe_elsewhere() -> Trial:
 
 
 def _room(cupy: Any) -> int:
-    """Bytes that can be allocated in one piece, by whichever allocator CuPy uses here.
+    """Bytes this process can have: what is free on the card, and what its pools hold already.
 
-    What is free on the card is not the answer where a pool holds the rest for this process.
+    Nothing is allocated to find out: an asynchronous pool might never give it back, to the
+    disadvantage of other workers on the card.
     """
-    free, total = (int(size) for size in cupy.cuda.runtime.memGetInfo())
-    for size in sorted((int(free * 0.9), *(int(total * n / 10) for n in range(1, 10))))[::-1]:
-        try:
-            cupy.empty(size, dtype=cupy.uint8)
-            return size
-        except MemoryError:
-            continue
-        finally:
-            cupy.get_default_memory_pool().free_all_blocks()
-    return 0
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    room = int(free) + int(cupy.get_default_memory_pool().free_bytes())
+    rmm = sys.modules.get("rmm")
+    if rmm is not None:
+        pool_size = getattr(rmm.mr.get_current_device_resource(), "pool_size", None)
+        room += 0 if pool_size is None else int(pool_size())
+    return room
 
 
 def _trouble(error: Exception) -> str:
@@ -208,7 +206,7 @@ def _cuda_of_driver() -> int | None:
     """The newest major version of CUDA that the driver serves."""
     if visible_cards() == 0:
         return None
-    pynvml = nvml.pynvml
+    pynvml: Any = vars(nvml)["pynvml"]  # imported there if it is installed
     try:
         return int(pynvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000
     except pynvml.NVMLError:

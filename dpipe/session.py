@@ -344,7 +344,7 @@ class Session:
                 f"no worker of {self._address} answers within {PROBE_SECONDS:g} s; "
                 "look at its log, or start workers anew."
             )
-        # Before anybody tries CuPy, which may leave memory with the worker's pool.
+        # Before anybody tries CuPy, whose context takes memory as well.
         self._device_baseline = {f.name: f.device for f in facts if f.device is not None}
         self.device_memory = room
         if device is None:

@@ -90,36 +90,39 @@ class FakeCuPy(ModuleType):
 
     def __init__(self, free: int = 60 * GIB, error: Exception | None = None) -> None:
         super().__init__("cupy")
-        self.uint8 = np.uint8
-        self.asked: list[int] = []
-        self._free, self._error = free, error
+        self._error = error
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                memGetInfo=lambda: (2 * GIB, 80 * GIB),
+                memGetInfo=lambda: (free, 80 * GIB),
                 getDeviceProperties=lambda device: {"uuid": b"\x01" * 16},
             )
         )
-        self.get_default_memory_pool = lambda: standin.pool
+        self.get_default_memory_pool = lambda: SimpleNamespace(free_bytes=lambda: 4096)
 
     def arange(self, n: int) -> Any:
         if self._error:
             raise self._error
         return np.arange(n)
 
-    def empty(self, size: int, dtype: Any) -> None:
-        self.asked.append(size)
-        if size > self._free:
-            raise MemoryError("std::bad_alloc: out_of_memory: CUDA error")
 
-
-def test_probe__finds_what_the_allocator_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy = FakeCuPy()
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    trial = card.probe()
-    assert trial.trouble is None
-    assert trial.uuid == "01" * 16
-    assert 0.8 * 60 * GIB <= trial.room <= 60 * GIB  # though the driver says 2 GiB are free
-    assert cupy.asked == sorted(cupy.asked, reverse=True)
+@pytest.mark.parametrize(
+    ("resource", "room"),
+    [
+        (None, 2 * GIB + 4096),
+        (SimpleNamespace(), 2 * GIB + 4096),
+        (SimpleNamespace(pool_size=lambda: 70 * GIB), 72 * GIB + 4096),
+    ],
+    ids=["CuPy's pool", "asynchronous", "RMM's pool"],
+)
+def test_probe__finds_what_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, resource: Any, room: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", FakeCuPy(free=2 * GIB))
+    monkeypatch.delitem(sys.modules, "rmm", raising=False)
+    if resource is not None:
+        mr = SimpleNamespace(get_current_device_resource=lambda: resource)
+        monkeypatch.setitem(sys.modules, "rmm", SimpleNamespace(mr=mr))
+    assert card.probe() == card.Trial("01" * 16, room, None)
 
 
 def insufficient() -> Exception:
@@ -134,8 +137,8 @@ def insufficient() -> Exception:
         (FakeCuPy(error=ImportError("libnvrtc.so.11.2")), 11, "the extra gpu12 fits this driver"),
         (FakeCuPy(error=ValueError("")), None, "CuPy does not compute on the card (ValueError)"),
         (FakeCuPy(error=MemoryError("out")), 12, "the card is nearly full (0 MiB can be had)"),
-        (FakeCuPy(free=GIB // 8), 12, "the card is nearly full (0 MiB can be had); nvidia-smi"),
-        (FakeCuPy(free=int(1.8 * GIB)), 12, None),
+        (FakeCuPy(free=GIB // 8), 12, "the card is nearly full (128 MiB can be had); nvidia-smi"),
+        (FakeCuPy(free=GIB), 12, None),
     ],
 )
 def test_probe__says_in_one_sentence_what_is_wrong(
