@@ -144,10 +144,10 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
     """Own sums of one column block over one row split (host arrays)."""
     job, catalogue = _open(store, folder)
 
-    def sums(strip_rows: int) -> OwnSums:
+    def sums(strip_rows: int, keep: bool = True) -> OwnSums:
         parts = []
         for start, stop in _chunks(job, split):
-            scores, valid = _piece(store, job, catalogue, block, start, stop)
+            scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
             for row in range(0, stop - start, strip_rows):
                 strip = slice(row, row + strip_rows)
                 mask = None if valid is None else valid[:, strip]
@@ -160,7 +160,7 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
     first, last = job.tiling.blocks[block]
     strip = _SUMMED_ROWS if job.device == "cpu" else job.tiling.chunk_rows
     what = f"{last - first} columns"
-    return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS), what, job.device)
+    return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS, keep=False), what, job.device)
 
 
 def own_name(folder: str, block: int) -> str:
@@ -201,8 +201,11 @@ def _tile(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
     whole = (slice(None), slice(None) if i != j else None)
 
     def accumulate(sides: tuple[slice, slice | None], parts: int) -> Moments:
-        expand_i = _expander(store, job, catalogue, i, sides[0])
-        expand_j = None if sides[1] is None else _expander(store, job, catalogue, j, sides[1])
+        keep = parts == 1  # a card that is full has no room for what is not needed now
+        expand_i = _expander(store, job, catalogue, i, sides[0], keep)
+        expand_j = None
+        if sides[1] is not None:
+            expand_j = _expander(store, job, catalogue, j, sides[1], keep)
         total: Moments | None = None
         scratch = Scratch()
         for start, stop in _chunks(job, split, parts):
@@ -265,7 +268,7 @@ def _on_card(first: Callable[[], _T], smaller: Callable[[], _T], what: str, devi
 
 
 def _expander(
-    store: Store, job: Job, catalogue: Catalogue, block: int, part: slice = slice(None)
+    store: Store, job: Job, catalogue: Catalogue, block: int, part: slice, keep: bool
 ) -> Callable[[int, int], Piece]:
     """A function giving the functions of block `block`, or part of it, on rows [start, stop)."""
     own = _own(store, job, block)
@@ -275,7 +278,7 @@ def _expander(
     scratch = Scratch()
 
     def expand(start: int, stop: int) -> Piece:
-        scores, valid = _piece(store, job, catalogue, block, start, stop)
+        scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
         return _expand(scores[part], None if valid is None else valid[part], change, scratch)
 
     return expand
@@ -298,20 +301,20 @@ def _expand(
 
 
 def _piece(
-    store: Store, job: Job, catalogue: Catalogue, block: int, start: int, stop: int
+    store: Store, job: Job, catalogue: Catalogue, block: int, start: int, stop: int, keep: bool
 ) -> tuple[Array, Array | None]:
     """Scores and validity of a column block on rows [start, stop), where the job computes."""
     columns = range(*job.tiling.blocks[block])
     if job.device == "cpu":
         return read_piece(store, catalogue, columns, start, stop)
-    # Chunks are asked for as the job cuts them, but for halves, which are not worth keeping.
     key = (store, job.folder, block, start, stop)
     piece = kept.pieces.get(key)
     if piece is None:
         scores, valid = read_piece(store, catalogue, columns, start, stop)
         mask = None if valid is None else to_device(valid, job.device)
         piece = (to_device(scores, job.device), mask)
-        kept.pieces.put(key, piece, job.kept_bytes)
+        if keep:
+            kept.pieces.put(key, piece, job.kept_bytes)
     return piece
 
 

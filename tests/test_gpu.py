@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,17 +201,16 @@ def test_joint_spearman__equals_the_host(device: str) -> None:
 # Whole runs
 
 
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of workers in this process, which share the stand-in and count as GPU workers."""
+@contextmanager
+def workers_here(monkeypatch: pytest.MonkeyPatch, threads: int = 2) -> Iterator[Any]:
+    """A client of a worker in this process that counts as a GPU worker."""
     from distributed import Client, LocalCluster
 
-    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
     monkeypatch.setattr(sessions, "_choose_attached_device", lambda *_: ("gpu", 8 << 30))
     with (
         LocalCluster(
             n_workers=1,
-            threads_per_worker=2,
+            threads_per_worker=threads,
             processes=False,
             protocol="tcp",
             host="127.0.0.1",
@@ -219,6 +219,14 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        yield client
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The same, where CuPy is the stand-in."""
+    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
+    with workers_here(monkeypatch) as client:
         yield client
 
 
@@ -397,6 +405,55 @@ def test_similarity__on_the_gpu_equals_the_cpu(
 
 
 @pytest.mark.gpu
+def test_similarity__on_a_card_that_is_full_equals_the_cpu(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cupy
+
+    table = mixed_table(8000, families=8, missing=False)
+    folder = write_parts(table, tmp_path / "table")
+    here = dpipe.hsic(folder, client=client, device="cpu")
+    quartered = []
+
+    def counted(*arguments: Any) -> Moments:
+        quartered.append(1)
+        return in_quarters(*arguments)
+
+    pool = cupy.get_default_memory_pool()
+    allocator = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(pool.malloc)
+    monkeypatch.setattr(tiles, "in_quarters", counted)
+    monkeypatch.setattr(memory, "KEPT_SHARE", 0)
+    try:
+        with workers_here(monkeypatch, threads=1) as worker:
+            pool.free_all_blocks()
+            # The functions of the tile fit, what whitening them takes beside does not.
+            functions = len(here.columns) * BASIS * 8000 * 4
+            pool.set_limit(size=pool.total_bytes() + int(1.6 * functions))
+            there = dpipe.hsic(folder, client=worker, device="gpu")
+    finally:
+        pool.set_limit(size=0)
+        cupy.cuda.set_allocator(allocator)
+    assert quartered
+    np.testing.assert_allclose(there.values, here.values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+def test_precision__is_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_parts(mixed_table(20_000, families=4), tmp_path / "table")
+    here = dpipe.hsic(folder, device="cpu").values
+    monkeypatch.setenv("CUPY_TF32", "1")  # decides nothing
+    errors = {
+        precision: np.nanmax(
+            np.abs(dpipe.hsic(folder, device="gpu", precision=precision).values - here)
+        )
+        for precision in ("float32", "tf32")
+    }
+    assert errors["float32"] <= 1e-5
+    assert 2e-5 < errors["tf32"] < 3e-3
+
+
+@pytest.mark.gpu
 def test_recycle__gives_the_card_back() -> None:
     def fill() -> int:
         import cupy
@@ -407,7 +464,9 @@ def test_recycle__gives_the_card_back() -> None:
     with sessions.open_session(Options(device="gpu", workers=1), emit=notes.append) as session:
         start = used(session.read_memory("start", 0))
         assert session.client.submit(fill).result() == 2**28
-        assert used(session.read_memory("after", 1)) > start
+        after = session.read_memory("after", 1)
+        assert used(after) > start
+        assert max(reading.device_peak or 0 for reading in after) >= used(after)
         # A new process with its own context and nothing else: as at the start, give or take one.
         assert used(session.recycle(1)) <= start + 2**29
     assert not any("left-over process" in str(note) for note in notes)
