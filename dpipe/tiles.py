@@ -353,7 +353,8 @@ def _similarities(
     store: Store, job: Job, i: int, j: int, moments: Moments
 ) -> dict[str, NDArray[np.float64]]:
     """Each measure's (b_i, b_j) similarities, NaN where undefined, a unit diagonal."""
-    own_i, own_j = _own(store, job, i), _own(store, job, j)
+    own_i = _own(store, job, i)
+    own_j = own_i if i == j else _own(store, job, j)
     count = to_host(moments.count)
     values = {}
     for measure in job.specs:

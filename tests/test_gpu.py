@@ -9,6 +9,7 @@ Every test of kernels runs twice: with CuPy, marked gpu, and with `standin.cupy`
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from dpipe import session as sessions
 from dpipe.backend import namespace, to_device, to_host
 from dpipe.config import Options
 from dpipe.errors import ResourceError
+from dpipe.kernels import measures
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.measures import BASIS, MEASURES
 from dpipe.kernels.moments import (
@@ -188,6 +190,21 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
     here, there = values("cpu"), values(device)
     assert np.isfinite(here).all()
     np.testing.assert_allclose(there, here, atol=TOLERANCE[name], rtol=0)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", ["hsic", "rdc"])
+def test_measures__of_a_diagonal_tile_are_contracted_once(
+    device: str, name: str, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "_PAIRS_AT_ONCE", 20)  # a few rows at a time
+    (left, _), (own, _) = pieces(BASIS, missing, device)
+    moments = tile_moments(left, None).total()
+    same = dataclasses.replace(own)  # equal, but not the one object
+    whole = to_host(MEASURES[name].contract(moments, own, same, {}))
+    half = to_host(MEASURES[name].contract(moments, own, own, {}))
+    np.testing.assert_allclose(half, half.T, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(half, whole, atol=1e-6, rtol=0)
 
 
 def test_joint_spearman__equals_the_host(device: str) -> None:
