@@ -138,6 +138,11 @@ def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a Markdown table."""
     print("| " + " | ".join(header) + " |")
     print("|" + " -- |" * len(header))
+    show_rows(rows)
+
+
+def show_rows(rows: Iterable[Sequence[object]]) -> None:
+    """Print further rows of a Markdown table."""
     for row in rows:
         print("| " + " | ".join(_word(cell) for cell in row) + " |")
     sys.stdout.flush()

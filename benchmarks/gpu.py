@@ -1,43 +1,73 @@
 """What a GPU does for dpipe, beside the floors of the same card and the CPU of the same machine.
 
 - Gram: the tile product of pass 4 on data that lies on the card, as a share of the rate that the
-  card's own cuBLAS reaches in the same run; float32, and TF32 in a process of its own.
+  card's own cuBLAS reaches in the same run; float32 and TF32.
+- Pairs: HSIC and RDC of all pairs from a rank store that is ready, over the time the products alone
+  would take at cuBLAS's rate.
 - Ranks: values a second of `rank_column`, on the card and on one core.
-- Agreement: largest difference between card and CPU of rho, nHSIC and RDC.
+- Agreement: largest difference between card and CPU of rho, nHSIC and RDC; of nHSIC and RDC with
+  TF32; selections of the example table.
 - End to end: 1e6 x 2,000 and 1e7 x 500, generated on the spot; seconds of each pass, CPU beside it.
+- Two workers on one card: the same table, and whether the selection is the same.
 - Memory: bytes in use on the card before a run, at most, after a restart, after the end.
 
-Usage: ``python -m benchmarks.gpu [--scale 0.1] [--no-cpu]``; ``--device cpu`` runs the same code
-without a GPU, to see that it works. The exit code is 1 when card and CPU do not agree.
+Usage: ``python -m benchmarks.gpu [--quick] [--parts gram,pairs,...] [--no-cpu]``. ``--quick`` takes
+tables that fit ten minutes on 16 cores; ``--scale 0.1`` a tenth of the rows of whatever is taken.
+``--device cpu`` runs the same code without a GPU, to see that it works. Each part is printed, and
+written to ``--json``, as soon as it is measured. The exit code is 1 when card and CPU do not agree.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from distributed import LocalCluster
 
 from benchmarks import common
-from dpipe.backend import Array, namespace, to_device
+from dpipe.allpairs import similarity
+from dpipe.backend import Array, namespace, set_precision, to_device
+from dpipe.config import options_from
 from dpipe.kernels.measures import BASIS
 from dpipe.kernels.moments import Scratch, expand_whitened, tile_moments
 from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import rank_column
-from dpipe.plan import Machine, tile_grid
+from dpipe.model import (
+    ColumnStatistics,
+    Event,
+    MemoryRead,
+    PassDone,
+    PassStarted,
+    RunStarted,
+    silent,
+)
+from dpipe.passes.context import Context, run_grid
+from dpipe.pipeline import run
+from dpipe.plan import Machine, even_blocks, tile_grid
+from dpipe.rankstore import Store, StoredColumn, write_block
+from dpipe.session import Session, open_session
+
+Figures = dict[str, Any]
+Row = tuple[str, object, str]
 
 TOLERANCES = {"spearman": 1e-6, "hsic": 1e-5, "rdc": 1e-4}
 SIZES = ((1_000_000, 2000), (10_000_000, 500))
-REACH = {"gram": ">= 0.7", "passes": ">= 20"}
+QUICK_SIZES = ((200_000, 800), (1_000_000, 100))
+REACH = {"gram": ">= 0.7", "pairs": "<= 1.5", "passes": ">= 20"}
 _REPEATS = 5
+_PAIRS = (1_000_000, 1000)
+_QUICK_PAIRS = (500_000, 1000)
 
 
 def scaled(rows: int, scale: float) -> int:
@@ -66,11 +96,13 @@ def best_seconds(function: Callable[[], Array]) -> float:
 # Gram
 
 
-def measure_gram(device: str, scale: float) -> dict[str, float]:
+def measure_gram(device: str, scale: float, precision: str) -> dict[str, float]:
     """TFLOP/s of the library's matrix product and of a tile of pass 4, of the same shape."""
-    tiling = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 16 * 2**30))
+    card = 32 * 2**30 if device == "gpu" else None
+    tiling = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 64 * 2**30, card))
     width = max(24, int(tiling.widest * min(1.0, scale * 10)))
     rows = max(512, int(tiling.chunk_rows * min(1.0, scale * 10)))
+    set_precision(device, precision)
     left, right = (_columns(width, rows, device, seed) for seed in (0, 1))
     work = 2.0 * rows * (width * BASIS) ** 2
     figures: dict[str, float] = {"columns": width, "rows": rows}
@@ -80,16 +112,24 @@ def measure_gram(device: str, scale: float) -> dict[str, float]:
     library = best_seconds(lambda: xp.matmul(flat[0], flat[1].T, out=out))
     scratches = [Scratch() for _ in range(3)]
 
-    def product() -> Array:
-        pieces = [
+    def pieces(*sides: Any) -> list[Any]:
+        return [
             expand_whitened(*side, scratch=scratch)
-            for side, scratch in zip((left, right), scratches[:2], strict=True)
+            for side, scratch in zip(sides, scratches, strict=False)
         ]
-        return tile_moments(pieces[0], pieces[1], scratches[2]).product
+
+    def apart() -> Array:
+        return tile_moments(*pieces(left, right), scratches[2]).product
+
+    def diagonal() -> Array:
+        return tile_moments(pieces(left)[0], None, scratches[2]).product
 
     figures["library TFLOP/s"] = work / library / 1e12
-    figures["dpipe TFLOP/s"] = work / best_seconds(product) / 1e12
+    figures["dpipe TFLOP/s"] = work / best_seconds(apart) / 1e12
     figures["share"] = figures["dpipe TFLOP/s"] / figures["library TFLOP/s"]
+    # A symmetric product is half the work.
+    figures["diagonal share"] = work / 2 / best_seconds(diagonal) / 1e12
+    figures["diagonal share"] /= figures["library TFLOP/s"]
     return figures
 
 
@@ -99,8 +139,7 @@ def _columns(width: int, rows: int, device: str, seed: int) -> tuple[Array, None
     order = np.argsort(rng.random((width, rows)), axis=1)
     scores = ((order + 0.5) / rows - 0.5).astype(np.float32)
     own = whitened(own_sums(scores.astype(np.float64), BASIS, None))
-    moved = {name: to_device(array, device) for name, array in own.arrays().items()}
-    return to_device(scores, device), None, Own(**moved)
+    return to_device(scores, device), None, own.on_device(device)
 
 
 # Ranks
@@ -127,38 +166,151 @@ def _scores(values: Array) -> Array:
     return rank_column(values).scores
 
 
+# Pairs
+
+
+def measure_pairs(
+    device: str, scale: float, precision: str, size: tuple[int, int], folder: Path
+) -> dict[str, float]:
+    """Seconds of HSIC and RDC of all pairs from a rank store, and the products' own at best."""
+    rows, columns = scaled(size[0], scale), max(24, int(size[1] * min(1.0, scale * 10)))
+    # In another process: what CuPy's pool keeps in this one, workers could not have.
+    shared = (f"--device={device}", f"--scale={scale}", f"--precision={precision}")
+    gram = common.own_process("benchmarks.gpu", "--part=gram", *shared)
+    options = options_from(
+        {"device": device, "workers": 1, "precision": precision, "restart": "never"}
+    )
+    store = Store(str(folder / "pairs"))
+    try:
+        prepared = _ready_store(store, rows, columns)
+        with open_session(options) as session:
+            context = Context(session, store, options, silent, rows)
+            spent = [_seconds_of_pairs(context, prepared, number) for number in range(3)]
+    finally:
+        store.remove()
+    floor = rows * (columns * BASIS) ** 2 / gram["library TFLOP/s"] / 1e12
+    return {"rows": rows, "columns": columns, "seconds": min(spent[1:]), "floor": floor}
+
+
+def _seconds_of_pairs(context: Context, prepared: Any, number: int) -> float:
+    """One grid of both measures; the number makes its tiles differ from those of the last."""
+    start = time.perf_counter()
+    grid = run_grid(
+        context,
+        prepared,
+        sorted(prepared),
+        "pairs",
+        ("hsic", "rdc"),
+        weights=(0.5, 0.5),
+        parameters={"seed": 0, "seeds": 5, "degree": None},
+        threshold=0.9 + number / 1000,
+    )
+    context.store.remove(grid.job.folder)
+    return time.perf_counter() - start
+
+
+def _ready_store(store: Store, rows: int, columns: int) -> dict[str, tuple[int, StoredColumn]]:
+    """A rank store of columns without ties, in an order of their own each."""
+    rng = np.random.default_rng(0)
+    nothing = {f.name: 0.0 for f in dataclasses.fields(ColumnStatistics)}
+    prepared = {}
+    for number, (first, last) in enumerate(even_blocks(0, columns, 64)):
+        stored, scores = [], []
+        for slot in range(last - first):
+            name = f"x{first + slot:05d}"
+            counts = {"n_rows": rows, "n_valid": rows, "n_unique": rows, "rank_hash": name}
+            statistics = ColumnStatistics(**(nothing | {"name": name} | counts))  # type: ignore[arg-type]
+            stored.append(StoredColumn(statistics, None, slot, -1, ""))
+            order = rng.permutation(rows)
+            scores.append(((order + 0.5) / rows - 0.5).astype(np.float32))
+        write_block(store, number, stored, scores, [])
+        prepared |= {column.statistics.name: (number, column) for column in stored}
+    return prepared
+
+
 # Agreement
 
 
 def measure_agreement(device: str, scale: float, folder: Path) -> dict[str, float]:
-    """Largest difference of each measure between the device and the CPU."""
-    from dpipe.allpairs import similarity
-    from dpipe.config import options_from
-
+    """Largest difference of each measure between the device and the CPU, and with TF32."""
     path = common.table(folder, scaled(200_000, scale), 48, missing=0.2, copies=0.2)
 
-    def values(measure: str, where: str) -> np.ndarray:
-        options = options_from({"device": where, "workers": 1, "min_valid": 100})
-        return similarity([path], measure, options=options).values
+    def session(where: str) -> Session:
+        return open_session(options_from({"device": where, "workers": 1}))
 
     found = {}
-    for measure in TOLERANCES:
-        here, there = values(measure, "cpu"), values(measure, device)
-        if not np.array_equal(np.isnan(here), np.isnan(there)):
-            found[measure] = float("inf")
-        else:
-            found[measure] = float(np.nanmax(np.abs(here - there)))
+    with session("cpu") as cpu, session(device) as other:
+
+        def values(measure: str, there: Session, precision: str = "float32") -> np.ndarray:
+            asked = {"device": there.device, "min_valid": 100, "precision": precision}
+            options = options_from(asked)
+            return similarity([path], measure, options=options, client=there.client).values
+
+        for measure in TOLERANCES:
+            here = values(measure, cpu)
+            found[measure] = _difference(here, values(measure, other))
+            if measure != "spearman":  # which is float64 throughout
+                found[f"{measure}, tf32"] = _difference(here, values(measure, other, "tf32"))
+    return found
+
+
+def _difference(here: np.ndarray, there: np.ndarray) -> float:
+    if not np.array_equal(np.isnan(here), np.isnan(there)):
+        return float("inf")
+    return float(np.nanmax(np.abs(here - there)))
+
+
+def measure_selections(device: str, tables: Sequence[Path]) -> dict[str, bool]:
+    """Whether device, TF32 and CPU select the same columns of each table."""
+    found = {}
+    for path in tables:
+        here = measure_run(path, "cpu", "1,2,3,4")["selected"]
+        for precision in ("float32", "tf32"):
+            there = measure_run(path, device, "1,2,3,4", precision=precision)["selected"]
+            found[f"{path.name}, {precision}"] = here == there
+    return found
+
+
+# Two workers on one card
+
+
+def measure_two_workers(path: Path, device: str, passes: str) -> dict[str, Any]:
+    """A run on one worker and on two that share the card (or, on the CPU, the machine)."""
+    found: dict[str, Any] = {}
+    for workers in (1, 2):
+        with LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as cluster:
+            kind = ["cuda", "worker"] if device == "gpu" else ["worker"]
+            more = (
+                ["--rmm-async", "--set-rmm-allocator-for-libs", "cupy"] if device == "gpu" else []
+            )
+            command = [sys.executable, "-m", "dask", *kind, cluster.scheduler_address]
+            command += ["--nthreads", "1", "--no-dashboard", *more]
+            environment = {**os.environ, **common.worker_env()}
+            if device == "gpu":
+                environment["CUDA_VISIBLE_DEVICES"] = "0"
+            started = [
+                subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+                for _ in range(workers)
+            ]
+            try:
+                cluster.wait_for_workers(workers, timeout=120)
+                run = measure_run(path, device, passes, scheduler=cluster.scheduler_address)
+            finally:
+                for process in started:
+                    process.terminate()
+                for process in started:
+                    process.wait(60)
+        found[str(workers)] = {"seconds": sum(run["seconds"].values()), "selected": run["selected"]}
     return found
 
 
 # End to end
 
 
-def measure_run(path: Path, device: str, passes: str) -> dict[str, Any]:
+def measure_run(path: Path, device: str, passes: str, **options: str) -> dict[str, Any]:
     """Seconds of each pass less the restart of the workers, the selection, and device bytes."""
-    from dpipe.config import options_from
-    from dpipe.model import Event, MemoryRead, PassDone, PassStarted, RunStarted
-    from dpipe.pipeline import run
 
     began: dict[int, float] = {}
     ended: dict[int, float] = {}
@@ -176,12 +328,15 @@ def measure_run(path: Path, device: str, passes: str) -> dict[str, Any]:
                 ended.setdefault(number, now)
 
     before = card_bytes()
-    selection = run([path], options_from({"device": device, "passes": passes}), observers=[watch])
+    asked = options_from({"device": device, "passes": passes} | options)
+    selection = run([path], asked, observers=[watch])
     device_bytes: dict[str, int] = {}
     for reading in selection.ledger:
         if reading.device is not None:
             seen = device_bytes.get(reading.moment, 0)
             device_bytes[reading.moment] = max(seen, reading.device)
+            peak = max(device_bytes.get("peak", 0), reading.device_peak or 0)
+            device_bytes["peak"] = peak
     return {
         "seconds": {str(number): end - began[number] for number, end in ended.items()},
         "selected": list(selection.selected),
@@ -205,29 +360,74 @@ def card_bytes() -> int | None:
 # Together
 
 
-def parts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every figure, measured."""
-    figures: dict[str, Any] = {"device": arguments.device}
-    figures["gram"] = {"float32": own_part("gram", arguments)}
-    if arguments.device == "gpu":
-        tf32 = own_part("gram", arguments, {"CUPY_TF32": "1"})
-        figures["gram"]["tf32"] = tf32
-    figures["ranks"] = {arguments.device: own_part("ranks", arguments)}
-    if arguments.cpu:
-        figures["ranks"]["cpu, one core"] = own_part(
-            "ranks", arguments, common.worker_env(), device="cpu"
-        )
-    figures["agreement"] = measure_agreement(arguments.device, arguments.scale, arguments.data)
-    figures["runs"] = {}
-    for rows, columns in SIZES:
+def tables(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """The generated tables, by their size in words."""
+    for rows, columns in QUICK_SIZES if arguments.quick else SIZES:
         rows = scaled(rows, arguments.scale)
         columns = max(16, int(columns * min(1.0, arguments.scale * 20)))
         path = common.table(arguments.data, rows, columns, missing=0.1, copies=0.1)
-        run = {"device": measure_run(path, arguments.device, arguments.passes)}
-        if arguments.cpu:
-            run["cpu"] = measure_run(path, "cpu", arguments.passes)
-        figures["runs"][f"{rows} x {columns}"] = run
+        yield f"{rows} x {columns}", path
+
+
+def gram_part(arguments: argparse.Namespace) -> Figures:
+    """Shares of cuBLAS's rate, each precision in a process of its own."""
+    return {kind: own_part("gram", arguments, precision=kind) for kind in precisions(arguments)}
+
+
+def pairs_part(arguments: argparse.Namespace) -> Figures:
+    """All pairs over the floor of the products."""
+    return {kind: own_part("pairs", arguments, precision=kind) for kind in precisions(arguments)}
+
+
+def ranks_part(arguments: argparse.Namespace) -> Figures:
+    """Ranking rates on the card and on one core."""
+    figures = {arguments.device: own_part("ranks", arguments)}
+    if arguments.cpu:
+        figures["cpu, one core"] = own_part("ranks", arguments, common.worker_env(), device="cpu")
     return figures
+
+
+def agreement_part(arguments: argparse.Namespace) -> Figures:
+    """Differences between card and CPU."""
+    return measure_agreement(arguments.device, arguments.scale, arguments.data)
+
+
+def selections_part(arguments: argparse.Namespace) -> Figures:
+    """Whether selections are the same; the example, and what else is named."""
+    example = Path(__file__).resolve().parent.parent / "examples" / "nci"
+    return measure_selections(arguments.device, [example, *arguments.tables])
+
+
+def runs_part(arguments: argparse.Namespace) -> Figures:
+    """Whole runs."""
+    figures = {}
+    for size, path in tables(arguments):
+        figures[size] = {"device": measure_run(path, arguments.device, arguments.passes)}
+        if arguments.cpu:
+            figures[size]["cpu"] = measure_run(path, "cpu", arguments.passes)
+    return figures
+
+
+def workers_part(arguments: argparse.Namespace) -> Figures:
+    """Two workers on one card."""
+    _, path = next(tables(arguments))
+    return measure_two_workers(path, arguments.device, arguments.passes)
+
+
+def precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What there is to compare: a CPU knows float32 alone."""
+    return ("float32", "tf32") if arguments.device == "gpu" else ("float32",)
+
+
+PARTS = {  # what matters most first, for machines that are lent for minutes
+    "gram": gram_part,
+    "pairs": pairs_part,
+    "agreement": agreement_part,
+    "runs": runs_part,
+    "selections": selections_part,
+    "workers": workers_part,
+    "ranks": ranks_part,
+}
 
 
 def own_part(
@@ -235,6 +435,7 @@ def own_part(
     arguments: argparse.Namespace,
     environment: dict[str, str] | None = None,
     device: str | None = None,
+    precision: str = "float32",
 ) -> dict[str, float]:
     """One part in a process of its own, so that its memory and settings end with it."""
     found: dict[str, float] = common.own_process(
@@ -242,70 +443,128 @@ def own_part(
         f"--part={name}",
         f"--device={device or arguments.device}",
         f"--scale={arguments.scale}",
+        f"--precision={precision}",
+        f"--data={arguments.data}",
+        *(["--quick"] if arguments.quick else []),
         environment=environment,
     )
     return found
 
 
-def rows_of(figures: dict[str, Any]) -> list[tuple[str, object, str]]:
-    """The short table: (figure, value, what it should reach)."""
-    rows: list[tuple[str, object, str]] = []
-    library = "cuBLAS" if figures["device"] == "gpu" else "BLAS of the CPU"
-    for precision, gram in figures["gram"].items():
-        rows.append((f"{library}, {precision}, TFLOP/s", gram["library TFLOP/s"], ""))
-        rows.append((f"Gram of pass 4, {precision}, TFLOP/s", gram["dpipe TFLOP/s"], ""))
-        rows.append((f"Gram of pass 4 / {library}, {precision}", gram["share"], REACH["gram"]))
-    for where, ranks in figures["ranks"].items():
-        rows += [(f"ranks on {where}, {name}", value, "") for name, value in ranks.items()]
-    for measure, difference in figures["agreement"].items():
-        rows.append((f"largest difference, {measure}", difference, f"<= {TOLERANCES[measure]:g}"))
-    for size, run in figures["runs"].items():
-        seconds = run["device"]["seconds"]
-        rows += [(f"{size}: pass {n}, s", spent, "") for n, spent in seconds.items()]
-        if "cpu" in run:
-            slow = run["cpu"]["seconds"]
-            for n, spent in slow.items():
-                reach = REACH["passes"] if n in ("2", "4") else ""
-                rows.append((f"{size}: pass {n}, CPU / device", spent / seconds[n], reach))
-            same = run["cpu"]["selected"] == run["device"]["selected"]
-            rows.append((f"{size}: same selection", same, "True"))
-        for moment, used in run["device"]["device"].items():
-            if used is not None:
-                rows.append((f"{size}: MiB on the card, {moment}", used >> 20, ""))
+def rows_of(part: str, figures: Figures, device: str) -> list[Row]:
+    """A part's rows of the short table: (figure, value, what it should reach)."""
+    library = "cuBLAS" if device == "gpu" else "BLAS of the CPU"
+    rows: list[Row] = []
+    match part:
+        case "gram":
+            for kind, gram in figures.items():
+                rows += [
+                    (f"{library}, {kind}, TFLOP/s", gram["library TFLOP/s"], ""),
+                    (f"Gram of pass 4, {kind}, TFLOP/s", gram["dpipe TFLOP/s"], ""),
+                    (f"Gram of pass 4 / {library}, {kind}", gram["share"], REACH["gram"]),
+                    (f"the same on the diagonal, {kind}", gram["diagonal share"], REACH["gram"]),
+                ]
+        case "pairs":
+            for kind, pairs in figures.items():
+                size = f"{pairs['rows']} x {pairs['columns']}, {kind}"
+                over = pairs["seconds"] / pairs["floor"]
+                rows.append((f"HSIC + RDC of all pairs, {size}, s", pairs["seconds"], ""))
+                rows.append((f"the same / products at the rate of {library}", over, REACH["pairs"]))
+        case "ranks":
+            for where, ranks in figures.items():
+                rows += [(f"ranks on {where}, {name}", value, "") for name, value in ranks.items()]
+        case "agreement":
+            for name, difference in figures.items():
+                reach = f"<= {TOLERANCES[name]:g}" if name in TOLERANCES else ""
+                rows.append((f"largest difference, {name}", difference, reach))
+        case "selections":
+            rows += [(f"same selection, {name}", same, "True") for name, same in figures.items()]
+        case "runs":
+            for size, run in figures.items():
+                rows += _rows_of_run(size, run)
+        case "workers":
+            for workers, run in figures.items():
+                rows.append((f"{workers} workers on one card, s", run["seconds"], ""))
+            same = figures["1"]["selected"] == figures["2"]["selected"]
+            rows.append(("same selection, 1 and 2 workers", same, "True"))
     return rows
 
 
-def agrees(figures: dict[str, Any]) -> bool:
-    """Whether device and CPU gave the same, within the tolerances."""
-    return all(
-        difference <= TOLERANCES[measure] for measure, difference in figures["agreement"].items()
-    ) and all(
-        run["cpu"]["selected"] == run["device"]["selected"]
-        for run in figures["runs"].values()
-        if "cpu" in run
-    )
+def _rows_of_run(size: str, run: dict[str, Any]) -> list[Row]:
+    seconds = run["device"]["seconds"]
+    rows: list[Row] = [(f"{size}: pass {n}, s", spent, "") for n, spent in seconds.items()]
+    if "cpu" in run:
+        for n, spent in run["cpu"]["seconds"].items():
+            reach = REACH["passes"] if n in ("2", "4") else ""
+            rows.append((f"{size}: pass {n}, CPU / device", spent / seconds[n], reach))
+        same = run["cpu"]["selected"] == run["device"]["selected"]
+        rows.append((f"{size}: same selection", same, "True"))
+    for moment, used in run["device"]["device"].items():
+        if used is not None:
+            rows.append((f"{size}: MiB on the card, {moment}", used >> 20, ""))
+    return rows
+
+
+def agrees(part: str, figures: Figures) -> bool:
+    """Whether device and CPU gave the same, within the tolerances, as far as this part tells."""
+    match part:
+        case "agreement":
+            return all(figures[measure] <= bound for measure, bound in TOLERANCES.items())
+        case "selections":
+            return all(figures.values())
+        case "runs":
+            compared = [run for run in figures.values() if "cpu" in run]
+            return all(run["cpu"]["selected"] == run["device"]["selected"] for run in compared)
+        case "workers":
+            return bool(figures["1"]["selected"] == figures["2"]["selected"])
+    return True
+
+
+def measure_one(arguments: argparse.Namespace) -> dict[str, float]:
+    """A part that has this process to itself."""
+    device, scale, precision = arguments.device, arguments.scale, arguments.precision
+    match arguments.part:
+        case "gram":
+            return measure_gram(device, scale, precision)
+        case "pairs":
+            size = _QUICK_PAIRS if arguments.quick else _PAIRS
+            return measure_pairs(device, scale, precision, size, arguments.data)
+    return measure_ranks(device, scale)
 
 
 def main() -> int:
     """Measure one part as JSON, or all of them as a table."""
     parser = common.parser(__doc__)
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--quick", action="store_true", help="tables that fit ten minutes")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rows")
     parser.add_argument("--passes", default="1,2,3,4")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, in this order")
+    parser.add_argument(
+        "--tables", type=Path, nargs="*", default=[], help="folders to compare selections of, too"
+    )
     parser.add_argument("--no-cpu", dest="cpu", action="store_false", help="no CPU beside it")
-    parser.add_argument("--part", choices=("gram", "ranks"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("gram", "pairs", "ranks"), help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        measure = {"gram": measure_gram, "ranks": measure_ranks}[arguments.part]
-        print(json.dumps(measure(arguments.device, arguments.scale)))
+        print(json.dumps(measure_one(arguments)))
         return 0
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"), flush=True)
     if arguments.device == "cpu":
         print("No GPU takes part: these figures say that the code works, and nothing about a card.")
-    figures = parts(arguments)
-    common.show(("figure", "value", "reach"), rows_of(figures))
-    common.finish(arguments, figures)
-    return 0 if agrees(figures) else 1
+    figures: dict[str, Any] = {"device": arguments.device}
+    agreed = True
+    print("| figure | value | reach |\n| -- | -- | -- |")
+    for part in arguments.parts.split(","):
+        start = time.perf_counter()
+        figures[part] = PARTS[part](arguments)
+        spent = time.perf_counter() - start
+        rows = rows_of(part, figures[part], arguments.device)
+        common.show_rows([*rows, (f"seconds that measuring took, {part}", spent, "")])
+        common.finish(arguments, figures)
+        agreed &= agrees(part, figures[part])
+    return 0 if agreed else 1
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # On any machine with an NVIDIA GPU: the tests that need one, then the benchmark, then a short table.
 #
-#   cluster/gpu_check.sh                          from a checkout with ".[test,gpu12]" installed
-#   cluster/gpu_check.sh --scale 0.1              a tenth of the rows
-#   cluster/gpu_check.sh --device cpu --scale 0.002        the same code without a GPU, to try it
+#   cluster/gpu_check.sh --quick                  from a checkout with ".[test,gpu12]" installed
+#   cluster/gpu_check.sh                          the full sizes
+#   cluster/gpu_check.sh --quick --tables ../a ../b        selections of these tables, too
+#   cluster/gpu_check.sh --device cpu --quick --scale 0.002    the same code without a GPU, to try it
 #
-# All arguments go to `python -m benchmarks.gpu`. At full size it needs 60 GB of disk (--data says
-# where) and an hour, most of it for the CPU beside the GPU; --no-cpu leaves that out. The exit code
-# is 0 when the tests pass and the card agrees with the CPU, whatever the speed.
+# All arguments go to `python -m benchmarks.gpu`. --quick is made for ten minutes on 16 cores and 8 GB
+# of disk; --data says where the tables go. At full size it needs 60 GB of disk and an hour, most of
+# it for the CPU beside the GPU; --no-cpu leaves that out. Nothing is fetched: where there is no
+# network, put wheels of what is missing into a folder, install them with
+# `pip install --no-index --no-deps --target SITE WHEELS/*.whl` and set PYTHONPATH=SITE.
+# The exit code is 0 when the tests pass and the card agrees with the CPU, whatever the speed.
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
@@ -16,6 +20,10 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 case " $* " in
 *" --device cpu "* | *" --device=cpu "*) device=cpu ;;
 *) device=gpu ;;
+esac
+case " $* " in
+*" --quick "*) slow=() ;;
+*) slow=(--runslow) ;;
 esac
 
 status=0
@@ -26,9 +34,11 @@ if [ "$device" = gpu ]; then
     fi
     nvidia-smi --query-gpu=index,name,driver_version,memory.used,memory.total --format=csv
     export CUDA_DEVICE_ORDER=PCI_BUS_ID
-    "$PYTHON" -m pytest -m gpu --runslow -q tests || status=$?
+    # What only the CPU's tests compare with need not be installed.
+    "$PYTHON" -m pytest -m gpu "${slow[@]}" -q tests/test_gpu.py \
+        tests/test_kernels_ranks.py || status=$?
 else
-    "$PYTHON" -m pytest -q tests/test_gpu.py || status=$?
+    "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_card.py || status=$?
 fi
 "$PYTHON" -m benchmarks.gpu "$@" || status=$?
 exit "$status"

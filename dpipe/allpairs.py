@@ -50,7 +50,8 @@ def similarity(
     measure
         "spearman", "hsic" or "rdc".
     options
-        ``min_valid``, ``missing``, ``seed``, ``rdc_seeds``, ``rdc_degree``, the session's options.
+        ``min_valid``, ``missing``, ``seed``, ``rdc_seeds``, ``rdc_degree``, ``precision``, the
+        session's options.
     client, observers, storage_options
         As in `run`.
     output

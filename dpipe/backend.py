@@ -1,6 +1,7 @@
 """The one module that tells NumPy from CuPy.
 
-Covers: which array namespace an array belongs to, and moving arrays between host and device.
+Covers: which array namespace an array belongs to, moving arrays between host and device, the
+precision of products there, and what to do when the device has no memory left.
 Does not cover: which device a session uses (see `dpipe.session`).
 
 Kernels begin with ``xp = namespace(array)`` and never ask again. CuPy is looked up among the
@@ -9,8 +10,11 @@ modules already imported, so a CPU-only machine never pays for it.
 
 from __future__ import annotations
 
+import gc
 import sys
-from typing import Any
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,9 +42,71 @@ def to_host(array: Array) -> np.ndarray:
 
 
 def to_device(array: np.ndarray, device: str) -> Array:
-    """`array` where `device` ("cpu" or "gpu") computes; the CPU's own array comes back as it is."""
+    """`array` where `device` ("cpu" or "gpu") computes; the CPU's own array comes back as it is.
+
+    CuPy copies through pinned memory of its own and does not wait for the device. A loop that asks
+    the device for nothing therefore reads its next chunk while the device computes on the last.
+    """
     if device == "cpu":
         return array
     import cupy
 
     return cupy.asarray(array)
+
+
+def set_precision(device: str, precision: str) -> None:
+    """Let the device form products of float32 arrays as "float32" or as "tf32".
+
+    TF32 rounds the factors to 10 bits of mantissa and sums in float32. Float32 is asked for as
+    well: the variable CUPY_TF32 would otherwise decide. Holds for the whole process.
+    """
+    if device == "cpu":
+        return
+    import cupy
+
+    # The one switch CuPy has, the same in 13.3 and 14.2; 1 is its own default, 7 is TF32.
+    cupy._core.set_compute_type(np.float32, {"float32": 1, "tf32": 7}[precision])
+
+
+_T = TypeVar("_T")
+
+
+def retried(device: str, first: Callable[[], _T], smaller: Callable[[], _T]) -> _T:
+    """What `first` returns, or `smaller` where the device has no memory for it.
+
+    Everything the failed attempt holds on the device hangs on its traceback, so that goes before
+    the second one starts. Host memory is not retried: the planner answers for it.
+    """
+    try:
+        return first()
+    except Exception as error:
+        if device == "cpu" or not out_of_device_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+    free_device_memory()
+    return smaller()
+
+
+def out_of_device_memory(error: BaseException) -> bool:
+    """Whether an error of CuPy, RMM, cuBLAS or cuSOLVER means that the device is full.
+
+    Examples
+    --------
+    >>> out_of_device_memory(MemoryError("std::bad_alloc: out_of_memory"))
+    True
+    >>> out_of_device_memory(ValueError("memory"))
+    False
+    """
+    if isinstance(error, MemoryError):
+        return True
+    words = ("ALLOC_FAILED", "cudaErrorMemoryAllocation")
+    return type(error).__module__.startswith("cupy") and any(word in str(error) for word in words)
+
+
+def free_device_memory() -> None:
+    """Give back what this process keeps on the device without using it."""
+    gc.collect()
+    cupy = sys.modules.get("cupy")
+    if cupy is not None:
+        cupy.get_default_memory_pool().free_all_blocks()
+        cupy.get_default_pinned_memory_pool().free_all_blocks()

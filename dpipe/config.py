@@ -24,6 +24,7 @@ CHOICES = {
     "restart": ("auto", "always", "never"),
     "on_bad_file": ("error", "skip"),
     "missing": ("borderline", "exact"),
+    "precision": ("float32", "tf32"),
 }
 """The values an option may take, for the options with few."""
 SIZES = ("memory_limit", "matrix_budget")
@@ -128,6 +129,9 @@ class Options:
     rdc_seeds: int = _option(5, affects=4, text="draws whose median is RDC")
     rdc_degree: int | None = _option(
         None, affects=4, text="RDC without draws, over this many functions"
+    )
+    precision: str = _option(
+        "float32", affects=4, text="products of pass 4 on a GPU: float32, or tf32 (faster)"
     )
     passes: tuple[int, ...] = _option(
         (1, 2, 3, 4), affects=None, text="passes to run; 1 is always among them"

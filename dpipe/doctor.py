@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from dpipe import card as cards
 from dpipe import session as sessions
 from dpipe.config import Options
 from dpipe.errors import InputError
@@ -189,7 +190,7 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
         limit=int(limit) if limit else None,
         threads=dask_worker.state.nthreads if dask_worker is not None else 1,
         nanny=None if dask_worker is None else dask_worker.nanny is not None,
-        card=sessions.card(),
+        card=cards.describe(),
         open_files=_open_files_limit(),
         scratch=scratch,
         disk=_disk_type(there),

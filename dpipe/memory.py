@@ -3,8 +3,9 @@
 Covers: arithmetic on rows, columns and functions.
 Does not cover: what is chosen from it (`dpipe.plan`) or what a process really uses (the ledger).
 
-Each figure is an upper bound of one task's own arrays; `WORKER_BASE` is what a worker holds before
-its first task (interpreter, Dask, NumPy, Arrow), measured as about 170 MiB.
+Each figure is an upper bound of one task's own arrays, in host memory unless its name speaks of a
+device; `WORKER_BASE` is what a worker holds before its first task (interpreter, Dask, NumPy,
+Arrow), measured as about 170 MiB.
 """
 
 from __future__ import annotations
@@ -78,3 +79,40 @@ def inflation_bytes(n_columns: int) -> int:
 def merge_bytes(block: int, functions: int, fan_in: int) -> int:
     """Peak of adding `fan_in` partial moments, held by the worker, into the first."""
     return (fan_in + 1) * moments_bytes(block, functions)
+
+
+# A device
+
+DEVICE_SHARE = 0.5
+"""Of what a worker can have of its card: what its tasks may plan with."""
+KEPT_SHARE = 0.25
+"""Of the same: pieces of the rank store that stay there between tasks."""
+
+_DEVICE_BASE = 256 * 2**20  # workspaces of cuBLAS and cuSOLVER, kernels
+_DEVICE_RANK_BYTES = 120  # a row of one column: values, ranks, and an argsort's keys and buffers
+
+
+def device_ranking_bytes(n_rows: int) -> int:
+    """Peak of ranking one column on a device.
+
+    Examples
+    --------
+    >>> device_ranking_bytes(10**7) < 2 * 2**30
+    True
+    """
+    return _DEVICE_BASE + n_rows * _DEVICE_RANK_BYTES
+
+
+def device_tile_bytes(block: int, functions: int, rows: int) -> int:
+    """Peak of one moments task on a device: whole chunks are whitened at once there.
+
+    Examples
+    --------
+    >>> device_tile_bytes(block=1024, functions=12, rows=8192) < 6 * 2**30
+    True
+    """
+    item = 8 if functions == 1 else 4
+    product = (block * functions) ** 2 * item
+    whitened = block * rows * (functions * 20 + 40) if functions > 1 else 0
+    pieces = 2 * piece_bytes(block, functions, rows)
+    return _DEVICE_BASE + pieces + whitened + moments_bytes(block, functions) + 2 * product

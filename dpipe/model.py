@@ -165,7 +165,8 @@ class MemoryReading:
 
     ``moment`` is "start", "before", "after" (around a pass) or "recycled" (after a restart);
     ``peak`` is the highest resident size since that process began, ``device`` the bytes in use on
-    its GPU (None without one).
+    its GPU (None without one), by whomever, and ``device_peak`` the most that Dask saw there, twice
+    a second, since the process began.
     """
 
     moment: str
@@ -176,6 +177,7 @@ class MemoryReading:
     peak: int
     device: int | None
     seconds: float
+    device_peak: int | None = None
 
 
 # Events: what a run says while it runs. Progress, log and ledger only listen.

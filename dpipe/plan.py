@@ -23,19 +23,25 @@ FAN_IN = 4
 _TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
 _MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
 _WIDEST_TILE = {1: 2048, BASIS: 352}
+_WIDEST_ON_DEVICE = {1: 4096, BASIS: 1024}  # the wider, the less expanding beside the products
 _NARROWEST_TILE = 48
 _CHUNK_ROWS = {1: 4096, BASIS: 8192}
+_CHUNK_ROWS_ON_DEVICE = {1: 16384, BASIS: 8192}
 _FEWEST_CHUNK_ROWS = 1024
 _FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The workers a plan is made for: their number, threads of each, bytes each may use."""
+    """The workers a plan is made for: their number, threads of each, bytes each may use.
+
+    ``device`` is what each can have of its card, None where tasks compute on the CPU.
+    """
 
     workers: int
     threads: int
     memory: int
+    device: int | None = None
 
     @property
     def slots(self) -> int:
@@ -46,6 +52,16 @@ class Machine:
     def task_budget(self) -> int:
         """Bytes one task may use."""
         return int((self.memory * memory.USABLE_SHARE - memory.WORKER_BASE) / self.threads)
+
+    @property
+    def device_budget(self) -> int:
+        """Bytes one task may use on its card."""
+        return int((self.device or 0) * memory.DEVICE_SHARE / self.threads)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the rank store that a worker may keep on its card."""
+        return int((self.device or 0) * memory.KEPT_SHARE)
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,10 @@ def ranking_blocks(
     widest = (machine.task_budget - fixed) // per_column
     if widest < 1:
         _refuse("prepare", fixed + per_column, machine, "one column")
+    if machine.device is not None and (
+        (need := memory.device_ranking_bytes(n_rows)) > machine.device_budget
+    ):
+        _refuse_card("prepare", need, machine, "one column")
     balanced = math.ceil(n_columns / (_TASKS_PER_THREAD * machine.slots))
     enough = max(1, _MOST_RANKED // max(1, n_rows))
     return even_blocks(0, n_columns, min(widest, max(8, balanced), max(16, enough)))
@@ -176,7 +196,9 @@ def tile_grid(
         When the smallest tile does not fit a task.
     """
     widest, chunk = _largest_tile(n_rows, functions, machine)
-    wanted = _TASKS_PER_THREAD * machine.slots
+    # One task at a time needs no balance, and on a card every partial result crosses the bus.
+    alone = machine.device is not None and machine.slots == 1
+    wanted = 1 if alone else _TASKS_PER_THREAD * machine.slots
     splits_possible = math.ceil(n_rows / min(chunk, _FEWEST_SPLIT_ROWS[functions]))
 
     def blocks(width: int) -> list[tuple[int, int]]:
@@ -203,21 +225,34 @@ def _triangle(blocks: Sequence[object]) -> int:
 
 def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, int]:
     """Widest block, and rows of a chunk, whose task fits the budget."""
-    chunk = min(_CHUNK_ROWS[functions], max(n_rows, 1))
-    width = _WIDEST_TILE[functions]
+    on_card = machine.device is not None
+    chunk = min((_CHUNK_ROWS_ON_DEVICE if on_card else _CHUNK_ROWS)[functions], max(n_rows, 1))
+    width = (_WIDEST_ON_DEVICE if on_card else _WIDEST_TILE)[functions]
     while True:
         need = max(
             memory.tile_bytes(width, functions, chunk),
             memory.merge_bytes(width, functions, FAN_IN),
         )
-        if need <= machine.task_budget:
+        device_need = memory.device_tile_bytes(width, functions, chunk) if on_card else 0
+        if need <= machine.task_budget and device_need <= machine.device_budget:
             return width, chunk
         if width > _NARROWEST_TILE:
             width = max(_NARROWEST_TILE, int(width * 0.8))
         elif chunk > _FEWEST_CHUNK_ROWS:
             chunk = max(_FEWEST_CHUNK_ROWS, chunk // 2)
-        else:
+        elif need > machine.task_budget:
             _refuse("moments", need, machine, f"a tile of {width} columns")
+        else:
+            _refuse_card("moments", device_need, machine, f"a tile of {width} columns")
+
+
+def _refuse_card(stage: str, need: int, machine: Machine, what: str) -> None:
+    fewer = "take fewer --threads-per-worker, " if machine.threads > 1 else ""
+    raise ResourceError(
+        f"{stage}: {what} needs {gib(need)} on the card but a task there has "
+        f"{gib(machine.device_budget)}; end what else uses the card (nvidia-smi shows it), "
+        f"{fewer}choose --device cpu, or a draw with --sample-rows."
+    )
 
 
 def _refuse(stage: str, need: int, machine: Machine, what: str) -> None:

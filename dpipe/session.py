@@ -35,7 +35,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -48,10 +49,12 @@ from dask.utils import parse_timedelta
 from distributed import Client, Future, LocalCluster, SpecCluster, WorkerPlugin
 from distributed.comm.core import connect
 from distributed.deploy.cluster import Cluster
-from distributed.diagnostics import nvml
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
+from dpipe import card, kept
+from dpipe.backend import free_device_memory
+from dpipe.card import visible_cards
 from dpipe.config import Options
 from dpipe.environment import worker_environment
 from dpipe.errors import InputError, ResourceError
@@ -71,6 +74,8 @@ GRACE_SECONDS = 2.0
 """How long an owned worker may take to stop what it is doing before it is killed."""
 DEVICE_TOLERANCE = 1024**3
 """Bytes in use on a card after a restart, above those at the start, that are worth a warning."""
+CARD_SECONDS = 10.0
+"""How long the driver may take to get back what a worker that ended had on its card."""
 DASHBOARD_PORT = 8787
 """Where people look for the dashboard; another one is taken when it is not free."""
 DEATHS = 10
@@ -91,7 +96,10 @@ _Connection = Client | Cluster | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What one worker process says about itself; sizes in bytes, ``limit`` None without a limit."""
+    """What one worker process says about itself; sizes in bytes, ``limit`` None without a limit.
+
+    ``holders`` are the processes that compute on its card, as far as the driver tells.
+    """
 
     address: str
     name: str
@@ -105,6 +113,8 @@ class WorkerFacts:
     host: str
     host_memory: int
     has_gpu: bool
+    device_peak: int | None = None
+    holders: tuple[int, ...] = ()
 
 
 def current_client() -> Client | None:
@@ -170,12 +180,12 @@ def open_session(
     ...     session.client.submit(sum, [1, 2]).result()
     3
     """
-    device = _choose_own_device(options, emit)
+    device, room = _choose_own_device(options, emit)
     _warn_when_overcommitted(options, emit)
     owned = _OwnCluster(options, device, local_directory)
     try:
         client = owned.open()
-        return Session(client, options, emit=emit, owned=owned, device=device)
+        return Session(client, options, emit=emit, owned=owned, device=device, room=room)
     except BaseException:
         owned.close()
         raise
@@ -289,6 +299,8 @@ class Session:
         Whether dpipe started the cluster.
     device : str
         "cpu" or "gpu": where tasks compute.
+    device_memory : int or None
+        Bytes each worker can have of its card, as found at opening; None on the CPU.
     n_workers : int
         Worker processes seen at opening or at the last `recycle`.
     threads : int
@@ -309,6 +321,7 @@ class Session:
         emit: Emit = silent,
         owned: _OwnCluster | None = None,
         device: str | None = None,
+        room: int | None = None,
         opened_client: bool = False,
         wake: Future[int] | None = None,
     ) -> None:
@@ -331,8 +344,15 @@ class Session:
                 f"no worker of {self._address} answers within {PROBE_SECONDS:g} s; "
                 "look at its log, or start workers anew."
             )
-        self.device = device or _choose_attached_device(options.device, facts, emit)
+        # Before anybody tries CuPy, whose context takes memory as well.
         self._device_baseline = {f.name: f.device for f in facts if f.device is not None}
+        self.device_memory = room
+        if device is None:
+            self.device, self.device_memory = _choose_attached_device(
+                options.device, facts, self._try_cards, emit
+            )
+        else:
+            self.device = device
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -390,7 +410,15 @@ class Session:
         client = MemoryReading(moment, pass_number, "client", os.getpid(), rss, peak, None, seconds)
         workers = (
             MemoryReading(
-                moment, pass_number, f"worker {f.name}", f.pid, f.rss, f.peak, f.device, seconds
+                moment,
+                pass_number,
+                f"worker {f.name}",
+                f.pid,
+                f.rss,
+                f.peak,
+                f.device,
+                seconds,
+                f.device_peak,
             )
             for f in sorted(facts, key=lambda f: _natural(f.name))
         )
@@ -418,6 +446,16 @@ class Session:
                 "install the same packages there as here."
             )
         return tuple(a for a in answers.values() if isinstance(a, WorkerFacts))
+
+    def _try_cards(self) -> dict[str, Any]:
+        """What came of trying CuPy on every worker: address -> `dpipe.card.Trial`."""
+        try:
+            answers: dict[str, Any] = _within(
+                self.client, card.PROBE_SECONDS, "run", card.probe, on_error="return"
+            )
+        except _CLUSTER_ERRORS:
+            return {}
+        return answers
 
     def _expect(
         self, n_workers: int, deadline: float, old: frozenset[int] = frozenset()
@@ -479,13 +517,32 @@ class Session:
     def _watch_for_zombies(self, facts: Iterable[WorkerFacts]) -> None:
         """Say when a process that should be gone seems to hold on to the memory of its card."""
         for f in facts:
-            more = (f.device or 0) - self._device_baseline.get(f.name, f.device or 0)
-            if more > DEVICE_TOLERANCE:
+            if (more := self._excess(f)) > DEVICE_TOLERANCE:
+                others = [pid for pid in f.holders if pid != f.pid]
+                named = ", ".join(map(str, others[:5])) or "nvidia-smi may know which"
                 self._warn(
                     f"the card of worker {f.name} has {more / 1024**3:.1f} GiB more in use than at "
-                    "the start, though the worker is new; look for a left-over process with "
-                    "nvidia-smi."
+                    f"the start, though the worker is new; other processes on it: {named}."
                 )
+
+    def _excess(self, f: WorkerFacts) -> int:
+        """Bytes in use on a worker's card above those at the start."""
+        return (f.device or 0) - self._device_baseline.get(f.name, f.device or 0)
+
+    def _await_free_cards(
+        self, facts: tuple[WorkerFacts, ...], old: frozenset[int]
+    ) -> tuple[tuple[WorkerFacts, ...], frozenset[int]]:
+        """Wait until the cards are as free as at the start; the processes of `old` that are not.
+
+        A process is gone before the driver has taken back all it had.
+        """
+        deadline = time.monotonic() + CARD_SECONDS
+        while True:
+            full = [f for f in facts if self._excess(f) > DEVICE_TOLERANCE]
+            if not full or time.monotonic() > deadline:
+                return facts, old & {pid for f in full for pid in f.holders}
+            time.sleep(0.2)
+            facts = self.workers() or facts
 
     def _recycle_own(self, own: _OwnCluster) -> tuple[WorkerFacts, ...]:
         deadline = time.monotonic() + REOPEN_SECONDS
@@ -494,15 +551,21 @@ class Session:
             with _impatience(old):
                 _within(self.client, REOPEN_SECONDS, "restart", timeout=REOPEN_SECONDS * 0.8)
             facts = self._expect(own.n_workers, deadline, old)
-            if len(facts) >= own.n_workers:
+            facts, left = self._await_free_cards(facts, old)
+            if left:
+                reason = f"process {min(left)} holds on to its card"
+            elif len(facts) >= own.n_workers:
                 return facts
-            reason = f"{len(facts)} of {own.n_workers} workers came back"
+            else:
+                reason = f"{len(facts)} of {own.n_workers} workers came back"
         except _CLUSTER_ERRORS as error:
             reason = _first_line(error)
         self._warn(f"the restart of the workers failed ({reason}); opening a new cluster.")
         own.close()
+        psutil.wait_procs(_kill(old), timeout=5)
         self.client = own.open()
-        return self._expect(own.n_workers, time.monotonic() + REOPEN_SECONDS, old)
+        facts = self._expect(own.n_workers, time.monotonic() + REOPEN_SECONDS, old)
+        return self._await_free_cards(facts, old)[0]
 
     def _recycle_attached(self) -> tuple[WorkerFacts, ...]:
         before = self.workers()
@@ -533,7 +596,8 @@ class Session:
             )
         except (*_CLUSTER_ERRORS, KeyError, ValueError) as error:
             self._warn(f"the restart of the workers failed ({_first_line(error)}).")
-        facts = self._expect(len(before), deadline, frozenset(f.pid for f in before))
+        old = frozenset(f.pid for f in before)
+        facts, _ = self._await_free_cards(self._expect(len(before), deadline, old), old)
         _restarts.setdefault(_scheduler_address(self.client), []).append((began, time.monotonic()))
         if 0 < len(facts) < len(before):
             self._warn(f"{len(facts)} of {len(before)} workers came back after the restart.")
@@ -646,7 +710,9 @@ _limits: list[Any] = []
 def _look(dask_worker: Any, gpu: bool) -> WorkerFacts:
     """What the worker this runs on says about itself; `gpu` asks its card as well."""
     rss, peak = process_memory()
-    card = gpu and visible_cards() > 0
+    has_card = gpu and visible_cards() > 0
+    used = card.used_bytes() if has_card else None
+    seen = dask_worker.monitor.quantities.get("gpu_memory_used", ())
     limit = dask_worker.memory_manager.memory_limit
     return WorkerFacts(
         address=dask_worker.address,
@@ -654,20 +720,23 @@ def _look(dask_worker: Any, gpu: bool) -> WorkerFacts:
         pid=os.getpid(),
         rss=rss,
         peak=peak,
-        device=int(nvml.real_time()["memory-used"]) if card else None,
+        device=used,
         threads=dask_worker.state.nthreads,
         limit=int(limit) if limit else None,
         nanny=dask_worker.nanny is not None,
         host=socket.gethostname(),
         host_memory=int(MEMORY_LIMIT),
-        has_gpu=card and importlib.util.find_spec("cupy") is not None,
+        has_gpu=has_card and importlib.util.find_spec("cupy") is not None,
+        device_peak=None if used is None else max([used, *(int(n) for n in seen if n)]),
+        holders=card.holders() if has_card else (),
     )
 
 
 def give_memory_back() -> int:
     """Collect garbage and hand free pages to the system; the bytes of resident memory saved."""
     before = process_memory()[0]
-    gc.collect()
+    kept.pieces.clear()
+    free_device_memory()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()
@@ -951,25 +1020,6 @@ def _kill(pids: Iterable[int]) -> list[psutil.Process]:
 # Devices
 
 
-def visible_cards() -> int:
-    """How many NVIDIA cards this process may use (0 without a driver).
-
-    Examples
-    --------
-    >>> visible_cards() >= 0
-    True
-    """
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        installed = int(nvml.device_get_count())
-    except RuntimeError:
-        return 0
-    if allowed is None:
-        return installed
-    named = [d for d in allowed.split(",") if d.strip() not in ("", "-1", "NoDevFiles")]
-    return min(installed, len(named)) if installed else 0
-
-
 def own_machine() -> tuple[int, int]:
     """Cores and bytes of memory that this process may use, control groups respected.
 
@@ -982,59 +1032,73 @@ def own_machine() -> tuple[int, int]:
     return int(CPU_COUNT), int(MEMORY_LIMIT)
 
 
-def card() -> str | None:
-    """Name and memory of the first visible card, None without one.
-
-    Examples
-    --------
-    >>> card() is None or visible_cards() > 0
-    True
-    """
-    if visible_cards() == 0:
-        return None
-    found = nvml.one_time()
-    return f"{found['name']}, {found['memory-total'] / 2**30:.0f} GiB"
-
-
-def _choose_own_device(options: Options, emit: Emit) -> str:
+def _choose_own_device(options: Options, emit: Emit) -> tuple[str, int | None]:
+    """The device of an own session, and the bytes a worker can have of its card."""
     if options.device == "cpu":
-        return "cpu"
-    lack = _lack_of_gpu()
+        return "cpu", None
+    lack, room = _lack_of_gpu()
     if lack is None:
         if options.device == "auto":
             emit(Note(f"computing on {_count(range(visible_cards()), 'GPU')}: a card is visible."))
-        return "gpu"
+        return "gpu", room
     if options.device == "gpu":
         raise InputError(f"--device gpu cannot be used here: {lack}.")
     emit(Note(f"computing on the CPU: {lack}."))
-    return "cpu"
+    return "cpu", None
 
 
-def _lack_of_gpu() -> str | None:
-    """What keeps this machine from a GPU session, or None."""
+def _lack_of_gpu() -> tuple[str | None, int]:
+    """What keeps this machine from a GPU session, or None; what a process can have of the card."""
     if visible_cards() == 0:
-        return "no NVIDIA card is visible"
+        return "no NVIDIA card is visible", 0
     missing = [name for name in ("dask_cuda", "cupy", "rmm") if not importlib.util.find_spec(name)]
     if missing:
-        return f"a card is visible, but the package {missing[0]} is not installed"
-    return None
+        return f"a card is visible, but the package {missing[0]} is not installed", 0
+    trial = card.probe_elsewhere()
+    return trial.trouble, trial.room
 
 
-def _choose_attached_device(wanted: str, facts: Iterable[WorkerFacts], emit: Emit) -> str:
+def _choose_attached_device(
+    wanted: str, facts: Iterable[WorkerFacts], trials: Callable[[], Mapping[str, Any]], emit: Emit
+) -> tuple[str, int | None]:
+    """The device of an attached session, and the bytes each worker can have of its card.
+
+    ``trials`` has every worker try CuPy: address -> `dpipe.card.Trial`.
+    """
     if wanted == "cpu":
-        return "cpu"
+        return "cpu", None
+    facts = tuple(facts)
     without = [f.name for f in facts if not f.has_gpu]
-    if not without:
-        if wanted == "auto":
-            emit(Note("computing on the GPU: every worker has a card and CuPy."))
-        return "gpu"
+    lack = f"worker {without[0]} has no visible card or no CuPy" if without else None
+    if lack is None:
+        lack, room = _judge(facts, trials())
+        if lack is None:
+            if wanted == "auto":
+                emit(Note("computing on the GPU: every worker has a card and CuPy."))
+            return "gpu", room
     if wanted == "gpu":
-        raise InputError(
-            f"--device gpu cannot be used on this cluster: worker {without[0]} "
-            "has no visible card or no CuPy."
-        )
-    emit(Note(f"computing on the CPU: worker {without[0]} has no visible card or no CuPy."))
-    return "cpu"
+        raise InputError(f"--device gpu cannot be used on this cluster: {lack}.")
+    emit(Note(f"computing on the CPU: {lack}."))
+    return "cpu", None
+
+
+def _judge(
+    facts: Iterable[WorkerFacts], trials: Mapping[str, Any]
+) -> tuple[str | None, int | None]:
+    """What is wrong with the cards of some workers, or None; what the poorest one can have.
+
+    Workers that share a card share what it gives.
+    """
+    rooms = []
+    sharing = Counter(t.uuid for t in trials.values() if isinstance(t, card.Trial))
+    for f in facts:
+        trial = trials.get(f.address)
+        if not isinstance(trial, card.Trial):
+            return f"worker {f.name} does not answer when it is to try CuPy", None
+        if trial.trouble is not None:
+            return f"on worker {f.name}, {trial.trouble}", None
+        rooms.append(trial.room // sharing[trial.uuid])
+    return None, min(rooms)
 
 
 # Attaching

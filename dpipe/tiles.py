@@ -11,15 +11,26 @@ integers, may run twice, and on any worker.
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.backend import Array, to_device, to_host
+from dpipe import kept
+from dpipe.backend import (
+    Array,
+    free_device_memory,
+    out_of_device_memory,
+    retried,
+    set_precision,
+    to_device,
+    to_host,
+)
+from dpipe.errors import ResourceError
 from dpipe.kernels.measures import MEASURES, Measure
 from dpipe.kernels.moments import (
     Moments,
@@ -27,6 +38,7 @@ from dpipe.kernels.moments import (
     Scratch,
     expand_ranks,
     expand_whitened,
+    in_quarters,
     tile_moments,
 )
 from dpipe.kernels.own import Own, OwnSums, own_sums, whitened
@@ -65,6 +77,10 @@ class Job:
         Whether tasks leave the similarities of their tile, to be assembled into a matrix.
     device
         "cpu" or "gpu".
+    precision
+        Of float32 products on a device: "float32" or "tf32".
+    kept_bytes
+        Bytes of pieces of the rank store that a worker may keep on its device between tasks.
     """
 
     folder: str
@@ -78,6 +94,8 @@ class Job:
     min_valid: int = 2
     matrix: bool = True
     device: str = "cpu"
+    precision: str = "float32"
+    kept_bytes: int = 0
 
     def save(self, store: Store) -> None:
         """Write the job where its tasks find it."""
@@ -110,9 +128,10 @@ def _open(store: Store, folder: str) -> tuple[Job, Catalogue]:
     return load_job(store, folder), load_catalogue(store, f"{folder}/catalogue.npz")
 
 
-def _chunks(job: Job, split: int) -> list[tuple[int, int]]:
+def _chunks(job: Job, split: int, parts: int = 1) -> list[tuple[int, int]]:
+    """The rows of a split as its task works through them; `parts` makes them that much shorter."""
     start, stop = job.tiling.splits[split]
-    step = job.tiling.chunk_rows
+    step = max(1, job.tiling.chunk_rows // parts)
     return [(row, min(row + step, stop)) for row in range(start, stop, step)]
 
 
@@ -124,17 +143,24 @@ _SUMMED_ROWS = 2048  # a few columns of them stay in a core's cache through all 
 def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
     """Own sums of one column block over one row split (host arrays)."""
     job, catalogue = _open(store, folder)
-    columns = range(*job.tiling.blocks[block])
-    parts = []
-    for start, stop in _chunks(job, split):
-        scores, valid = read_piece(store, catalogue, columns, start, stop)
-        for row in range(0, stop - start, _SUMMED_ROWS):
-            strip = slice(row, row + _SUMMED_ROWS)
-            ranks = to_device(scores[:, strip].astype(np.float64), job.device)
-            mask = None if valid is None else to_device(valid[:, strip], job.device)
-            parts.append(own_sums(ranks, job.tiling.functions, mask))
-    total = reduce(OwnSums.__iadd__, parts)
-    return OwnSums(to_host(total.count), to_host(total.total))
+
+    def sums(strip_rows: int, keep: bool = True) -> OwnSums:
+        parts = []
+        for start, stop in _chunks(job, split):
+            scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
+            for row in range(0, stop - start, strip_rows):
+                strip = slice(row, row + strip_rows)
+                mask = None if valid is None else valid[:, strip]
+                parts.append(
+                    own_sums(scores[:, strip].astype("float64"), job.tiling.functions, mask)
+                )
+        total = reduce(OwnSums.__iadd__, parts)
+        return OwnSums(to_host(total.count), to_host(total.total))
+
+    first, last = job.tiling.blocks[block]
+    strip = _SUMMED_ROWS if job.device == "cpu" else job.tiling.chunk_rows
+    what = f"{last - first} columns"
+    return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS, keep=False), what, job.device)
 
 
 def own_name(folder: str, block: int) -> str:
@@ -162,56 +188,134 @@ def _own(store: Store, job: Job, block: int) -> Own | None:
 
 def moments_partial(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
     """Moments of tile (i, j) over one row split (host arrays, float64)."""
+    return _tile(store, folder, i, j, split).to_host()
+
+
+def _tile(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
+    """Moments of tile (i, j) over one row split, in float64 where the job computes.
+
+    A device without room for the tile gets it in quarters, which are put together on the host.
+    """
     job, catalogue = _open(store, folder)
-    expand_i = _expander(store, job, catalogue, i)
-    expand_j = None if i == j else _expander(store, job, catalogue, j)
-    total: Moments | None = None
-    scratch = Scratch()
-    for start, stop in _chunks(job, split):
-        right = None if expand_j is None else expand_j(start, stop)
-        moments = tile_moments(expand_i(start, stop), right, scratch)
-        if total is None:
-            total = moments.total()
-        else:
-            total += moments
-    assert total is not None, "a split has at least one chunk"
-    return total.to_host()
+    set_precision(job.device, job.precision)
+    whole = (slice(None), slice(None) if i != j else None)
+
+    def accumulate(sides: tuple[slice, slice | None], parts: int) -> Moments:
+        keep = parts == 1  # a card that is full has no room for what is not needed now
+        expand_i = _expander(store, job, catalogue, i, sides[0], keep)
+        expand_j = None
+        if sides[1] is not None:
+            expand_j = _expander(store, job, catalogue, j, sides[1], keep)
+        total: Moments | None = None
+        scratch = Scratch()
+        for start, stop in _chunks(job, split, parts):
+            right = None if expand_j is None else expand_j(start, stop)
+            moments = tile_moments(expand_i(start, stop), right, scratch)
+            if total is None:
+                total = moments.total()
+            else:
+                total += moments
+        assert total is not None, "a split has at least one chunk"
+        return total
+
+    def smaller() -> Moments:
+        widths = [stop - start for start, stop in (job.tiling.blocks[i], job.tiling.blocks[j])]
+        if min(widths) < 2:
+            return accumulate(whole, 2).to_host()
+        halves = [_halves(width) for width in widths]
+
+        def quarter(a: int, b: int) -> Moments:
+            right = None if i == j and a == b else halves[1][b]
+            return accumulate((halves[0][a], right), 2).to_host()
+
+        masked = [_has_masks(job, catalogue, block) for block in (i, j)]
+        return in_quarters(quarter, i == j, (masked[0], masked[1]))
+
+    what = f"a tile of {job.tiling.widest} columns"
+    return _on_card(lambda: accumulate(whole, 1), smaller, what, job.device)
+
+
+def _has_masks(job: Job, catalogue: Catalogue, block: int) -> bool:
+    return bool(np.any(catalogue.valid_slot[slice(*job.tiling.blocks[block])] >= 0))
+
+
+def _halves(size: int) -> tuple[slice, slice]:
+    return slice(0, (size + 1) // 2), slice((size + 1) // 2, size)
+
+
+_T = TypeVar("_T")
+
+
+def _on_card(first: Callable[[], _T], smaller: Callable[[], _T], what: str, device: str) -> _T:
+    """`first`, or `smaller` on a card that is full; says what to do when that fails as well."""
+
+    def last() -> _T:
+        kept.pieces.clear()
+        free_device_memory()
+        try:
+            return smaller()
+        except Exception as error:
+            if not out_of_device_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        raise ResourceError(
+            f"the card has no memory for {what}, nor for smaller pieces of it; end what else "
+            "uses the card (nvidia-smi shows it), lower --threads-per-worker or choose "
+            "--device cpu, then run the same command again to continue."
+        )
+
+    return retried(device, first, last)
 
 
 def _expander(
-    store: Store, job: Job, catalogue: Catalogue, block: int
+    store: Store, job: Job, catalogue: Catalogue, block: int, part: slice, keep: bool
 ) -> Callable[[int, int], Piece]:
-    """A function giving block `block`'s functions on rows [start, stop)."""
-    columns = range(*job.tiling.blocks[block])
+    """A function giving the functions of block `block`, or part of it, on rows [start, stop)."""
     own = _own(store, job, block)
-    change = None if own is None or job.tiling.functions == 1 else _on_device(own, job.device)
+    change = None
+    if own is not None and job.tiling.functions > 1:
+        change = own[part].on_device(job.device)
     scratch = Scratch()
 
     def expand(start: int, stop: int) -> Piece:
-        scores, valid = read_piece(store, catalogue, columns, start, stop)
-        return _expand(job, scores, valid, change, scratch=scratch)
+        scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
+        return _expand(scores[part], None if valid is None else valid[part], change, scratch)
 
     return expand
 
 
-def _on_device(own: Own, device: str) -> Own:
-    return Own(**{name: to_device(array, device) for name, array in own.arrays().items()})
-
-
 def _expand(
-    job: Job,
-    scores: NDArray[np.float32],
-    valid: NDArray[np.bool_] | None,
+    scores: Array,
+    valid: Array | None,
     change: Own | None,
-    dtype: str = "float32",
     scratch: Scratch | None = None,
+    dtype: str = "float32",
 ) -> Piece:
-    """Functions of some columns; `change` (on the device) is their change of basis when K > 1."""
-    ranks = to_device(scores, job.device)
-    mask = None if valid is None else to_device(valid, job.device)
+    """Functions of some columns; `change` is their change of basis when K > 1."""
     if change is None:
-        return expand_ranks(ranks, mask, scratch)
-    return expand_whitened(ranks, mask, change, dtype, scratch)
+        return expand_ranks(scores, valid, scratch)
+    return expand_whitened(scores, valid, change, dtype, scratch)
+
+
+# Pieces
+
+
+def _piece(
+    store: Store, job: Job, catalogue: Catalogue, block: int, start: int, stop: int, keep: bool
+) -> tuple[Array, Array | None]:
+    """Scores and validity of a column block on rows [start, stop), where the job computes."""
+    columns = range(*job.tiling.blocks[block])
+    if job.device == "cpu":
+        return read_piece(store, catalogue, columns, start, stop)
+    key = (store, job.folder, block, start, stop)
+    piece = kept.pieces.get(key)
+    if piece is None:
+        scores, valid = read_piece(store, catalogue, columns, start, stop)
+        mask = None if valid is None else to_device(valid, job.device)
+        piece = (to_device(scores, job.device), mask)
+        if keep:
+            kept.pieces.put(key, piece, job.kept_bytes)
+    return piece
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
@@ -242,25 +346,40 @@ def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> 
 
 def tile_whole(store: Store, folder: str, i: int, j: int) -> int:
     """A tile that is not split over rows, from reading to edges in one task."""
-    return tile_finish(store, folder, i, j, moments_partial(store, folder, i, j, 0))
+    return tile_finish(store, folder, i, j, _tile(store, folder, i, j, 0))
 
 
 def _similarities(
     store: Store, job: Job, i: int, j: int, moments: Moments
 ) -> dict[str, NDArray[np.float64]]:
     """Each measure's (b_i, b_j) similarities, NaN where undefined, a unit diagonal."""
-    own_i, own_j = _own(store, job, i), _own(store, job, j)
+    own_i = _own(store, job, i)
+    own_j = own_i if i == j else _own(store, job, j)
+    count = to_host(moments.count)
     values = {}
     for measure in job.specs:
-        value = to_host(measure.contract(moments, own_i, own_j, job.parameters))
+        value = _contract(job, measure, moments, own_i, own_j)
         if measure.pairwise:
-            value = np.where(moments.count < job.min_valid, np.nan, value)
+            value = np.where(count < job.min_valid, np.nan, value)
         if i == j:
             diagonal = np.arange(len(value))
             value = (value + value.T) / 2
             value[diagonal, diagonal] = np.where(np.isnan(value[diagonal, diagonal]), np.nan, 1.0)
         values[measure.name] = value
     return values
+
+
+def _contract(
+    job: Job, measure: Measure, moments: Moments, own_i: Own | None, own_j: Own | None
+) -> NDArray[np.float64]:
+    """One measure of a tile, computed where the job computes; on the host if a card is full."""
+
+    def on(place: Callable[[Moments], Moments]) -> NDArray[np.float64]:
+        return to_host(measure.contract(place(moments), own_i, own_j, job.parameters))
+
+    return retried(
+        job.device, lambda: on(lambda m: m.on_device(job.device)), lambda: on(Moments.to_host)
+    )
 
 
 def fuse(job: Job, values: Mapping[str, Array]) -> Array:
@@ -359,15 +478,19 @@ def _rerank(
     joint = valid[0] & valid[-1]
     if np.count_nonzero(joint) < job.min_valid:
         return np.full(len(i), np.nan)
-    ranked = to_device(scores[:, joint], job.device)
-    rho = joint_spearman(ranked[: len(left)], ranked[len(left) :])
-    return to_host(rho)[index_i, index_j]
+    scores = scores[:, joint]
+
+    def rho(device: str) -> NDArray[np.float64]:
+        ranked = to_device(scores, device)
+        return to_host(joint_spearman(ranked[: len(left)], ranked[len(left) :]))
+
+    return retried(job.device, lambda: rho(job.device), lambda: rho("cpu"))[index_i, index_j]
 
 
 def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -> float:
     """The fused similarity of one pair in float64 throughout."""
     own = [_own_of(store, job, column) for column in (i, j)]
-    changes = [_on_device(of_one, job.device) for of_one in own]
+    changes = [of_one.on_device(job.device) for of_one in own]
     total: Moments | None = None
     step = job.tiling.chunk_rows * 8
     for start in range(0, catalogue.n_rows, step):
@@ -375,7 +498,9 @@ def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -
         pieces = []
         for column, change in zip((i, j), changes, strict=True):
             scores, valid = read_piece(store, catalogue, [column], start, stop)
-            pieces.append(_expand(job, scores, valid, change, "float64"))
+            ranks = to_device(scores, job.device)
+            mask = None if valid is None else to_device(valid, job.device)
+            pieces.append(_expand(ranks, mask, change, dtype="float64"))
         moments = tile_moments(pieces[0], pieces[1])
         total = moments.total() if total is None else total.__iadd__(moments)
     assert total is not None

@@ -212,6 +212,17 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = Fa
     return ndarray(np.array(a, dtype=dtype))
 
 
+limit = {"bytes": float("inf")}
+"""The largest array that `empty` has memory for."""
+
+
+def _empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    made = np.empty(shape, dtype, order)  # type: ignore[call-overload]
+    if made.nbytes > limit["bytes"]:
+        raise MemoryError(f"std::bad_alloc: out_of_memory: {made.nbytes} bytes")
+    return ndarray(made)
+
+
 class _Namespace(types.ModuleType):
     """The module itself: only what CuPy has can be taken from it."""
 
@@ -238,14 +249,37 @@ def _clip(a: Any, a_min: Any, a_max: Any, out: Any = None) -> Any:
     return hide(np.clip(reveal(a), reveal(a_min), reveal(a_max), out=reveal(out)))
 
 
+class Pool:
+    """An allocator's pool that counts how often it was emptied."""
+
+    def __init__(self) -> None:
+        self.emptied = 0
+
+    def free_all_blocks(self) -> None:
+        self.emptied += 1
+
+
+pool = Pool()
+compute_types: dict[str, int] = {}
+"""What was asked of products of each type, as `cupy._core.set_compute_type` keeps it."""
+
+
+def _set_compute_type(dtype: Any, compute_type: int) -> None:
+    compute_types[np.dtype(dtype).name] = compute_type
+
+
 cupy = _Namespace("cupy")
 vars(cupy).update(
     {
+        "_core": types.SimpleNamespace(set_compute_type=_set_compute_type),
+        "get_default_memory_pool": lambda: pool,
+        "get_default_pinned_memory_pool": lambda: pool,
         "ndarray": ndarray,
         "asarray": asarray,
         "array": asarray,
         "take": _take,
         "clip": _clip,
+        "empty": _empty,
         "linalg": _Linalg("cupy.linalg"),
         "asnumpy": lambda array: array.get(),
     }

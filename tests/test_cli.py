@@ -159,6 +159,7 @@ def test_every_option_of_run_reaches_the_pipeline(asked: Asked) -> None:
         "restart": ["always"],
         "on_bad_file": ["skip"],
         "missing": ["exact"],
+        "precision": ["tf32"],
         "passes": ["1,4"],
         "vif_threshold": ["3"],
     }

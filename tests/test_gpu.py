@@ -9,10 +9,13 @@ Every test of kernels runs twice: with CuPy, marked gpu, and with `standin.cupy`
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,26 @@ from numpy.typing import NDArray
 from tables import mixed_table, write_parts
 
 import dpipe
+from dpipe import kept, memory, plan, tiles
 from dpipe import session as sessions
 from dpipe.backend import namespace, to_device, to_host
 from dpipe.config import Options
+from dpipe.errors import ResourceError
+from dpipe.kernels import measures
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.measures import BASIS, MEASURES
-from dpipe.kernels.moments import Moments, Piece, expand_ranks, expand_whitened, tile_moments
+from dpipe.kernels.moments import (
+    Moments,
+    Piece,
+    expand_ranks,
+    expand_whitened,
+    in_quarters,
+    tile_moments,
+)
 from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.kernels.rerank import joint_spearman
+from dpipe.passes import nonlinear
 
 TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4}
 ROWS = 700
@@ -134,8 +148,7 @@ def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], lis
         if functions == 1:
             blocks.append(expand_ranks(there, there_mask))
         else:
-            change = Own(**{name: to_device(a, device) for name, a in own.arrays().items()})
-            blocks.append(expand_whitened(there, there_mask, change))
+            blocks.append(expand_whitened(there, there_mask, own.on_device(device)))
     return blocks, owns
 
 
@@ -179,6 +192,21 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
     np.testing.assert_allclose(there, here, atol=TOLERANCE[name], rtol=0)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", ["hsic", "rdc"])
+def test_measures__of_a_diagonal_tile_are_contracted_once(
+    device: str, name: str, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "_PAIRS_AT_ONCE", 20)  # a few rows at a time
+    (left, _), (own, _) = pieces(BASIS, missing, device)
+    moments = tile_moments(left, None).total()
+    same = dataclasses.replace(own)  # equal, but not the one object
+    whole = to_host(MEASURES[name].contract(moments, own, same, {}))
+    half = to_host(MEASURES[name].contract(moments, own, own, {}))
+    np.testing.assert_allclose(half, half.T, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(half, whole, atol=1e-6, rtol=0)
+
+
 def test_joint_spearman__equals_the_host(device: str) -> None:
     scores, _ = stacked(missing=False)
     here = joint_spearman(scores[:5], scores[5:])
@@ -190,17 +218,16 @@ def test_joint_spearman__equals_the_host(device: str) -> None:
 # Whole runs
 
 
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of workers in this process, which share the stand-in and count as GPU workers."""
+@contextmanager
+def workers_here(monkeypatch: pytest.MonkeyPatch, threads: int = 2) -> Iterator[Any]:
+    """A client of a worker in this process that counts as a GPU worker."""
     from distributed import Client, LocalCluster
 
-    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
-    monkeypatch.setattr(sessions, "_choose_attached_device", lambda *_: "gpu")
+    monkeypatch.setattr(sessions, "_choose_attached_device", lambda *_: ("gpu", 8 << 30))
     with (
         LocalCluster(
             n_workers=1,
-            threads_per_worker=2,
+            threads_per_worker=threads,
             processes=False,
             protocol="tcp",
             host="127.0.0.1",
@@ -209,6 +236,14 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        yield client
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The same, where CuPy is the stand-in."""
+    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
+    with workers_here(monkeypatch) as client:
         yield client
 
 
@@ -227,6 +262,132 @@ def test_select__on_the_stand_in_equals_the_cpu(
     here = dpipe.select(folder, client=client, device="cpu", **options)
     assert there.selected == here.selected
     assert [d.reason for d in there.decisions] == [d.reason for d in here.decisions]
+
+
+def small(folder: Path, client: Any, **options: Any) -> Any:
+    settings: dict[str, Any] = {"min_valid": 50, "nonlinear_threshold": 0.6, "restart": "never"}
+    return dpipe.select(folder, client=client, **(settings | options))
+
+
+def test_select__computes_smaller_tiles_on_a_card_that_is_full(
+    client: Any, threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_parts(mixed_table(600, families=3), tmp_path / "table")
+    quartered = []
+
+    def counted(*arguments: Any) -> Moments:
+        quartered.append(1)
+        return in_quarters(*arguments)
+
+    monkeypatch.setattr(tiles, "in_quarters", counted)
+    monkeypatch.setitem(standin.limit, "bytes", 200_000)
+    there = small(folder, threads)
+    assert quartered
+    monkeypatch.setitem(standin.limit, "bytes", 1000)
+    with pytest.raises(ResourceError, match=r"the card has no memory for .*, nor for smaller"):
+        small(folder, threads, fresh=True)
+    monkeypatch.undo()
+    here = small(folder, client, device="cpu")
+    assert there.selected == here.selected
+    assert [d.reason for d in there.decisions] == [d.reason for d in here.decisions]
+
+
+def test_select__reads_a_piece_once_while_it_is_kept(
+    threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_parts(mixed_table(600, families=3), tmp_path / "table")
+    # Tiles so narrow that every block is part of several.
+    monkeypatch.setattr(plan, "_WIDEST_ON_DEVICE", {1: 8, BASIS: 8})
+    monkeypatch.setattr(plan, "_NARROWEST_TILE", 8)
+    reads: Counter[Any] = Counter()
+    read_piece = tiles.read_piece
+
+    def counted(store: Any, catalogue: Any, columns: Any, start: int, stop: int) -> Any:
+        if isinstance(columns, range):  # a block; single columns are read to settle pairs
+            reads[id(catalogue), columns, start, stop] += 1
+        return read_piece(store, catalogue, columns, start, stop)
+
+    monkeypatch.setattr(tiles, "read_piece", counted)
+    kept.pieces.clear()
+    small(folder, threads)
+    assert len(reads) >= 8
+    assert 0 < len(kept.pieces) < len(reads)  # those of earlier passes went with them
+    assert max(reads.values()) <= 2  # two threads may miss the same piece at a time
+    with_room = sum(reads.values())
+    threads.run(sessions.give_memory_back)
+    assert len(kept.pieces) == 0
+    reads.clear()
+    monkeypatch.setattr(memory, "KEPT_SHARE", 0)
+    small(folder, threads, fresh=True)
+    assert len(kept.pieces) == 0
+    assert sum(reads.values()) > 1.5 * with_room
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("functions", [1, BASIS])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_in_quarters__equals_the_whole(functions: int, missing: bool, diagonal: bool) -> None:
+    (left, right), _ = pieces(functions, missing, "cpu")
+    if diagonal:
+        right = left
+
+    def half(piece: Piece, which: int) -> Piece:
+        middle = (len(piece.functions) + 1) // 2
+        part = slice(0, middle) if which == 0 else slice(middle, None)
+        valid = None if piece.valid is None else piece.valid[part]
+        return Piece(piece.functions[part], valid)
+
+    def quarter(a: int, b: int) -> Moments:
+        same = diagonal and a == b
+        return tile_moments(half(left, a), None if same else half(right, b)).total()
+
+    whole = tile_moments(left, None if diagonal else right).total()
+    found = in_quarters(quarter, diagonal, (missing, missing))
+    for name, array in vars(whole).items():
+        assert getattr(found, name).shape == array.shape, name
+        np.testing.assert_allclose(getattr(found, name), array, atol=1e-3, err_msg=name)
+
+
+# TF32, emulated
+
+
+def as_tf32(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to 10 bits of mantissa, ties to even, as cuBLAS rounds the factors of a product."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    half = np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    return ((bits + half) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def test_as_tf32__keeps_ten_bits() -> None:
+    values = np.array([1, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, -3, 0], dtype=np.float32)
+    expected = np.array([1, 1 + 2**-10, 1, 1 + 2**-9, -3, 0], dtype=np.float32)
+    np.testing.assert_array_equal(as_tf32(values), expected)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_tf32__stays_within_the_margin_that_is_settled_again(missing: bool) -> None:
+    """A bound of the error, found by rounding on the CPU what cuBLAS would round."""
+    (left, right), owns = pieces(BASIS, missing, "cpu")
+    exact = tile_moments(left, right).total()
+    rounded = [Piece(as_tf32(side.functions), side.valid) for side in (left, right)]
+    coarse = tile_moments(*rounded).total()
+    errors = {}
+    for name in ("hsic", "rdc"):
+        values = [MEASURES[name].contract(m, *owns, {}) for m in (exact, coarse)]
+        errors[name] = float(np.max(np.abs(values[0] - values[1])))
+        assert 1e-6 < errors[name] < 3e-3, name
+    assert sum(errors.values()) / 2 < nonlinear.MARGIN["tf32"] / 3
+
+
+def test_select__asks_for_the_precision_it_was_given(
+    threads: Any, tmp_path: Path, client: Any
+) -> None:
+    folder = write_parts(mixed_table(600, families=2), tmp_path / "table")
+    there = small(folder, threads, precision="tf32")
+    assert standin.compute_types == {"float32": 7}
+    again = small(folder, threads, fresh=True)
+    assert standin.compute_types == {"float32": 1}
+    assert there.selected == again.selected
 
 
 @pytest.mark.gpu
@@ -261,6 +422,55 @@ def test_similarity__on_the_gpu_equals_the_cpu(
 
 
 @pytest.mark.gpu
+def test_similarity__on_a_card_that_is_full_equals_the_cpu(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cupy
+
+    table = mixed_table(8000, families=8, missing=False)
+    folder = write_parts(table, tmp_path / "table")
+    here = dpipe.hsic(folder, client=client, device="cpu")
+    quartered = []
+
+    def counted(*arguments: Any) -> Moments:
+        quartered.append(1)
+        return in_quarters(*arguments)
+
+    pool = cupy.get_default_memory_pool()
+    allocator = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(pool.malloc)
+    monkeypatch.setattr(tiles, "in_quarters", counted)
+    monkeypatch.setattr(memory, "KEPT_SHARE", 0)
+    try:
+        with workers_here(monkeypatch, threads=1) as worker:
+            pool.free_all_blocks()
+            # The functions of the tile fit, what whitening them takes beside does not.
+            functions = len(here.columns) * BASIS * 8000 * 4
+            pool.set_limit(size=pool.total_bytes() + int(1.6 * functions))
+            there = dpipe.hsic(folder, client=worker, device="gpu")
+    finally:
+        pool.set_limit(size=0)
+        cupy.cuda.set_allocator(allocator)
+    assert quartered
+    np.testing.assert_allclose(there.values, here.values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+def test_precision__is_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_parts(mixed_table(20_000, families=4), tmp_path / "table")
+    here = dpipe.hsic(folder, device="cpu").values
+    monkeypatch.setenv("CUPY_TF32", "1")  # decides nothing
+    errors = {
+        precision: np.nanmax(
+            np.abs(dpipe.hsic(folder, device="gpu", precision=precision).values - here)
+        )
+        for precision in ("float32", "tf32")
+    }
+    assert errors["float32"] <= 1e-5
+    assert 2e-5 < errors["tf32"] < 3e-3
+
+
+@pytest.mark.gpu
 def test_recycle__gives_the_card_back() -> None:
     def fill() -> int:
         import cupy
@@ -271,7 +481,9 @@ def test_recycle__gives_the_card_back() -> None:
     with sessions.open_session(Options(device="gpu", workers=1), emit=notes.append) as session:
         start = used(session.read_memory("start", 0))
         assert session.client.submit(fill).result() == 2**28
-        assert used(session.read_memory("after", 1)) > start
+        after = session.read_memory("after", 1)
+        assert used(after) > start
+        assert max(reading.device_peak or 0 for reading in after) >= used(after)
         # A new process with its own context and nothing else: as at the start, give or take one.
         assert used(session.recycle(1)) <= start + 2**29
     assert not any("left-over process" in str(note) for note in notes)

@@ -162,3 +162,43 @@ def test_gib__reads_well() -> None:
         "1.0 GiB",
         "3.0 TiB",
     ]
+
+
+# Cards
+
+
+def test_a_card_gets_wide_tiles_and_a_lone_worker_no_splits() -> None:
+    grid = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 120 * GIB, 80 * GIB))
+    assert (grid.blocks, len(grid.splits)) == (((0, 1000),), 1)
+    several = tile_grid(1_000_000, 1000, 0, BASIS, Machine(4, 1, 120 * GIB, 80 * GIB))
+    assert len(several.tiles) * len(several.splits) >= 16
+    on_cpu = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 120 * GIB))
+    assert on_cpu.widest < grid.widest
+
+
+@given(
+    st.integers(1, 3_000_000),
+    st.integers(1, 3000),
+    st.sampled_from([1, BASIS]),
+    st.integers(4, 140),
+    st.integers(1, 4),
+)
+def test_tiles_fit_the_card(
+    rows: int, columns: int, functions: int, card: int, threads: int
+) -> None:
+    machine = Machine(1, threads, 64 * GIB, card * GIB)
+    grid = tile_grid(rows, columns, 0, functions, machine)
+    need = memory.device_tile_bytes(grid.widest, functions, grid.chunk_rows)
+    assert threads * need + machine.kept_bytes <= 0.8 * card * GIB
+
+
+def test_a_card_that_is_too_small_is_refused_in_one_sentence() -> None:
+    machine = Machine(1, 2, 64 * GIB, GIB // 2)
+    for refused in (
+        lambda: tile_grid(1000, 100, 0, BASIS, machine),
+        lambda: ranking_blocks(100_000_000, 10, 1000, machine),
+    ):
+        with pytest.raises(ResourceError, match=r"needs .* on the card but a task there has") as e:
+            refused()
+        assert "fewer --threads-per-worker" in str(e.value)
+        assert "nvidia-smi" in str(e.value)

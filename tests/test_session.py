@@ -23,6 +23,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, wait
 
+from dpipe import card
 from dpipe import session as module
 from dpipe.config import Options
 from dpipe.errors import InputError, ResourceError
@@ -389,9 +390,13 @@ def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> Non
 
 
 @contextmanager
-def machine(monkeypatch: pytest.MonkeyPatch, cards: int, *packages: str) -> Iterator[None]:
+def machine(
+    monkeypatch: pytest.MonkeyPatch, cards: int, *packages: str, trouble: str | None = None
+) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(module, "visible_cards", lambda: cards)
+        trial = card.Trial("uuid", 0 if trouble else 60 << 30, trouble)
+        patch.setattr(card, "probe_elsewhere", lambda: trial)
         patch.setattr("importlib.util.find_spec", lambda name: name in packages or None)
         yield
 
@@ -415,7 +420,7 @@ def test_a_gpu_session_says_what_is_missing(
     with machine(monkeypatch, cards, *packages):
         with pytest.raises(InputError, match=f"--device gpu cannot be used here: .*{reason}"):
             open_session(Options(device="gpu"))
-        assert module._choose_own_device(Options(device="auto"), heard) == "cpu"
+        assert module._choose_own_device(Options(device="auto"), heard) == ("cpu", None)
     assert [note.level for note in heard] == ["info"]
     assert heard.texts.startswith("computing on the CPU: ")
     assert reason in heard.texts
@@ -425,10 +430,69 @@ def test_auto_takes_the_gpu_when_all_is_there(
     heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with machine(monkeypatch, 2, "dask_cuda", "cupy", "rmm"):
-        assert module._choose_own_device(Options(), heard) == "gpu"
-        assert module._choose_own_device(Options(device="gpu"), heard) == "gpu"
-        assert module._choose_own_device(Options(device="cpu"), heard) == "cpu"
+        assert module._choose_own_device(Options(), heard) == ("gpu", 60 << 30)
+        assert module._choose_own_device(Options(device="gpu"), heard) == ("gpu", 60 << 30)
+        assert module._choose_own_device(Options(device="cpu"), heard) == ("cpu", None)
     assert heard == [Note("computing on 2 GPUs: a card is visible.")]
+
+
+@pytest.mark.parametrize("trouble", ["CuPy was made for CUDA 13", "the card is nearly full"])
+def test_a_card_that_cupy_cannot_use_is_no_gpu(
+    trouble: str, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine(monkeypatch, 1, "dask_cuda", "cupy", "rmm", trouble=trouble):
+        with pytest.raises(InputError, match=f"--device gpu cannot be used here: {trouble}"):
+            open_session(Options(device="gpu"))
+        assert module._choose_own_device(Options(), heard) == ("cpu", None)
+    assert heard == [Note(f"computing on the CPU: {trouble}.")]
+
+
+def worker_facts(name: str, has_gpu: bool = True, **other: Any) -> module.WorkerFacts:
+    plain = dict.fromkeys(("pid", "rss", "peak", "device", "threads", "limit", "host_memory"), 1)
+    kind = {"nanny": True, "host": "h", "has_gpu": has_gpu}
+    return module.WorkerFacts(**({"address": name, "name": name} | plain | kind | other))  # type: ignore[arg-type]
+
+
+FINE = card.Trial("a", 40 << 30, None)
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "trials", "lack"),
+    [
+        ((True, False), {}, "worker 1 has no visible card or no CuPy"),
+        ((True, True), {"0": FINE}, "worker 1 does not answer when it is to try CuPy"),
+        ((True, True), {"0": FINE, "1": OSError()}, "worker 1 does not answer"),
+        (
+            (True, True),
+            {"0": FINE, "1": card.Trial("", 0, "CuPy was made for CUDA 13")},
+            "on worker 1, CuPy was made for CUDA 13",
+        ),
+    ],
+)
+def test_attached_workers_that_cannot_all_use_a_card(
+    has_gpu: tuple[bool, bool], trials: dict[str, Any], lack: str, heard: Heard
+) -> None:
+    facts = [worker_facts(str(n), has) for n, has in enumerate(has_gpu)]
+    choose = module._choose_attached_device
+    with pytest.raises(InputError, match=f"--device gpu cannot be used on this cluster: {lack}"):
+        choose("gpu", facts, lambda: trials, heard)
+    assert heard == []
+    assert choose("auto", facts, lambda: trials, heard) == ("cpu", None)
+    assert heard.texts.startswith(f"computing on the CPU: {lack}")
+
+
+@pytest.mark.parametrize(
+    ("other", "room"),
+    [(card.Trial("b", 30 << 30, None), 30 << 30), (FINE, 20 << 30)],
+    ids=["two cards", "one card for both"],
+)
+def test_attached_workers_share_the_card_they_share(
+    other: card.Trial, room: int, heard: Heard
+) -> None:
+    facts = [worker_facts("0"), worker_facts("1")]
+    found = module._choose_attached_device("auto", facts, lambda: {"0": FINE, "1": other}, heard)
+    assert found == ("gpu", room)
+    assert heard == [Note("computing on the GPU: every worker has a card and CuPy.")]
 
 
 def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
@@ -470,7 +534,7 @@ def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) 
 def test_visible_cards_are_counted(
     installed: int, visible: str | None, cards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.nvml, "device_get_count", lambda: installed)
+    monkeypatch.setattr(card.nvml, "device_get_count", lambda: installed)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
@@ -829,19 +893,47 @@ def test_more_memory_than_there_is_is_warned_about(heard: Heard) -> None:
 
 
 def test_a_card_that_stays_full_is_warned_about(own: Session, own_notes: Heard) -> None:
-    def facts(device: int | None) -> Any:
-        return SimpleNamespace(name="0", device=device)
-
     own_notes.clear()
     for baseline, now in [({}, 5 << 30), ({"0": 1 << 30}, 1 << 30), ({}, None)]:
         own._device_baseline = baseline
-        own._watch_for_zombies([facts(now)])
+        own._watch_for_zombies([worker_facts("0", device=now)])
     assert own_notes == []
     own._device_baseline = {"0": 1 << 30}
-    own._watch_for_zombies([facts(5 << 30)])
+    own._watch_for_zombies([worker_facts("0", device=5 << 30, pid=7, holders=(7, 4711))])
+    own._watch_for_zombies([worker_facts("0", device=5 << 30, pid=7)])
     own._device_baseline = {}
     assert "the card of worker 0 has 4.0 GiB more in use" in own_notes.warnings[0]
+    assert own_notes.warnings[0].endswith("other processes on it: 4711.")
+    assert own_notes.warnings[1].endswith("nvidia-smi may know which.")
     own_notes.clear()
+
+
+def test_a_card_that_an_old_worker_holds_on_to_is_waited_for(
+    own: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CARD_SECONDS", 0.5)
+    monkeypatch.setattr(own, "_device_baseline", {"0": 1 << 30})
+    full = worker_facts("0", device=5 << 30, pid=7, holders=(7, 99))
+    monkeypatch.setattr(own, "workers", lambda: (full,))
+    assert own._await_free_cards((full,), frozenset({99})) == ((full,), frozenset({99}))
+    assert own._await_free_cards((full,), frozenset({98})) == ((full,), frozenset())
+    free = worker_facts("0", device=1 << 30, pid=7)
+    monkeypatch.setattr(own, "workers", lambda: (free,))
+    assert own._await_free_cards((full,), frozenset({99})) == ((free,), frozenset())
+
+
+def test_a_cluster_whose_old_worker_keeps_the_card_is_opened_anew(
+    monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    with open_session(Options(workers=1, device="cpu"), emit=heard) as session:
+        first = session._own.pids()  # type: ignore[union-attr]
+        answers = iter([frozenset({4711}), frozenset()])
+        monkeypatch.setattr(session, "_await_free_cards", lambda facts, old: (facts, next(answers)))
+        address = session.client.scheduler.address
+        session.recycle(1)
+        assert session.client.scheduler.address != address
+        assert not first & session._own.pids()  # type: ignore[union-attr]
+    assert "process 4711 holds on to its card" in heard.warnings[0]
 
 
 def test_a_public_scheduler_is_warned_about(heard: Heard) -> None:

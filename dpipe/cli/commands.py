@@ -213,6 +213,7 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
     "missing",
     "rdc_seeds",
     "rdc_degree",
+    "precision",
 )
 def similarity(
     given: dict[str, Any],

@@ -48,6 +48,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "nonlinear_rows",
         "rdc_seeds",
         "rdc_degree",
+        "precision",
         "passes",
     ),
     "Workers and memory": (

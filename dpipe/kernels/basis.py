@@ -9,10 +9,14 @@ functions (`dpipe.kernels.moments`).
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from dpipe.backend import Array, namespace
 
-# A group of columns is expanded while its functions still sit in a core's cache.
+# A group of columns is expanded while its functions still sit in a core's cache. A device has no
+# use for that: there every group costs the start of some sixty kernels.
 _CACHED_VALUES = 2**18
 _SUMMED_AT_ONCE = 16  # a sum holds four arrays of float64; this many leave the cache some room
 
@@ -53,11 +57,18 @@ def legendre(
     xp = namespace(scores)
     columns, rows = scores.shape
     values = xp.empty((columns, functions, rows), dtype=scores.dtype) if out is None else out
-    group = max(1, _CACHED_VALUES // (functions * max(rows, 1)))
+    group = _group(xp, columns, functions * rows)
     for start in range(0, columns, group):
         part = slice(start, start + group)
         _recur(scores[part], 1.0 if valid is None else valid[part], values[part])
     return values
+
+
+def _group(xp: Any, columns: int, values_of_one: int) -> int:
+    """Columns to work on at a time."""
+    if xp is not np:
+        return max(1, columns)
+    return max(1, _CACHED_VALUES // max(1, values_of_one))
 
 
 def _recur(scores: Array, first: Array | float, values: Array) -> None:
@@ -111,7 +122,7 @@ def legendre_sums(scores: Array, degree: int, valid: Array | None = None) -> Arr
     xp = namespace(scores)
     columns, rows = scores.shape
     sums = xp.empty((columns, degree), dtype=scores.dtype)
-    group = max(1, _CACHED_VALUES // (_SUMMED_AT_ONCE * max(rows, 1)))
+    group = _group(xp, columns, _SUMMED_AT_ONCE * rows)
     for start in range(0, columns, group):
         part = slice(start, start + group)
         argument = scores[part] * 2

@@ -48,7 +48,8 @@ class Measure:
         K, the basis functions a column is expanded in; 1 keeps the ranks in float64, more are
         float32, and whitened where a column needs it.
     contract
-        (moments, own_i, own_j, parameters) -> (b_i, b_j) similarities, NaN where undefined.
+        (moments, own_i, own_j, parameters) -> (b_i, b_j) similarities, NaN where undefined. On the
+        diagonal the two are one and the same object, and the tile is taken to be symmetric.
     needs_own
         Whether `contract` reads the columns' own moments.
     pairwise
@@ -113,26 +114,33 @@ def _gram(
     return xp.where(scale > 0, moments.product[:, 0, :, 0] / xp.where(scale > 0, scale, 1), xp.nan)
 
 
-def _covariances(moments: Moments) -> Callable[[slice], Array]:
-    """A function giving C (q, K, b_j, K) of a few rows of the tile at a time."""
+def _covariances(moments: Moments) -> Callable[[slice, slice], Array]:
+    """A function giving C (q, K, b, K) of a few rows, and some columns, of the tile at a time."""
     xp = namespace(moments.product)
     count = xp.maximum(moments.count, 1)
     mean_j = moments.sum_j.transpose(2, 0, 1) / count[:, :, None]  # (b_i or 1, b_j, K)
 
-    def rows(part: slice) -> Array:
-        own_part = part if len(count) > 1 else slice(None)
-        n = count[own_part]
-        mean_i = moments.sum_i[part] / n[:, None, :]
-        seen_j = mean_j[part] if len(mean_j) > 1 else mean_j
-        product = moments.product[part] / n[:, None, :, None]
+    def rows(part: slice, others: slice) -> Array:
+        own_part = part if count.shape[0] > 1 else slice(None)
+        own_others = others if count.shape[1] > 1 else slice(None)
+        n = count[own_part, own_others]
+        seen = others if moments.sum_i.shape[2] > 1 else slice(None)
+        mean_i = moments.sum_i[part, :, seen] / n[:, None, :]
+        seen_j = mean_j[part if len(mean_j) > 1 else slice(None), others]
+        product = moments.product[part, :, others] / n[:, None, :, None]
         product -= mean_i[:, :, :, None] * seen_j[:, None, :, :]
         return product
 
     return rows
 
 
-def _by_rows(moments: Moments, contract: Callable[[slice, Array], Array]) -> Array:
-    """Contract a tile a few of its rows at a time, so that temporaries stay small."""
+def _by_rows(
+    moments: Moments, contract: Callable[[slice, slice, Array], Array], symmetric: bool
+) -> Array:
+    """Contract a tile a few of its rows at a time, so that temporaries stay small.
+
+    Of a symmetric tile only what lies right of the diagonal is contracted.
+    """
     xp = namespace(moments.product)
     b_i, b_j = moments.product.shape[0], moments.product.shape[2]
     covariance = _covariances(moments)
@@ -140,7 +148,11 @@ def _by_rows(moments: Moments, contract: Callable[[slice, Array], Array]) -> Arr
     step = max(1, _PAIRS_AT_ONCE // max(b_j, 1))
     for start in range(0, b_i, step):
         part = slice(start, min(start + step, b_i))
-        values[part] = contract(part, covariance(part))
+        others = slice(start if symmetric else 0, b_j)
+        values[part, others] = contract(part, others, covariance(part, others))
+        if symmetric:
+            below = slice(part.stop, b_j)
+            values[below, part] = values[part, below].T
     return values
 
 
@@ -164,11 +176,11 @@ def _hsic(
     left, right = (xp.asarray(own.on_gram(root.T @ own.loading)) for own in (own_i, own_j))
     scale_i, scale_j = (xp.asarray(_self_hsic(root, own)) for own in (own_i, own_j))
 
-    def contract(part: slice, covariance: Array) -> Array:
-        return (_project(covariance, left[part], right) ** 2).sum(axis=(2, 3)).T
+    def contract(part: slice, others: slice, covariance: Array) -> Array:
+        return (_project(covariance, left[part], right[others]) ** 2).sum(axis=(2, 3)).T
 
     scale = scale_i[:, None] * scale_j[None, :]
-    values = _by_rows(moments, contract) / xp.where(scale > 0, scale, 1)
+    values = _by_rows(moments, contract, own_i is own_j) / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 
@@ -198,12 +210,12 @@ def _canonical(moments: Moments, own_i: Own, own_j: Own, features: np.ndarray) -
         xp.asarray(own.on_gram(_orthonormal_span(own.loading, features))) for own in (own_i, own_j)
     )
 
-    def contract(part: slice, covariance: Array) -> Array:
-        inner = _project(covariance, left[part], right)
+    def contract(part: slice, others: slice, covariance: Array) -> Array:
+        inner = _project(covariance, left[part], right[others])
         gram = xp.matmul(inner, inner.transpose(0, 1, 3, 2))
         return xp.linalg.eigvalsh(gram)[..., -1].T
 
-    values = xp.sqrt(xp.clip(_by_rows(moments, contract), 0, 1))
+    values = xp.sqrt(xp.clip(_by_rows(moments, contract, own_i is own_j), 0, 1))
     varies = (np.any(side != 0, axis=(1, 2)) for side in (left, right))
     defined_i, defined_j = varies
     return xp.where(defined_i[:, None] & defined_j[None, :], values, xp.nan)

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dpipe.backend import Array, namespace
+from dpipe.backend import Array, namespace, to_device
 from dpipe.kernels.basis import legendre, legendre_sums
 
 # Directions of smaller relative variance cannot reach any measure: HSIC weighs them by their
@@ -82,6 +82,11 @@ class Own:
 
     def __getitem__(self, part: slice) -> Own:
         return Own(*(getattr(self, name)[part] for name in _FIELDS))
+
+    def on_device(self, device: str) -> Own:
+        """The same with arrays where `device` computes; ``plain``, which steers, stays here."""
+        moved = {name: to_device(array, device) for name, array in self.arrays().items()}
+        return Own(**(moved | {"plain": self.plain}))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields by name, as they are stored on disk."""

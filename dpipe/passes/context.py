@@ -58,7 +58,12 @@ class Context:
     def machine(self) -> Machine:
         """The workers as the planner sees them."""
         session = self.session
-        return Machine(session.n_workers, max(1, session.threads_per_worker), session.memory_limit)
+        return Machine(
+            session.n_workers,
+            max(1, session.threads_per_worker),
+            session.memory_limit,
+            session.device_memory,
+        )
 
     def wants_matrix(self, n_columns: int) -> bool:
         """Whether the matrices of `n_columns` columns are to be written."""
@@ -120,6 +125,8 @@ def run_grid(
         tiling=tiling,
         measures=tuple(measures),
         device=context.session.device,
+        precision=context.options.precision,
+        kept_bytes=context.machine.kept_bytes,
         **settings,
     )
     job = tiles.Job(**{**vars(job), "folder": f"{title}-{_key(job, ordered, catalogue)}"})
@@ -131,7 +138,8 @@ def run_grid(
 
 def _key(job: tiles.Job, names: Sequence[str], catalogue: Catalogue) -> str:
     """Names the folder of a grid's tiles by all that their content depends on."""
-    content = json.dumps([asdict(job), list(names)]).encode()
+    depends = asdict(job) | {"kept_bytes": 0}  # what is kept decides speed only
+    content = json.dumps([depends, list(names)]).encode()
     return hashlib.sha256(content + catalogue.rows.tobytes()).hexdigest()[:12]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe import execute, memory
-from dpipe.backend import to_device, to_host
+from dpipe.backend import retried, to_device, to_host
 from dpipe.config import PASS_NAMES, Options
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics, Drop, Note, PassResult
@@ -130,15 +130,15 @@ def rank_columns(
     scores: dict[str, NDArray[np.float32]] = {}
     masks: dict[str, NDArray[np.uint8]] = {}
     for position, name in enumerate(names):
-        ranked = rank_column(to_device(block.values[position], device))
+        ranked = _rank(block.values[position], device)
         statistics = _statistics(name, position, block, ranked)
         columns.append(StoredColumn(statistics, reject(statistics, rules), -1, -1, ""))
         if columns[-1].reason is None or name in exempt:
             # The ranks take the place of the values, which nobody needs any more.
             scores[name] = block.values[position].view(np.float32)[: ranked.scores.size]
-            scores[name][:] = to_host(ranked.scores)
+            scores[name][:] = ranked.scores
             if ranked.valid is not None:
-                masks[name] = np.packbits(to_host(ranked.valid))
+                masks[name] = np.packbits(ranked.valid)
     store.write_arrays(_sample_name(number), _sample(scores, masks, block.values.shape[1]))
     order = sorted(scores, key=lambda name: name in masks)  # complete columns first
     slots = {name: slot for slot, name in enumerate(order)}
@@ -158,6 +158,17 @@ def rank_columns(
         [scores[name] for name in order],
         list(masks.values()),
     )
+
+
+def _rank(values: NDArray[np.float64], device: str) -> RankedColumn:
+    """One column ranked where `device` computes, or on the host if a card is full: host arrays."""
+
+    def on(where: str) -> RankedColumn:
+        ranked = rank_column(to_device(values, where))
+        valid = None if ranked.valid is None else to_host(ranked.valid)
+        return dataclasses.replace(ranked, scores=to_host(ranked.scores), valid=valid)
+
+    return retried(device, lambda: on(device), lambda: on("cpu"))
 
 
 SAMPLED_ROWS = 200

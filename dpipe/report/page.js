@@ -687,16 +687,16 @@
   /** The ledger, when it is looked at: a table has no size while it is folded away. */
   function drawLedger() {
     const mib = (bytes) => (bytes === null ? "–" : `${whole.format(Math.round(bytes / 2 ** 20))} MiB`);
-    const size = (label, at) => ({ label, width: "13%", right: true, falling: true, key: (row) => row[at], cell: (row) => mib(row[at]) });
+    const size = (label, at) => ({ label, width: "11%", right: true, falling: true, key: (row) => row[at], cell: (row) => mib(row[at]) });
     new DataTable(place("ledger"), {
       label: "Memory readings", rows: data.ledger, sort: [0, false], height: 380, noun: "reading",
       search: (row) => `${row[3]} ${row[1]}`.toLowerCase(),
       fields: [
         { label: "At", width: "12%", right: true, key: (row) => row[0], cell: (row) => `${row[0].toFixed(1)} s` },
-        { label: "Moment", width: "18%", key: (row) => `${row[1]} ${row[2]}`, cell: (row) => row[1] + (row[2] ? ` pass ${row[2]}` : "") },
-        { label: "Process", width: "19%", name: true, key: (row) => row[3], cell: (row) => row[3] },
-        { label: "pid", width: "12%", right: true, key: (row) => row[4], cell: (row) => String(row[4]) },
-        size("Resident", 5), size("Peak", 6), size("GPU", 7),
+        { label: "Moment", width: "16%", key: (row) => `${row[1]} ${row[2]}`, cell: (row) => row[1] + (row[2] ? ` pass ${row[2]}` : "") },
+        { label: "Process", width: "17%", name: true, key: (row) => row[3], cell: (row) => row[3] },
+        { label: "pid", width: "11%", right: true, key: (row) => row[4], cell: (row) => String(row[4]) },
+        size("Resident", 5), size("Peak", 6), size("GPU", 7), size("GPU peak", 8),
       ],
     });
   }

@@ -44,7 +44,10 @@ def payload(results: Results) -> dict[str, Any]:
         },
         "sample": _sample(results, index),
         "ledger": [
-            [r.seconds, r.moment, r.pass_number, r.process, r.pid, r.rss, r.peak, r.device]
+            [
+                *(r.seconds, r.moment, r.pass_number, r.process, r.pid),
+                *(r.rss, r.peak, r.device, r.device_peak),
+            ]
             for r in results.ledger
         ],
     }
