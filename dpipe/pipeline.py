@@ -360,6 +360,7 @@ class _Run:
                 storage_options=self._storage_options,
             )
             self._plan = self._checked_plan(context)
+            stack.enter_context(shown(session, page(), self._board.state, self.emit))
             self.emit(
                 RunStarted(
                     n_rows=self.n_rows,
@@ -377,7 +378,6 @@ class _Run:
                 )
             )
             self.emit(MemoryRead(session.read_memory("start", 0)))
-            stack.enter_context(shown(session, page(), self._board.state, self.emit))
             if self.keeps_record:
                 stack.enter_context(recorded(session, self.folder.write_text, self.emit))
             yield context

@@ -62,20 +62,24 @@ def shown(session: Session, page: str, state: Callable[[], str], emit: Emit) -> 
     """
     ended = threading.Event()
 
-    def refresh() -> None:
-        sent = None
-        while not ended.wait(_REFRESH_SECONDS if sent is not None else 0):
-            text = state()
-            try:
-                # After a restart in need the cluster may be another one, which has no page yet.
-                if text != sent and not _on_scheduler(session, _update(text)):
-                    _on_scheduler(session, _serve(page, text))
-            except Exception as error:  # a foreign scheduler may say anything
-                emit(Note(f"the page {PATH} is not shown ({type(error).__name__}: {error})."))
-                return
-            sent = text
+    def refresh(sent: str | None = None) -> str | None:
+        """Send what is new; None when the scheduler does not take it."""
+        text = state()
+        try:
+            # After a restart in need the cluster may be another one, which has no page yet.
+            if text != sent and not _on_scheduler(session, _update(text)):
+                _on_scheduler(session, _serve(page, text))
+        except Exception as error:  # a foreign scheduler may say anything
+            emit(Note(f"the page {PATH} is not shown ({type(error).__name__}: {error})."))
+            return None
+        return text
 
-    thread = threading.Thread(target=refresh, name="dpipe-page", daemon=True)
+    def keep_fresh(sent: str | None) -> None:
+        while sent is not None and not ended.wait(_REFRESH_SECONDS):
+            sent = refresh(sent)
+
+    # The first time here, so that the page is there before anybody is told of it.
+    thread = threading.Thread(target=keep_fresh, args=(refresh(),), name="dpipe-page", daemon=True)
     thread.start()
     try:
         yield
