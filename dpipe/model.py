@@ -184,11 +184,21 @@ class MemoryReading:
 
 
 @dataclass(frozen=True)
+class PlannedPass:
+    """What the plan expects of a pass: its tasks, and the peak bytes of a worker."""
+
+    number: int
+    name: str
+    tasks: int
+    worker_bytes: int
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """The table is open, the session is up and the plan fits.
 
-    ``memory_limit`` is what each worker may use, ``worker_bytes`` what the plan expects at most,
-    ``scratch_bytes`` the size of the rank store (0 where unknown).
+    ``dashboard`` is the link to Dask's own, ``page`` to dpipe's beside it; ``memory_limit`` is
+    what each worker may use, ``scratch_bytes`` the size of the rank store (0 where unknown).
     """
 
     n_rows: int
@@ -197,9 +207,19 @@ class RunStarted:
     device: str
     dashboard: str | None
     memory_limit: int = 0
-    n_tasks: int = 0
-    worker_bytes: int = 0
     scratch_bytes: int = 0
+    passes: tuple[PlannedPass, ...] = ()
+    page: str | None = None
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of all passes."""
+        return sum(planned.tasks for planned in self.passes)
+
+    @property
+    def worker_bytes(self) -> int:
+        """The most that the plan expects a worker to use."""
+        return max((planned.worker_bytes for planned in self.passes), default=0)
 
 
 @dataclass(frozen=True)

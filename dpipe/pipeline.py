@@ -25,6 +25,7 @@ import numpy as np
 
 from dpipe.certificate import alternatives, decide
 from dpipe.config import PASS_NAMES, Options
+from dpipe.dashboard import Board, page
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import (
     ColumnStatistics,
@@ -37,6 +38,7 @@ from dpipe.model import (
     PassDone,
     PassResult,
     PassStarted,
+    PlannedPass,
     RunStarted,
 )
 from dpipe.passes import nonlinear, prepare, spearman, vif
@@ -44,6 +46,7 @@ from dpipe.passes.context import Context, Prepared
 from dpipe.passes.sample import sample
 from dpipe.plan import Machine, Plan, check_disk, make_plan
 from dpipe.rankstore import Store
+from dpipe.recording import RECORDS, page_link, recorded, shown
 from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
 from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
@@ -63,6 +66,7 @@ _RESULTS = (
     "communities.json",
     "run.json",
     "report.html",
+    *RECORDS,
     *(
         f"{name}{end}"
         for name in ("spearman", "hsic", "rdc", "rank_sample")
@@ -150,10 +154,12 @@ def run(
         temporary = TemporaryFolder()
         output_dir = temporary.path
     folder = RunFolder(output_dir)
-    journal = _Journal(folder, observers)
+    board = Board()
+    journal = _Journal(folder, (*observers, board))
     table = open_table(sources, options=options, storage_options=storage_options)
     with folder.lock():
-        runner = _Run(table, options, folder, journal, client, Secrets(storage_options))
+        runner = _Run(table, options, folder, journal, board, client, Secrets(storage_options))
+        runner.keeps_record = temporary is None
         selection = runner.select(sources)
         if temporary is None:
             _render_page(folder, journal)
@@ -169,6 +175,7 @@ class _Run:
         options: Options,
         folder: RunFolder,
         journal: _Journal,
+        board: Board,
         client: Any,
         storage_options: Secrets,
     ) -> None:
@@ -176,6 +183,8 @@ class _Run:
         self.options = options
         self.folder = folder
         self.emit = journal
+        self.keeps_record = True  # whether somebody will read what Dask recorded
+        self._board = board
         self._client = client
         self._storage_options = storage_options
         self._rows = sample(table, options)
@@ -351,6 +360,7 @@ class _Run:
                 storage_options=self._storage_options,
             )
             self._plan = self._checked_plan(context)
+            stack.enter_context(shown(session, page(), self._board.state, self.emit))
             self.emit(
                 RunStarted(
                     n_rows=self.n_rows,
@@ -358,13 +368,18 @@ class _Run:
                     n_workers=session.n_workers,
                     device=session.device,
                     dashboard=session.dashboard,
+                    page=page_link(session),
                     memory_limit=session.memory_limit,
-                    n_tasks=sum(planned.tasks for planned in self._plan.passes),
-                    worker_bytes=max(planned.worker_bytes for planned in self._plan.passes),
                     scratch_bytes=self._plan.scratch_bytes,
+                    passes=tuple(
+                        PlannedPass(each.number, each.name, each.tasks, each.worker_bytes)
+                        for each in self._plan.passes
+                    ),
                 )
             )
             self.emit(MemoryRead(session.read_memory("start", 0)))
+            if self.keeps_record:
+                stack.enter_context(recorded(session, self.folder.write_text, self.emit))
             yield context
             if self.options.checkpoint:
                 context.store.remove_partial()

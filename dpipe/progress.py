@@ -11,11 +11,13 @@ as data: never as markup of the terminal library, and without control characters
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
@@ -182,8 +184,8 @@ class Progress:
                 f"plan: {counted(event.n_tasks, 'task')}, at most {gib(event.worker_bytes)} "
                 f"a worker, {gib(event.scratch_bytes)} of scratch disk"
             )
-        if event.dashboard:
-            self.line(f"dashboard: {event.dashboard}", style="dim")
+        for line in _links(event):
+            self.line(line, style="dim")
 
     def _pass_started(self, event: PassStarted) -> None:
         self._pass_name = event.name
@@ -315,6 +317,20 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _links(event: RunStarted) -> Iterator[str]:
+    """Where to watch the run, from here and from the machine of somebody who came by SSH."""
+    if not event.dashboard:
+        return
+    if event.page:
+        yield f"watch the run: {event.page}"
+    yield f"Dask's dashboard: {event.dashboard}"
+    address = urlsplit(event.dashboard)
+    if "SSH_CONNECTION" in os.environ and address.hostname == "127.0.0.1":
+        host = os.environ["SSH_CONNECTION"].split()[2]
+        tunnel = f"{address.port}:127.0.0.1:{address.port}"
+        yield f"from your own machine, first: ssh -N -L {tunnel} {host}"
 
 
 def _title(event: PassStarted | PassDone) -> str:

@@ -23,6 +23,7 @@ from dpipe.model import (
     Note,
     PassDone,
     PassStarted,
+    PlannedPass,
     RunStarted,
     StageStarted,
     TaskDone,
@@ -36,7 +37,10 @@ READINGS = (
     MemoryReading("after", 1, "worker 0", 11, 312 * 2**20, 400 * 2**20, None, 1.0),
 )
 EVENTS: tuple[Event, ...] = (
-    RunStarted(624, 1830, 2, "cpu", "http://127.0.0.1:8787/status", 2**31, 130, 3 * 2**28, 2**22),
+    RunStarted(
+        *(624, 1830, 2, "cpu", "http://127.0.0.1:8787/status", 2**31, 2**22),
+        (PlannedPass(1, "prepare", 30, 2**28), PlannedPass(2, "spearman", 100, 3 * 2**28)),
+    ),
     Note("columns 'a' and 'b' are text."),
     Note("left out broken.parquet: it is cut short", "warning"),
     PassStarted(1, "prepare", 1830),
@@ -109,7 +113,7 @@ def test_a_pipe_gets_one_plain_line_a_pass() -> None:
     assert shown().splitlines() == [
         "624 rows x 1,830 numeric columns; 2 workers on the CPU, 2.0 GiB each",
         "plan: 130 tasks, at most 768 MiB a worker, 4 MiB of scratch disk",
-        "dashboard: http://127.0.0.1:8787/status",
+        "Dask's dashboard: http://127.0.0.1:8787/status",
         "warning: left out broken.parquet: it is cut short",
         "pass 1 prepare     1,830 ->   1,204 columns     2.3 s",
         "pass 2 spearman    1,204 ->     611 columns  from the checkpoint",
