@@ -47,6 +47,37 @@ def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
     assert "packed sort" in benchmark("ranking", "--rows=2000", "--repeats=1", folder=tmp_path)
 
 
+EXAMPLE = str(ROOT / "examples" / "nci" / "part-00000.parquet")
+
+
+def test_benchmarks__downstream_runs_small(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    benchmark(
+        "downstream", EXAMPLE, "--target=tpsa_reference", "--leave-out=id,smiles,[A-Z]*,rdkit_TPSA",
+        "--setting=passes: [1]", "--folds=2", "--repeats=1", "--trees=3", f"--json={figures}",
+        folder=tmp_path,
+    )  # fmt: skip
+    found = json.loads(figures.read_text())["folds"]
+    for every, first, full in zip(
+        found["all columns"], found["passes: [1]"], found["defaults"], strict=True
+    ):
+        assert full["columns"] < first["columns"] < every["columns"]
+        assert full["score"] <= 1
+
+
+def test_benchmarks__comparison_judges_every_answer(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    benchmark(
+        "comparison", EXAMPLE, "--leave-out=id,smiles,[A-Zn]*", "--repeats=1",
+        "--contenders=dpipe,pandas", f"--json={figures}", folder=tmp_path,
+    )  # fmt: skip
+    found = json.loads(figures.read_text())
+    assert 50 < found["dpipe"].pop("kept") < 200
+    assert found["dpipe"].pop("seconds")
+    assert set(found["dpipe"].values()) == {0}
+    assert found["pandas"]["other columns in reverse"] > 0
+
+
 def test_benchmarks__table_is_made_once_with_ties_and_holes(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
