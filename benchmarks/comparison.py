@@ -129,7 +129,6 @@ def spark_recipe() -> Iterator[Once]:
     spark = builder.config(map=settings).getOrCreate()
 
     def once(path: str) -> list[str]:
-        # Spark reads the file itself elsewhere; with thousands of columns its planner is the time.
         frame = features(path, complete=True)
         rows = [(DenseVector(row),) for row in frame.to_numpy(dtype=float)]
         vectors = spark.createDataFrame(rows, ["v"])
