@@ -380,6 +380,7 @@ kill -TERM -- "-${@: -1}" 2>/dev/null || true
 """
 
 
+@pytest.mark.slow
 def test_slurm__workers_of_dask_jobqueue_are_used(
     table: Path, expected: list[str], tmp_path: Path
 ) -> None:

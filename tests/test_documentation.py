@@ -103,12 +103,16 @@ def test_every_command_line_exists(page: Path) -> None:
 def test_every_option_exists(page: Path) -> None:
     known = every_option()
     foreign = {"--runslow", "--dry-run"} if page.name == "CONTRIBUTING.md" else set()
-    if page.parent.parent.name == "cluster":  # what its recipe takes, and what Dask takes
-        recipes = "\n".join(path.read_text() for path in page.parent.iterdir() if path != page)
+    if ROOT / "cluster" in page.parents:  # what its recipes take, and what Dask takes
+        files = (path for path in page.parent.rglob("*") if path.suffix in RECIPES)
+        recipes = "\n".join(path.read_text() for path in files)
         foreign = {*re.findall(r"--[a-z][a-z-]+", recipes), *dask_options()}
     for span in spans(page.read_text()):
         if re.match(r"--[a-z]", span):
             assert span.split()[0].partition("=")[0] in known | foreign, span
+
+
+RECIPES = {".py", ".sh", ".sbatch", ".yaml"}
 
 
 def dask_options() -> set[str]:
