@@ -70,7 +70,8 @@ def select(
     observers
         Callables that receive every event of the run (see `dpipe.model`).
     **options
-        Any option of ``dpipe run``, with underscores, as in ``spearman_threshold=0.9``.
+        Any option of ``dpipe run``, with underscores, as in ``spearman_threshold=0.9``. What is not
+        given here is taken from Dask's configuration under ``dpipe:``.
 
     Returns
     -------
@@ -93,8 +94,9 @@ def select(
     """
     from dpipe.config import options_from
     from dpipe.pipeline import run
+    from dpipe.settings import with_configured
 
-    resolved = options_from(options)
+    resolved = options_from(with_configured(options))
     folder = resolved.scratch_dir or output_dir
     with _files(data, columns, client, resolved, folder) as (sources, connection):
         return run(
@@ -166,8 +168,9 @@ def _similarity(
 ) -> Similarity:
     from dpipe.allpairs import similarity
     from dpipe.config import options_from
+    from dpipe.settings import with_configured
 
-    resolved = options_from({"min_valid": 2, **options})
+    resolved = options_from({"min_valid": 2, **with_configured(options)})
     with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
         return similarity(sources, measure, options=resolved, client=connection)
 

@@ -49,6 +49,15 @@ RANGES: dict[str, tuple[float, float | None]] = {
 """The smallest and largest value (None: no bound) of the options that are numbers."""
 SIZES = ("memory_limit", "matrix_budget")
 """Options in bytes, which may be written like ``2GiB``."""
+BESIDE_OPTIONS = (
+    "parquet_glob",
+    "storage_options",
+    "prefer_gpu",
+    "output_dir",
+    "verbose",
+    "quiet",
+)
+"""What a YAML file may hold beside the fields of `Options`."""
 
 _UNITS = {"": 1, "B": 1} | {
     prefix + suffix: base**power

@@ -17,9 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-from dpipe.cli.headings import BESIDE_OPTIONS
 from dpipe.cli.request import settle
-from dpipe.config import CHOICES, RANGES, SIZES, Options
+from dpipe.config import BESIDE_OPTIONS, CHOICES, RANGES, SIZES, Options
 from dpipe.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
