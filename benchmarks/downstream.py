@@ -8,8 +8,8 @@ them has done nothing but save columns.
 Covers: R^2 of a regression, or area under the ROC curve with --classify; the paired difference
 between each selection and all columns, fold by fold.
 
-Usage: ``python -m benchmarks.downstream "examples/nci/*.parquet" --target tpsa_reference
---leave-out "id,smiles,TopoPSA*,rdkit_TPSA" [--setting "spearman_threshold: 0.8, passes: [1, 2]"]``
+Usage: ``python -m benchmarks.downstream [TABLE... --target COLUMN --leave-out NAMES]
+[--setting "spearman_threshold: 0.8, passes: [1, 2]"]``; without a table it takes examples/nci.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
 
 import dpipe
 from benchmarks import common
+
+EXAMPLE = "examples/nci/*.parquet"
+EXAMPLE_TARGET = "tpsa_reference"
+EXAMPLE_COPIES = "id,smiles,TopoPSA*,rdkit_TPSA"
+"""The example table, its target, and what is no descriptor or is the target under another name."""
 
 
 def read(sources: Sequence[str], target: str, leave_out: str) -> tuple[pd.DataFrame, pd.Series]:
@@ -97,15 +102,15 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
 def main() -> None:
     """Measure and print."""
     parser = common.parser(__doc__)
-    parser.add_argument("sources", nargs="+", help="Parquet files or globs")
-    parser.add_argument("--target", required=True, help="the column to predict")
-    parser.add_argument("--leave-out", default="", help="names and globs, separated by commas")
+    parser.add_argument("sources", nargs="*", default=[EXAMPLE], help="Parquet files or globs")
+    parser.add_argument("--target", default=EXAMPLE_TARGET, help="the column to predict")
+    parser.add_argument("--leave-out", default=EXAMPLE_COPIES, help="names and globs")
     parser.add_argument("--classify", action="store_true", help="the target is 0 or 1")
     parser.add_argument(
         "--setting",
         action="append",
         default=[],
-        help='options of a selection, such as "passes: [1, 2]"; repeat for more',
+        help='options of one more selection, such as "passes: [1, 2]"; repeat for more',
     )
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
@@ -113,7 +118,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
     frame, target = read(arguments.sources, arguments.target, arguments.leave_out)
-    settings = {"defaults": {}} | {text: parse_setting(text) for text in arguments.setting}
+    settings = {"passes 1, 2": {"passes": (1, 2)}, "defaults": {}} | {
+        text: parse_setting(text) for text in arguments.setting
+    }
     found = measure(frame, target, settings, arguments)
     metric = "area under the curve" if arguments.classify else "R^2"
     print(
