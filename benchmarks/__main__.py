@@ -15,6 +15,8 @@ QUICK = {
     "limit": ["--rows=20000", "--columns=20", "--nonlinear-rows=5000", "--repeats=1"],
     "scaling": ["--rows=4000", "--columns=16", "--steps=2", "--repeats=1"],
     "big": ["--rows=20000", "--columns=20,30"],
+    "comparison": ["--repeats=1", "--contenders=dpipe,SciPy"],
+    "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
     "leak": ["--rows=2000", "--columns=12", "--runs=2"],
 }
 

@@ -9,13 +9,15 @@ Importing this module is cheap; Dask, Arrow and the rest load with the first cal
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from dpipe.config import Options
     from dpipe.estimator import DescriptorSelector
     from dpipe.model import Similarity
     from dpipe.selection import Selection
@@ -68,7 +70,8 @@ def select(
     observers
         Callables that receive every event of the run (see `dpipe.model`).
     **options
-        Any option of ``dpipe run``, with underscores, as in ``spearman_threshold=0.9``.
+        Any option of ``dpipe run``, with underscores, as in ``spearman_threshold=0.9``. What is not
+        given here is taken from Dask's configuration under ``dpipe:``.
 
     Returns
     -------
@@ -90,17 +93,17 @@ def select(
     >>> reduced = result.apply(frame)  # doctest: +SKIP
     """
     from dpipe.config import options_from
-    from dpipe.inputs import as_files
     from dpipe.pipeline import run
+    from dpipe.settings import with_configured
 
-    resolved = options_from(options)
+    resolved = options_from(with_configured(options))
     folder = resolved.scratch_dir or output_dir
-    with as_files(data, columns=columns, client=client, folder=folder) as sources:
+    with _files(data, columns, client, resolved, folder) as (sources, connection):
         return run(
             sources,
             resolved,
             output_dir=output_dir,
-            client=client,
+            client=connection,
             observers=observers,
             storage_options=storage_options,
         )
@@ -165,12 +168,28 @@ def _similarity(
 ) -> Similarity:
     from dpipe.allpairs import similarity
     from dpipe.config import options_from
+    from dpipe.settings import with_configured
+
+    resolved = options_from({"min_valid": 2, **with_configured(options)})
+    with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
+        return similarity(sources, measure, options=resolved, client=connection)
+
+
+@contextmanager
+def _files(
+    data: Any, columns: Sequence[str] | None, client: Any, options: Options, folder: Any
+) -> Iterator[tuple[Sequence[str], Any]]:
+    """The files that hold the data, and the connection: a Dask collection is computed on it too."""
     from dpipe.inputs import as_files
 
-    resolved = options_from({"min_valid": 2, **options})
-    folder = resolved.scratch_dir
-    with as_files(data, columns=columns, client=client, folder=folder) as sources:
-        return similarity(sources, measure, options=resolved, client=client)
+    with ExitStack() as stack:
+        if hasattr(data, "__dask_graph__"):
+            from dpipe.session import client_for
+
+            target = client or options.scheduler or options.scheduler_file
+            client = stack.enter_context(client_for(target))
+        files = as_files(data, columns=columns, client=client, folder=folder)
+        yield stack.enter_context(files), client
 
 
 def __getattr__(name: str) -> Any:

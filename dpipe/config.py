@@ -27,8 +27,38 @@ CHOICES = {
     "precision": ("float32", "tf32"),
 }
 """The values an option may take, for the options with few."""
+RANGES: dict[str, tuple[float, float | None]] = {
+    "max_missing_ratio": (0.0, 1.0),
+    "spearman_threshold": (0.0, 1.0),
+    "nonlinear_threshold": (0.0, 1.0),
+    "variance_threshold": (0.0, 1.0),
+    "w_hsic": (0.0, None),
+    "w_rdc": (0.0, None),
+    "vif_threshold": (1.0, None),
+    "min_valid": (1, None),
+    "workers": (1, 10_000),
+    "threads_per_worker": (1, 1024),
+    "memory_limit": (1, None),
+    "sample_rows": (1, None),
+    "sample_per_file": (1, None),
+    "nonlinear_rows": (2, None),
+    "rdc_seeds": (1, None),
+    "rdc_degree": (1, 12),
+    "seed": (0, None),
+    "matrix_budget": (0, None),
+}
+"""The smallest and largest value (None: no bound) of the options that are numbers."""
 SIZES = ("memory_limit", "matrix_budget")
 """Options in bytes, which may be written like ``2GiB``."""
+BESIDE_OPTIONS = (
+    "parquet_glob",
+    "storage_options",
+    "prefer_gpu",
+    "output_dir",
+    "verbose",
+    "quiet",
+)
+"""What a YAML file may hold beside the fields of `Options`."""
 
 _UNITS = {"": 1, "B": 1} | {
     prefix + suffix: base**power
@@ -141,26 +171,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             _check_choice(name, getattr(self, name), allowed)
-        for name, low, high in (
-            ("max_missing_ratio", 0.0, 1.0),
-            ("spearman_threshold", 0.0, 1.0),
-            ("nonlinear_threshold", 0.0, 1.0),
-            ("variance_threshold", 0.0, 1.0),
-            ("w_hsic", 0.0, None),
-            ("w_rdc", 0.0, None),
-            ("vif_threshold", 1.0, None),
-            ("min_valid", 1, None),
-            ("workers", 1, 10_000),
-            ("threads_per_worker", 1, 1024),
-            ("memory_limit", 1, None),
-            ("sample_rows", 1, None),
-            ("sample_per_file", 1, None),
-            ("nonlinear_rows", 2, None),
-            ("rdc_seeds", 1, None),
-            ("rdc_degree", 1, 12),
-            ("seed", 0, None),
-            ("matrix_budget", 0, None),
-        ):
+        for name, (low, high) in RANGES.items():
             _check_range(name, getattr(self, name), low, high)
         if self.w_hsic + self.w_rdc <= 0:
             raise InputError("--w-hsic and --w-rdc are both 0: give at least one a weight.")

@@ -260,6 +260,37 @@ def use_session(options: Options, connection: Any, emit: Emit = silent) -> Sessi
 
 
 @contextlib.contextmanager
+def client_for(connection: Any) -> Iterator[Client | None]:
+    """A connection as a client, for what is computed before a session begins; None stays None.
+
+    Parameters
+    ----------
+    connection
+        As in `attach_session`. A client stays open; one that is opened here is closed at the end.
+
+    Raises
+    ------
+    InputError, ResourceError
+        As in `attach_session`.
+
+    Examples
+    --------
+    >>> with client_for(None) as client:
+    ...     client is None
+    True
+    """
+    if connection is None:
+        yield None
+        return
+    client, opened = _connect(connection, CONNECT_SECONDS)
+    try:
+        yield client
+    finally:
+        if opened:
+            client.close()
+
+
+@contextlib.contextmanager
 def threads_here() -> Iterator[Client]:
     """A Dask client whose only worker is a pool of threads in this process.
 
@@ -1104,7 +1135,7 @@ def _judge(
 # Attaching
 
 
-def _connect(connection: _Connection, seconds: float) -> tuple[Client, bool]:
+def _connect(connection: Any, seconds: float) -> tuple[Client, bool]:
     """A synchronous client, and whether it was opened here."""
     if isinstance(connection, Client):
         if connection.asynchronous:
@@ -1114,6 +1145,13 @@ def _connect(connection: _Connection, seconds: float) -> tuple[Client, bool]:
         return connection, False
     if isinstance(connection, Cluster):
         return Client(connection, set_as_default=False), True
+    if callable(getattr(connection, "get_client", None)):  # of dask-gateway, which is no `Cluster`
+        return connection.get_client(set_as_default=False), True
+    if not isinstance(connection, str | os.PathLike):
+        raise InputError(
+            "a run takes a Dask client, a cluster or the address of a scheduler, not data of the "
+            f"type {type(connection).__name__}."
+        )
     address = _address(os.fspath(connection))
     try:
         _knock(address, seconds)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.__main__ import QUICK
@@ -45,6 +46,62 @@ def test_benchmarks__run_small(name: str, more: list[str], tmp_path: Path) -> No
 
 def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
     assert "packed sort" in benchmark("ranking", "--rows=2000", "--repeats=1", folder=tmp_path)
+
+
+EXAMPLE = str(ROOT / "examples" / "nci" / "part-00000.parquet")
+OURS = ("dpipe", "dpipe command")
+
+
+def test_benchmarks__downstream_runs_small(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    benchmark(
+        "downstream", EXAMPLE, "--target=tpsa_reference", "--leave-out=id,smiles,[A-Z]*,rdkit_TPSA",
+        "--setting=passes: [1]", "--folds=2", "--repeats=1", "--trees=3", f"--json={figures}",
+        folder=tmp_path,
+    )  # fmt: skip
+    found = json.loads(figures.read_text())["folds"]
+    for every, first, full in zip(
+        found["all columns"], found["passes: [1]"], found["defaults"], strict=True
+    ):
+        assert full["columns"] < first["columns"] < every["columns"]
+        assert full["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    "contender", ["pandas", *(pytest.param(name, marks=pytest.mark.slow) for name in OURS)]
+)
+def test_benchmarks__comparison_judges_every_answer(contender: str, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    benchmark(
+        "comparison", EXAMPLE, "--leave-out=id,smiles,[A-Zn]*", "--repeats=1",
+        f"--contenders={contender}", f"--json={figures}", folder=tmp_path,
+    )  # fmt: skip
+    found = json.loads(figures.read_text())[contender]
+    assert found.pop("seconds")
+    assert 50 < found.pop("kept") < 200
+    if contender in OURS:
+        assert set(found.values()) == {0}
+    else:  # the recipe goes by the order of the columns
+        assert found["other columns in reverse"] > 0
+
+
+def test_benchmarks__comparison_finds_what_is_wrong_with_an_answer() -> None:
+    from benchmarks.comparison import first_of_each, judge
+
+    names = list("abcd")
+    rho = np.eye(4)
+    for i, j in ((0, 1), (1, 2)):  # a chain: b is like a and c, which are not like each other
+        rho[i, j] = rho[j, i] = 0.96
+    assert first_of_each(rho, names) == ["a", "d"]
+    found = judge({"kept": ["a", "d"], "reversed": ["c", "d"]}, names, rho)
+    assert found == {
+        "kept": 2,
+        "redundant pairs": 0,
+        "dropped without one": 1,
+        "other columns in reverse": 2,
+    }
+    found = judge({"kept": ["a", "b", "d"], "reversed": ["a", "b", "d"]}, names, rho)
+    assert list(found.values()) == [3, 1, 0, 0]
 
 
 def test_benchmarks__table_is_made_once_with_ties_and_holes(tmp_path: Path) -> None:

@@ -335,6 +335,33 @@ def test_errors_of_dask_configuration_say_so(tmp_path: Path) -> None:
     assert "vif-treshold" in sentence
 
 
+def test_python_takes_options_from_dask_configuration_too(tmp_path: Path) -> None:
+    import dask
+
+    import dpipe
+    from dpipe.session import threads_here
+
+    folder = write_table(tmp_path / "data")
+    (tmp_path / "kept.txt").write_text("constant\n")
+    configured = {
+        "dpipe.passes": [1],
+        "dpipe.keep": f"@{tmp_path / 'kept.txt'}",
+        "dpipe.quiet": True,
+    }
+    with threads_here() as client, dask.config.set(configured):
+        result = dpipe.select(folder, client=client)
+        assert {"constant", "x1", "near x1"} <= set(result.selected)
+        result = dpipe.select(folder, client=client, keep=[], passes=(1, 2))
+        assert len({"constant", "x1", "near x1"} & set(result.selected)) == 1
+        assert dpipe.spearman(folder, client=client).values.shape == (12, 12)
+    for name, value in (("vif-treshold", 3), ("vif-threshold", "x")):
+        with (
+            dask.config.set({f"dpipe.{name}": value}),
+            pytest.raises(dpipe.InputError, match=r"^Dask's configuration, under dpipe: .*vif"),
+        ):
+            dpipe.select(folder)
+
+
 def test_a_secret_is_never_repeated(tmp_path: Path) -> None:
     result = invoke("run", "x", "--output-dir", tmp_path, "--storage-options", '{"key": hunter2}')
     assert result.exit_code == 2

@@ -368,6 +368,51 @@ def test_slurm__a_job_that_is_signalled_ends_in_order_and_continues(tmp_path: Pa
     assert selected(tmp_path / "out")
 
 
+SBATCH = """#!/usr/bin/env bash
+# Stands in for sbatch: starts the script of a job on this machine, as a process group.
+set -m
+bash "${@: -1}" >"$JOBS/$$.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/usr/bin/env bash
+# Stands in for scancel.
+kill -TERM -- "-${@: -1}" 2>/dev/null || true
+"""
+
+
+@pytest.mark.slow
+def test_slurm__workers_of_dask_jobqueue_are_used(
+    table: Path, expected: list[str], tmp_path: Path
+) -> None:
+    """The block of the page runs with the real dask-jobqueue and a stand-in for SLURM."""
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        pytest.skip("dask-jobqueue is not installed")
+    page = (CLUSTER / "slurm" / "README.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    for there, here in (
+        ("cluster.scale(jobs=32)", "cluster.scale(jobs=2)"),
+        ('interface="ib0"', 'interface="lo"'),
+        ("/shared/data", str(table)),
+        ("/shared/out", str(tmp_path / "out")),
+        ("passes=(1, 2)", "min_valid=50, nonlinear_threshold=0.6"),
+    ):
+        assert there in block
+        block = block.replace(there, here)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (tmp_path / "block.py").write_text(block)
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    done = shell(
+        sys.executable, tmp_path / "block.py", PATH=path, JOBS=str(tmp_path), TMPDIR=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert selected(tmp_path / "out") == expected
+    assert list(tmp_path.glob("*.log"))  # of the jobs that were submitted
+
+
 # SSH
 
 

@@ -14,8 +14,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -101,9 +103,22 @@ def test_every_command_line_exists(page: Path) -> None:
 def test_every_option_exists(page: Path) -> None:
     known = every_option()
     foreign = {"--runslow", "--dry-run"} if page.name == "CONTRIBUTING.md" else set()
+    if ROOT / "cluster" in page.parents:  # what its recipes take, and what Dask takes
+        files = (path for path in page.parent.rglob("*") if path.suffix in RECIPES)
+        recipes = "\n".join(path.read_text() for path in files)
+        foreign = {*re.findall(r"--[a-z][a-z-]+", recipes), *dask_options()}
     for span in spans(page.read_text()):
         if re.match(r"--[a-z]", span):
             assert span.split()[0].partition("=")[0] in known | foreign, span
+
+
+RECIPES = {".py", ".sh", ".sbatch", ".yaml"}
+
+
+def dask_options() -> set[str]:
+    from distributed.cli import dask_scheduler, dask_worker
+
+    return option_names(dask_scheduler.main) | option_names(dask_worker.main)
 
 
 def reference_options() -> dict[str, tuple[str, str]]:
@@ -207,8 +222,9 @@ def resolve(dotted: str) -> object:
 
 def test_the_design_has_a_place_for_every_module() -> None:
     named = set(spans((ROOT / "docs" / "design.md").read_text()))
-    modules = {f"dpipe.{path.stem}" for path in (ROOT / "dpipe").iterdir() if path.name[0] != "_"}
-    assert modules - {"dpipe.py"} <= named
+    parts = [path for path in (ROOT / "dpipe").iterdir() if path.name[0] != "_"]
+    modules = {f"dpipe.{path.stem}" for path in parts if path.is_dir() or path.suffix == ".py"}
+    assert modules <= named
 
 
 @each_page
@@ -260,3 +276,41 @@ def test_the_two_commands_of_the_readme() -> None:
     assert run == ('python -m pip install . && dpipe run "examples/nci/*.parquet" --output-dir out')
     assert test == 'python -m pip install ".[test]" && python -m pytest'
     assert list((ROOT / "examples" / "nci").glob("*.parquet"))
+
+
+# The preference list for chemistry
+
+PREFER = ROOT / "examples" / "chemistry" / "prefer.txt"
+
+
+def test_preferred_descriptors_exist_and_are_counted() -> None:
+    import pyarrow.parquet as pq
+
+    names = PREFER.read_text().splitlines()
+    assert len(names) == len(set(names))
+    assert f"{len(names)} names" in (PREFER.parent / "README.md").read_text()
+    table = next((ROOT / "examples" / "nci").glob("*.parquet"))
+    known = set(pq.read_schema(table).names)
+    assert [name for name in names if not {name, f"rdkit_{name}"} & known] == []
+
+
+def test_preferred_descriptors_stand_for_others(example_table: Path) -> None:
+    import dpipe
+    from dpipe.session import threads_here
+
+    names = PREFER.read_text().splitlines()
+    place = {name: position for position, name in enumerate(names)}
+    options: dict[str, Any] = {"passes": (1, 2), "exclude": ["tpsa_reference"], "restart": "never"}
+    with threads_here() as client:
+        plain = dpipe.select(example_table, client=client, **options)
+        ours = dpipe.select(example_table, client=client, prefer=names, **options)
+    assert {"rdkit_MolWt", "rdkit_MolLogP", "rdkit_TPSA", "rdkit_NumHDonors"} <= set(ours.selected)
+    assert len(set(ours.selected) & place.keys()) > len(set(plain.selected) & place.keys())
+    columns = (ours.folder / "spearman_columns.txt").read_text().splitlines()
+    rho = np.abs(np.load(ours.folder / "spearman.npy"))
+    best = {n: i for i, n in enumerate(columns) if n in ours.selected and n in place}
+    dropped = [n for n in columns if n in place and n not in ours.selected]
+    assert dropped
+    for name in dropped:  # a preferred column goes only for one further up the list
+        similar = rho[columns.index(name)] > 0.949
+        assert any(place[other] < place[name] for other, i in best.items() if similar[i]), name

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask.array as da
@@ -344,6 +345,7 @@ def story(result: Selection) -> list[tuple[Any, ...]]:
 
 def test_select__is_the_same_through_every_door(tmp_path: Path, client: Any) -> None:
     from click.testing import CliRunner
+    from distributed import Client
 
     from dpipe.cli import main
     from dpipe.runfolder import RunFolder
@@ -370,6 +372,18 @@ def test_select__is_the_same_through_every_door(tmp_path: Path, client: Any) -> 
         assert story(found) == story(expected)
 
     address = client.scheduler.address
+    cluster = client.cluster
+    gateway = SimpleNamespace(
+        get_client=lambda set_as_default: Client(cluster, set_as_default=set_as_default)
+    )
+    for connection, data in ((address, folder), (cluster, doors[4][0]), (gateway, doors[4][0])):
+        assert story(dpipe.select(data, client=connection, **OPTIONS)) == story(expected)
+
+    options = {name: value for name, value in OPTIONS.items() if name != "restart"}
+    selector = dpipe.DescriptorSelector(client=client, **options).fit(frame)
+    assert selector.selected_ == expected.selected
+    assert list(selector.get_feature_names_out()) == list(expected.selected)
+
     words = ["run", str(folder), "--output-dir", str(tmp_path / "out"), "--scheduler", address]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     done = CliRunner().invoke(main, words)
@@ -388,6 +402,18 @@ def test_select__is_the_same_through_every_door(tmp_path: Path, client: Any) -> 
 
     saved = expected.save(tmp_path / "saved")
     assert (saved / "report.html").exists()
+
+
+def test_select__computes_a_collection_where_the_run_is(cluster: Any) -> None:
+    """Data that only the workers hold, and no default client that would know of them."""
+    from distributed import Client
+
+    frame = pd.DataFrame(mixed_table(240, families=2))
+    expected = dpipe.select(frame, client=cluster, **OPTIONS)
+    with Client(cluster, set_as_default=False) as owner:
+        held = dd.from_pandas(frame, npartitions=2).persist(scheduler=owner)
+        found = dpipe.select(held, scheduler=cluster.scheduler_address, **OPTIONS)
+    assert story(found) == story(expected)
 
 
 def test_similarity__of_data_in_memory(client: Any) -> None:

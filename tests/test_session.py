@@ -750,6 +750,12 @@ def test_a_closed_client_is_refused(foreign: LocalCluster) -> None:
         attach_session(client, Options())
 
 
+@pytest.mark.parametrize("connection", [5, {"address": "tcp://127.0.0.1:1"}, object()])
+def test_what_is_no_connection_is_refused(connection: Any) -> None:
+    with pytest.raises(InputError, match="a Dask client, a cluster or the address of a scheduler"):
+        attach_session(connection, Options())
+
+
 def test_an_asynchronous_client_is_refused() -> None:
     client = Client.__new__(Client)
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dpipe.cli.failures import VERBOSE, one_sentence, signals
-from dpipe.config import CHOICES, SIZES, Options
+from dpipe.config import BESIDE_OPTIONS, CHOICES, SIZES, Options
 
 if TYPE_CHECKING:
     pass
@@ -66,16 +66,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Output": ("checkpoint", "fresh", "write_table"),
 }
 """Every field of `Options` under the heading it has in ``--help``."""
-
-BESIDE_OPTIONS = (
-    "parquet_glob",
-    "storage_options",
-    "prefer_gpu",
-    "output_dir",
-    "verbose",
-    "quiet",
-)
-"""What a YAML file may hold beside the fields of `Options`."""
 
 _METAVARS = {
     "scheduler": "ADDRESS",

@@ -1,12 +1,11 @@
 """From words to options: command line, YAML file and Dask's configuration made into one request.
 
-Covers: merging the sources of options, lists and files of names, storage options.
-Does not cover: the checks of values (see `dpipe.config`).
+Covers: merging the sources of options, storage options.
+Does not cover: the checks of values (see `dpipe.config`), files of names (see `dpipe.settings`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
@@ -19,9 +18,9 @@ from typing import Any
 import click
 
 from dpipe.cli.failures import SECRETS
-from dpipe.cli.headings import BESIDE_OPTIONS
-from dpipe.config import Options, options_from
+from dpipe.config import BESIDE_OPTIONS, Options, options_from
 from dpipe.errors import InputError
+from dpipe.settings import IN_DASK, read_text, split, with_names_of_files
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def settle(
     file = _checked(_read_yaml(config), f"{config}: ") if config else {}
     from dpipe import session  # after the cheap checks: it imports Dask
 
-    base = _checked(session.configured_options(), "Dask's configuration, under dpipe: ")
+    base = _checked(session.configured_options(), IN_DASK)
     merged = {**base, **file, **line}
     beside = {name: merged.pop(name, None) for name in BESIDE_OPTIONS}
     _remember_secrets(beside["storage_options"])
@@ -74,15 +73,8 @@ def _from_line(given: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "passes":
             values[name] = ",".join(value)
         elif isinstance(value, tuple) and name != "parquet_glob":
-            values[name] = [part for text in value for part in _split(text)]
+            values[name] = [part for text in value for part in split(text)]
     return values
-
-
-def _split(text: str) -> list[str]:
-    """Parts of a comma list; a part that begins with @ names a file and is kept whole."""
-    if text.startswith("@"):
-        return [text]
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -96,7 +88,7 @@ def _checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
             if name in BESIDE_OPTIONS:
                 checked[name] = _beside(name, value)
             else:
-                checked[name] = _with_names_of_files(name, value)
+                checked[name] = with_names_of_files(name, value)
                 options_from({str(raw): checked[name]})
         except InputError as error:
             raise InputError(f"{where}{error}") from None
@@ -118,49 +110,11 @@ def _beside(name: str, value: Any) -> Any:
     raise InputError(f"--{name.replace('_', '-')} cannot hold what stands there.")
 
 
-def _with_names_of_files(name: str, value: Any) -> Any:
-    """A list of columns in which each ``@file`` is replaced by the names the file holds."""
-    default = Options.__dataclass_fields__[name].default if name in _fields() else None
-    if not isinstance(default, tuple) or name == "passes":
-        return value
-    parts = _split(value) if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
-        return value
-    expanded: list[Any] = []
-    for part in parts:
-        if isinstance(part, str) and part.startswith("@"):
-            expanded.extend(_names_in(part[1:]))
-        else:
-            expanded.append(part)
-    return tuple(expanded)
-
-
-def _fields() -> set[str]:
-    return {field.name for field in dataclasses.fields(Options)}
-
-
-def _names_in(path: str) -> list[str]:
-    """Column names of a file, one a line, written as in ``selected.txt``."""
-    from dpipe.runfolder import unescape_name
-
-    return [unescape_name(line) for line in _read_text(path).split("\n") if line]
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file in UTF-8.") from None
-
-
 def _read_yaml(path: str) -> dict[Any, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(_read_text(path))
+        values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""

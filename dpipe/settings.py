@@ -1,0 +1,135 @@
+"""Options that stand elsewhere: in Dask's configuration, and lists of columns in files.
+
+Covers: what Dask's configuration under ``dpipe:`` adds to the options of a Python caller; ``@file``
+in a list of columns.
+Does not cover: the command line and its YAML file (`dpipe.cli.request`), the checks of values
+(`dpipe.config`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dpipe.config import BESIDE_OPTIONS, Options, options_from
+from dpipe.errors import InputError
+
+IN_DASK = "Dask's configuration, under dpipe: "
+"""How an error begins whose cause stands there."""
+
+
+def with_configured(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a Python caller, and below them those of Dask's configuration.
+
+    What only the command line knows, such as ``output-dir``, is passed over.
+
+    Parameters
+    ----------
+    given
+        Options as the caller wrote them; each of them wins.
+
+    Raises
+    ------
+    InputError
+        For what stands in the configuration and is no option.
+
+    Examples
+    --------
+    >>> import dask
+    >>> with dask.config.set({"dpipe.vif-threshold": 5, "dpipe.seed": 1}):
+    ...     with_configured({"seed": 2})
+    {'vif_threshold': 5, 'seed': 2}
+    """
+    from dpipe.session import configured_options  # it imports Dask
+
+    known = {str(name).replace("-", "_") for name in given}
+    below: dict[str, Any] = {}
+    for raw, value in configured_options().items():
+        name = str(raw).replace("-", "_")
+        if name in BESIDE_OPTIONS or name in known:
+            continue
+        try:
+            below[name] = with_names_of_files(name, value)
+            options_from({str(raw): below[name]})
+        except InputError as error:
+            raise InputError(f"{IN_DASK}{error}") from None
+    return {**below, **given}
+
+
+def split(text: str) -> list[str]:
+    """Parts of a comma list; a part that begins with @ names a file and is kept whole.
+
+    Examples
+    --------
+    >>> split("a, b"), split("@names, and more.txt")
+    (['a', 'b'], ['@names, and more.txt'])
+    """
+    if text.startswith("@"):
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def with_names_of_files(name: str, value: Any) -> Any:
+    """A list of columns in which each ``@file`` is replaced by the names the file holds.
+
+    Parameters
+    ----------
+    name
+        The option; the value of one that is no list of columns is handed back.
+    value
+        Text with commas, or a list.
+
+    Raises
+    ------
+    InputError
+        When a file cannot be read.
+
+    Examples
+    --------
+    >>> with_names_of_files("keep", "a,b"), with_names_of_files("seed", 3)
+    (('a', 'b'), 3)
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
+    if not isinstance(defaults.get(name), tuple) or name == "passes":
+        return value
+    parts = split(value) if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return value
+    expanded: list[Any] = []
+    for part in parts:
+        if isinstance(part, str) and part.startswith("@"):
+            expanded.extend(_names_in(part[1:]))
+        else:
+            expanded.append(part)
+    return tuple(expanded)
+
+
+def _names_in(path: str) -> list[str]:
+    """Column names of a file, one a line, written as in ``selected.txt``."""
+    from dpipe.runfolder import unescape_name  # it imports Arrow
+
+    return [unescape_name(line) for line in read_text(path).split("\n") if line]
+
+
+def read_text(path: str) -> str:
+    """The text of a file in UTF-8.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read.
+
+    Examples
+    --------
+    >>> read_text("none/such.txt")
+    Traceback (most recent call last):
+    dpipe.errors.InputError: none/such.txt cannot be read (No such file or directory).
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8.") from None
