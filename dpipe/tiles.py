@@ -324,13 +324,23 @@ def is_exact(
 # Settling single pairs
 
 
-def settle(
-    store: Store, folder: str, pairs_name: str, start: int, stop: int
-) -> NDArray[np.float64]:
-    """Exact similarities of the pairs `start` to `stop` of a list of pairs in the store."""
+def settled_name(folder: str, key: str, start: int, stop: int) -> str:
+    """File of the pairs `start` to `stop` of a list, settled."""
+    return f"{folder}/settled-{key}-{start}-{stop}.npz"
+
+
+def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
+    """Leave the exact similarities of the pairs `start` to `stop` of a list in the store."""
     job, catalogue = _open(store, folder)
-    pairs = _load_pairs(store, pairs_name)
+    pairs = _load_pairs(store, listed)
     i, j = pairs["i"][start:stop], pairs["j"][start:stop]
+    store.write_arrays(name, {"value": _settled(store, job, catalogue, i, j)})
+
+
+def _settled(
+    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Exact similarities of pairs that are ordered by their validity patterns."""
     if job.tiling.functions > 1:
         return np.array(
             [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]
