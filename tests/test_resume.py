@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -212,6 +213,34 @@ def test_an_option_that_changed_is_named_and_its_passes_are_done_again(
         assert f"pass {first} is done again, because {next(iter(change))} changed." in said
     for number in range(1, reused.count(True) + 1):
         assert f"pass {number} is taken from the run before." in said
+
+
+def test_what_reused_passes_cost_is_not_forgotten(again: Any, tmp_path: Path) -> None:
+    def record() -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
+        return content
+
+    first = record()
+    assert first["ledger"]
+    assert first["plan"]["passes"]
+    again()
+    second = record()
+    for name in ("ledger", "plan", "faults"):
+        assert second[name] == first[name]
+    for one, other in zip(first["passes"], second["passes"], strict=True):
+        assert other == {**one, "reused": True}
+    again(vif_threshold=5.0)
+    third = record()
+    assert [done["reused"] for done in third["passes"]] == [True, True, False, False]
+    assert [done["seconds"] for done in third["passes"][:2]] == [
+        done["seconds"] for done in first["passes"][:2]
+    ]
+    old = [reading for reading in first["ledger"] if reading["pass_number"] <= 2]
+    assert third["ledger"][: len(old)] == old
+    moments = [(r["moment"], r["pass_number"]) for r in third["ledger"] if r["process"] == "client"]
+    assert moments[-4:] == [("start", 0), ("after", 3), ("recycled", 3), ("after", 4)]
+    seconds = [reading["seconds"] for reading in third["ledger"]]
+    assert seconds == sorted(seconds)
 
 
 def test_an_input_that_changed_is_named_and_read_again(again: Any, tmp_path: Path) -> None:
