@@ -48,7 +48,7 @@ from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
 from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
-from dpipe.table import Table, as_sources, open_table
+from dpipe.table import Table, as_sources, copy_columns, open_table
 
 _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
     2: spearman.run,
@@ -214,6 +214,8 @@ class _Run:
             self.emit(Note(note))
         for path, reason in self.table.skipped:
             self.emit(Note(f"left out {path}: {reason}", "warning"))
+        if self.options.write_table:
+            self.folder.claim_table()  # refused now rather than after hours
         if self.options.fresh:
             self.folder.clear_checkpoints()
         with ExitStack() as stack:
@@ -451,11 +453,22 @@ class _Run:
         self.folder.write_decisions(decisions)
         self.folder.write_communities(communities)
         self.folder.write_json(_STATISTICS, {"columns": stored})
+        self._write_table([d.column for d in decisions if d.decision != "dropped"])
         self.folder.write_run(self._record(sources, results))
         self._drop_old_results()
         return Selection(
             selected, decisions, communities, tuple(self.emit.readings), self.folder.path
         )
+
+    def _write_table(self, columns: Sequence[str]) -> None:
+        """Leave the reduced table when it is asked for, and none of an earlier run."""
+        if self.options.write_table and columns:
+            target = self.folder.claim_table()
+            self.folder.record_table(
+                copy_columns(self.table, columns, target, self._storage_options, overwrite=True)
+            )
+        else:
+            self.folder.remove_table()
 
     def _drop_old_results(self) -> None:
         """Matrices of a pass that this run did not ask for are not of this run."""

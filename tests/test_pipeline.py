@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dpipe.communities import find_communities
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.representatives import choose
+from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
@@ -233,6 +235,66 @@ def test_select__rows_can_be_sampled_and_pass_4_can_look_at_fewer(
     other = dpipe.select(table_folder, client=client, **options)
     assert one.decisions == other.decisions
     assert rows_of(one)["base0"].n_valid == 600
+
+
+def test_select__writes_the_reduced_table_when_asked(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    def run(**options: Any) -> Selection:
+        return dpipe.select(
+            table_folder, client=client, output_dir=tmp_path / "run", passes=[1, 2], **options
+        )
+
+    result = run(write_table=True, id_columns=["flag"])
+    written = tmp_path / "run" / "table"
+    assert [path.name for path in sorted(written.iterdir())] == [
+        f"part-{i}.parquet" for i in (0, 1, 2)
+    ]
+    frame = pd.read_parquet(table_folder)
+    kept = [name for name in frame if name in {*result.selected, "flag"}]
+    assert len(kept) < len(frame.columns)
+    pd.testing.assert_frame_equal(pd.read_parquet(written), frame[kept])
+    folder = RunFolder(tmp_path / "run")
+    assert folder.verify_checksums() == ()
+    with open(written / "part-1.parquet", "ab") as file:
+        file.write(b"x")
+    assert folder.verify_checksums() == ("table/part-1.parquet",)
+    run(write_table=True, id_columns=["flag"], spearman_threshold=0.5)
+    assert folder.verify_checksums() == ()
+    assert len(pd.read_parquet(written).columns) < len(kept)
+    run(id_columns=["flag"])
+    assert not written.exists(), "it would be that of another selection"
+    assert folder.verify_checksums() == ()
+
+
+def test_select__a_table_folder_of_somebody_else_is_left_alone(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    mine = tmp_path / "table"
+    shutil.copytree(table_folder, mine)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    dpipe.select(mine, client=client, output_dir=tmp_path, passes=[1])
+    with pytest.raises(InputError, match="/table was not written by a run"):
+        dpipe.select(mine, client=client, output_dir=tmp_path, passes=[1], write_table=True)
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
+def test_select__a_run_beside_its_input_does_not_read_its_own_results(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(table_folder, data)
+    for place in (data, data / "out"):
+        first, second = (
+            dpipe.select(data, client=client, output_dir=place, passes=[1], write_table=True)
+            for _ in range(2)
+        )
+        assert first.decisions == second.decisions
+    for glob in ("data/**/*.parquet", "data/**/part-*"):
+        again = dpipe.select(tmp_path / glob, client=client, passes=[1])
+        assert again.decisions == first.decisions
+    reduced = dpipe.select(data / "out" / "table", client=client, passes=[1])
+    assert reduced.selected == first.selected
 
 
 def test_select__saves_and_explains(table_folder: Path, client: Any, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ KILLS = (
     "kill-before */decisions.parquet",
     "kill-before */decisions.csv",
     "kill-before */communities.json",
+    "kill-before */run/table",
+    "kill-after */run/table",
     "kill-before */run.json",
     "kill-after */report.html",
 )
@@ -67,12 +69,13 @@ def test_a_client_killed_at_every_kind_of_write_continues(
     log = tmp_path / "finished"
     folder = tmp_path / "run"
     for kill in KILLS:
-        trial = start(reference.table, folder, fault=kill, log=log)
+        trial = start(reference.table, folder, "--write-table", fault=kill, log=log)
         assert trial.finish() == -signal.SIGKILL, (kill, trial.out, trial.errors)
-    trial = start(reference.table, folder, log=log)
+    trial = start(reference.table, folder, "--write-table", log=log)
     trial.finish()
     reference.check(trial)
     assert trial.tasks == {}
+    assert sorted(path.name for path in folder.glob("*table*")) == ["table"]
     finished = Counter(log.read_text().splitlines())
     assert reference.tasks["settle-pairs"] > 4
     assert len(finished) >= sum(reference.tasks.values()) / 2
