@@ -48,7 +48,7 @@ from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
 from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
-from dpipe.table import Table, as_sources, copy_columns, open_table
+from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table
 
 _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
     2: spearman.run,
@@ -462,6 +462,18 @@ class _Run:
 
     def _write_table(self, columns: Sequence[str]) -> None:
         """Leave the reduced table when it is asked for, and none of an earlier run."""
+        left_out: tuple[str, ...] = ()
+        if self.options.write_table:
+            left_out = conflicting(self.table, columns, self._storage_options)
+        for name in left_out:
+            self.emit(
+                Note(
+                    f"column {name!r} is not in the reduced table: its types in different files "
+                    "do not meet.",
+                    "warning",
+                )
+            )
+        columns = [name for name in columns if name not in left_out]
         if self.options.write_table and columns:
             target = self.folder.claim_table()
             self.folder.record_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
 from tables import mixed_table, write_parts
 
 import dpipe
 from dpipe import plan
+from dpipe.cli import main as command_line
 from dpipe.communities import find_communities
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
@@ -265,6 +268,32 @@ def test_select__writes_the_reduced_table_when_asked(
     run(id_columns=["flag"])
     assert not written.exists(), "it would be that of another selection"
     assert folder.verify_checksums() == ()
+
+
+def test_select__columns_whose_types_do_not_meet_are_left_out_of_the_reduced_table(
+    client: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    numbers = np.arange(200.0)
+    for name, drifting in (("a", 0.5), ("b", datetime.date(2020, 1, 1))):
+        frame = pd.DataFrame({"x": numbers, "drifting": drifting, "label": "m"})
+        frame.to_parquet(data / f"{name}.parquet")
+    notes: list[Event] = []
+    result = dpipe.select(
+        data, client=client, output_dir=tmp_path / "run", write_table=True, observers=[notes.append]
+    )
+    assert result.selected == ("x",)
+    assert list(pd.read_parquet(tmp_path / "run" / "table")) == ["x", "label"]
+    said = [note.text for note in notes if isinstance(note, Note) and note.level == "warning"]
+    assert [text for text in said if "reduced table" in text] == [
+        "column 'drifting' is not in the reduced table: its types in different files do not meet."
+    ]
+    words = ["apply", str(tmp_path / "run"), str(data), "--output", str(tmp_path / "new.parquet")]
+    applied = CliRunner().invoke(command_line, words)
+    assert applied.exit_code == 0, applied.stderr
+    assert applied.stderr == ("left out 'drifting': its types in different files do not meet.\n")
+    assert list(pd.read_parquet(tmp_path / "new.parquet")) == ["x", "label"]
 
 
 def test_select__a_table_folder_of_somebody_else_is_left_alone(
