@@ -24,6 +24,7 @@ from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.representatives import choose
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
+from dpipe.verify import verify
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 
@@ -157,6 +158,28 @@ def check_real_decisions(frame: pd.DataFrame, result: Selection) -> None:
     strong = np.abs(np.nan_to_num(rho)) >= 0.95
     np.testing.assert_allclose(matrix[strong], rho[strong], atol=1e-6)
     np.testing.assert_array_equal(np.isnan(matrix), np.isnan(rho))
+
+
+def test_select__own_ranks_that_mislead_are_ranked_again(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    base = rng.random(3000)
+    table = {f"other{i}": rng.standard_normal(3000) for i in range(3)}
+    table["low"] = np.where((base > 0.55) & (base < 0.95), np.nan, base)
+    table["high"] = np.where((base > 0.05) & (base < 0.45), np.nan, 2 * base)
+    frame = pd.DataFrame(table)
+    own = frame.rank()["low"].corr(frame.rank()["high"])
+    assert abs(own) < 0.8
+    assert frame["low"].corr(frame["high"], method="spearman") == pytest.approx(1)
+    write_parts(table, tmp_path / "table")
+    result = dpipe.select(
+        tmp_path / "table", client=client, passes=[1, 2], output_dir=tmp_path / "run"
+    )
+    check_certificate(frame, result)
+    assert len(result.selected) == 4
+    monkeypatch.setattr("dpipe.verify.dependence._SMALL_CELLS", 0)
+    verify(tmp_path / "run")
 
 
 def test_select__keep_prefer_exclude_and_ids_are_obeyed(table_folder: Path, client: Any) -> None:
