@@ -248,7 +248,10 @@ class TaskDone:
 
 @dataclass(frozen=True)
 class PassDone:
-    """A pass ended with `kept` columns; `reused` when a checkpoint answered for it."""
+    """A pass ended with `n_kept` columns; `reused` when a checkpoint answered for it.
+
+    ``seconds`` is what computing it took, in whichever run that was.
+    """
 
     number: int
     name: str

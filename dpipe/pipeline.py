@@ -51,7 +51,7 @@ from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
 from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
-from dpipe.table import Table, as_sources, open_table
+from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table
 
 _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
     2: spearman.run,
@@ -86,12 +86,14 @@ class _Journal:
         self.passes: list[PassDone] = []
         self.faults: list[Fault] = []
         self.files: list[str] = []
+        self._shift = 0.0  # of this session's clock, behind the readings of a run before
+        self._told = (0, 0, 0)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Note):
             self.notes.append(event)
         elif isinstance(event, MemoryRead):
-            self.readings.extend(event.readings)
+            self._shift = self._read(event.readings, self._shift)
         elif isinstance(event, PassDone):
             self.passes.append(event)
         elif isinstance(event, Fault):
@@ -100,6 +102,30 @@ class _Journal:
             observer(event)
         if isinstance(event, Fault) and event.details:
             self._keep(event)
+
+    def _read(self, readings: Sequence[MemoryReading], shift: float) -> float:
+        """Add readings of one clock, moved so that none lies before what is there."""
+        if readings and self.readings:
+            shift = max(shift, self.readings[-1].seconds - readings[0].seconds)
+        self.readings += [dataclasses.replace(r, seconds=r.seconds + shift) for r in readings]
+        return shift
+
+    def measured(self) -> dict[str, Any]:
+        """What was collected since this was last asked: what a pass cost, as plain data."""
+        said = (self.readings, self.faults, self.files)
+        told, self._told = self._told, (len(said[0]), len(said[1]), len(said[2]))
+        return {
+            "ledger": [dataclasses.asdict(reading) for reading in self.readings[told[0] :]],
+            "faults": [_plain_fault(fault) for fault in self.faults[told[1] :]],
+            "files": self.files[told[2] :],
+        }
+
+    def recall(self, measured: Mapping[str, Any]) -> None:
+        """Take over what `measured` said of a pass of the run before."""
+        self._read([MemoryReading(**entry) for entry in measured["ledger"]], 0.0)
+        self.faults += [Fault(**entry) for entry in measured["faults"]]
+        self.files += [name for name in measured["files"] if (self._folder.path / name).exists()]
+        self.measured()  # of that pass already, and so of no other
 
     def _keep(self, fault: Fault) -> None:
         """Leave the details of a fault where whoever looks into it finds them."""
@@ -189,7 +215,7 @@ class _Run:
         self._storage_options = storage_options
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
-        self._plan: Plan | None = None
+        self._plan: dict[str, Any] | None = None  # of the run before while no session is open
         self._worked = False  # whether the workers hold something of an earlier pass
 
     def select(self, sources: Sequence[str]) -> Selection:
@@ -197,6 +223,8 @@ class _Run:
             self.emit(Note(note))
         for path, reason in self.table.skipped:
             self.emit(Note(f"left out {path}: {reason}", "warning"))
+        if self.options.write_table:
+            self.folder.claim_table()  # refused now rather than after hours
         if self.options.fresh:
             self.folder.clear_checkpoints()
         with ExitStack() as stack:
@@ -212,6 +240,10 @@ class _Run:
                 self.emit(PassStarted(number, PASS_NAMES[number], len(columns)))
                 if reused is not None:
                     result = reused
+                    cost = _kept_beside(self.folder, number, "cost")
+                    self.emit.recall(cost)
+                    self._plan = cost["plan"]
+                    seconds = cost["seconds"]
                 else:
                     if context is None:
                         context = stack.enter_context(self._context())
@@ -221,7 +253,8 @@ class _Run:
                                 context, self.table, prepare.rules_of(self.options), self._rows
                             )
                         result = self._run_pass(context, number, prepared, columns)
-                    self._save(number, depends, result, prepared)
+                    seconds = time.monotonic() - began
+                    self._save(number, depends, result, prepared, seconds)
                     context.store.remove(f"{PASS_NAMES[number]}-")
                 key = self.folder.pass_key(number) or ""
                 self.emit(
@@ -230,7 +263,7 @@ class _Run:
                         PASS_NAMES[number],
                         len(columns),
                         len(result.kept),
-                        time.monotonic() - began,
+                        seconds,
                         reused is not None,
                     )
                 )
@@ -283,14 +316,20 @@ class _Run:
         )
 
     def _save(
-        self, number: int, depends: Mapping[str, Any], result: PassResult, prepared: Prepared
+        self,
+        number: int,
+        depends: Mapping[str, Any],
+        result: PassResult,
+        prepared: Prepared,
+        seconds: float,
     ) -> None:
         """Keep a pass, with what the results need of it beside its decisions."""
         self._check_folder()
         beside: dict[str, Any] = {
             "matrices": {
                 name: _digest(self.folder.path / name) for name in _MATRICES.get(number, ())
-            }
+            },
+            "cost": self.emit.measured() | {"seconds": seconds, "plan": self._plan},
         }
         if number == 1:
             beside["statistics"] = [
@@ -359,7 +398,8 @@ class _Run:
                 folder=self.folder,
                 storage_options=self._storage_options,
             )
-            self._plan = self._checked_plan(context)
+            plan = self._checked_plan(context)
+            self._plan = dataclasses.asdict(plan)
             stack.enter_context(shown(session, page(), self._board.state, self.emit))
             self.emit(
                 RunStarted(
@@ -370,10 +410,10 @@ class _Run:
                     dashboard=session.dashboard,
                     page=page_link(session),
                     memory_limit=session.memory_limit,
-                    scratch_bytes=self._plan.scratch_bytes,
+                    scratch_bytes=plan.scratch_bytes,
                     passes=tuple(
                         PlannedPass(each.number, each.name, each.tasks, each.worker_bytes)
-                        for each in self._plan.passes
+                        for each in plan.passes
                     ),
                 )
             )
@@ -432,11 +472,34 @@ class _Run:
         self.folder.write_decisions(decisions)
         self.folder.write_communities(communities)
         self.folder.write_json(_STATISTICS, {"columns": stored})
+        self._write_table([d.column for d in decisions if d.decision != "dropped"])
         self.folder.write_run(self._record(sources, results))
         self._drop_old_results()
         return Selection(
             selected, decisions, communities, tuple(self.emit.readings), self.folder.path
         )
+
+    def _write_table(self, columns: Sequence[str]) -> None:
+        """Leave the reduced table when it is asked for, and none of an earlier run."""
+        left_out: tuple[str, ...] = ()
+        if self.options.write_table:
+            left_out = conflicting(self.table, columns, self._storage_options)
+        for name in left_out:
+            self.emit(
+                Note(
+                    f"column {name!r} is not in the reduced table: its types in different files "
+                    "do not meet.",
+                    "warning",
+                )
+            )
+        columns = [name for name in columns if name not in left_out]
+        if self.options.write_table and columns:
+            target = self.folder.claim_table()
+            self.folder.record_table(
+                copy_columns(self.table, columns, target, self._storage_options, overwrite=True)
+            )
+        else:
+            self.folder.remove_table()
 
     def _drop_old_results(self) -> None:
         """Matrices of a pass that this run did not ask for are not of this run."""
@@ -464,7 +527,7 @@ class _Run:
                 "skipped": [list(entry) for entry in self.table.skipped],
             },
             "seeds": {"seed": self.options.seed, "rdc_seeds": self.options.rdc_seeds},
-            "plan": None if self._plan is None else dataclasses.asdict(self._plan),
+            "plan": self._plan,
             "passes": [dataclasses.asdict(done) for done in self.emit.passes],
             "near_threshold": {
                 str(result.number): [list(pair) for pair in result.near_threshold]
@@ -472,10 +535,7 @@ class _Run:
             },
             "ledger": [dataclasses.asdict(reading) for reading in self.emit.readings],
             "notes": [dataclasses.asdict(note) for note in self.emit.notes],
-            "faults": [
-                {"kind": fault.kind, "stage": fault.stage, "count": fault.count}
-                for fault in self.emit.faults
-            ],
+            "faults": [_plain_fault(fault) for fault in self.emit.faults],
         }
 
 
@@ -507,6 +567,11 @@ _MATRICES: Mapping[int, tuple[str, ...]] = {
     2: ("spearman.npy", "spearman_columns.txt"),
     4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),
 }
+
+
+def _plain_fault(fault: Fault) -> dict[str, Any]:
+    """A fault without its details, which have a file of their own."""
+    return {"kind": fault.kind, "stage": fault.stage, "count": fault.count}
 
 
 def _digest(path: Path) -> str | None:

@@ -29,6 +29,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import uuid
 import zipfile
@@ -58,6 +59,8 @@ MANIFEST = f"{CHECKPOINT}/manifest.json"
 DECISIONS_PARQUET = "decisions.parquet"
 DECISIONS_CSV = "decisions.csv"
 SELECTED = "selected.txt"
+TABLE = "table"
+_TABLE_CLAIM = f"{CHECKPOINT}/table.json"
 COMMUNITIES = "communities.json"
 RUN = "run.json"
 LOCK = ".dpipe.lock"
@@ -186,7 +189,12 @@ class RunFolder:
     def _remove_partial_files(self) -> None:
         for folder in (self.path, self.path / CHECKPOINT):
             for leftover in folder.glob(".*.partial"):
-                leftover.unlink(missing_ok=True)
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink(missing_ok=True)
+        for replaced in self.path.glob(f".{TABLE}.*.replaced"):
+            shutil.rmtree(replaced)
 
     # Writing
 
@@ -331,10 +339,53 @@ class RunFolder:
             if not _same(self.path / name, entry["sha256"], entry["bytes"])
         )
 
+    def claim_table(self) -> Path:
+        """The folder of the reduced table, which this run may from now on replace or remove.
+
+        Raises
+        ------
+        InputError
+            When there is such a folder and no run has made it.
+        """
+        path = self.path / TABLE
+        if path.exists() and not self._has_claimed():
+            raise InputError(
+                f"{path} was not written by a run; move it, or choose another --output-dir."
+            )
+        self.write_json(_TABLE_CLAIM, {})
+        return path
+
+    def record_table(self, files: Iterable[str | os.PathLike[str]]) -> None:
+        """Enter the finished files of the reduced table into the manifest, and no others of it."""
+        entries = self._manifest_without_table()
+        for file in files:
+            path = Path(file)
+            entries[str(path.relative_to(self.path))] = {
+                "sha256": _digest(path),
+                "bytes": path.stat().st_size,
+            }
+        self._write_manifest(entries)
+
+    def remove_table(self) -> None:
+        """Remove the reduced table of a run before; a folder of somebody else's stays."""
+        if self._has_claimed():
+            self._write_manifest(self._manifest_without_table())
+            if (self.path / TABLE).exists():
+                shutil.rmtree(self.path / TABLE)
+            (self.path / _TABLE_CLAIM).unlink()
+
+    def _manifest_without_table(self) -> dict[str, dict[str, Any]]:
+        files = self._manifest()
+        return {name: entry for name, entry in files.items() if Path(name).parts[0] != TABLE}
+
+    def _has_claimed(self) -> bool:
+        return (self.path / _TABLE_CLAIM).exists()
+
     def prune_results(self, names: Iterable[str]) -> None:
         """Remove results of an earlier run: what the manifest lists and `names` does not."""
         wanted = set(names)
         files = self._manifest()
+        wanted |= {name for name in files if Path(name).parts[0] == TABLE}
         for name in files.keys() - wanted:
             self._inside(name).unlink(missing_ok=True)
         self._write_manifest({name: files[name] for name in files.keys() & wanted})

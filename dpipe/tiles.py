@@ -66,9 +66,8 @@ class Job:
     threshold
         Similarity that makes an edge.
     margin
-        How far below the threshold a pair is still reported, if it may have to be settled: pairs
-        with missing cells under Spearman (never further than the share of rows the pair loses),
-        all pairs under a float32 measure.
+        How far below the threshold a pair is still reported, because a float32 measure has to be
+        settled there. (Spearman with missing cells has a bound of its own, `least_by_own_ranks`.)
     exact
         Whether every pair that may have to be settled is reported, however weak.
     min_valid
@@ -406,12 +405,11 @@ def _edges(
         return {"i": empty.astype(int), "j": empty.astype(int), "value": empty, "exact": empty > 0}
     fused = fuse(job, values)
     (first_i, last_i), (first_j, last_j) = job.tiling.blocks[i], job.tiling.blocks[j]
-    margin: float | NDArray[np.float64] = job.margin
+    least: float | NDArray[np.float64] = job.threshold - job.margin
     if job.tiling.functions == 1:
         n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
-        lost = 1 - count / np.maximum(np.maximum(n_i, n_j), 1)
-        margin = np.minimum(job.margin, lost)
-    found = np.abs(fused) >= job.threshold - margin - 1e-6  # never true of NaN
+        least = least_by_own_ranks(job.threshold, count, n_i, n_j)
+    found = np.abs(fused) >= least - 1e-6  # never true of NaN
     if job.exact:
         found |= ~np.isnan(fused)
     if i == j:
@@ -421,6 +419,41 @@ def _edges(
     rows, columns = rows + first_i, columns + first_j
     exact = is_exact(job, catalogue, rows, columns, value)
     return {"i": rows, "j": columns, "value": value, "exact": exact}
+
+
+def least_by_own_ranks(
+    threshold: float,
+    count: NDArray[np.float64],
+    n_i: NDArray[np.int64],
+    n_j: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """How small abs(rho) by own ranks can be where rho by ranks inside the pair is `threshold`.
+
+    Own ranks of a column that loses the share l of its valid rows to the pair are (1 - l) t + l G
+    with the pair's ranks t and some distribution function G. Their angle to t is widest where G
+    is a step, and then arcsin l; angles add up at worst.
+
+    Parameters
+    ----------
+    threshold
+        Rho inside the pair, above 1 where no pair is wanted.
+    count
+        Common rows (b_i, b_j), or any shape that broadcasts to it.
+    n_i, n_j
+        Valid rows of each column, (b_i, 1) and (1, b_j).
+
+    Examples
+    --------
+    >>> least = least_by_own_ranks(0.95, np.array([[90.0]]), np.array([[100]]), np.array([[90]]))
+    >>> least.round(3)
+    array([[0.914]])
+    """
+    if threshold > 1:
+        return np.full(np.broadcast_shapes(count.shape, n_i.shape, n_j.shape), threshold)
+    angle = np.arccos(threshold)
+    for n in (n_i, n_j):
+        angle = angle + np.arcsin(np.clip(1 - count / np.maximum(n, 1), 0, 1))
+    return np.asarray(np.cos(np.minimum(angle, np.pi / 2)))
 
 
 def is_exact(
@@ -443,13 +476,23 @@ def is_exact(
 # Settling single pairs
 
 
-def settle(
-    store: Store, folder: str, pairs_name: str, start: int, stop: int
-) -> NDArray[np.float64]:
-    """Exact similarities of the pairs `start` to `stop` of a list of pairs in the store."""
+def settled_name(folder: str, key: str, start: int, stop: int) -> str:
+    """File of the pairs `start` to `stop` of a list, settled."""
+    return f"{folder}/settled-{key}-{start}-{stop}.npz"
+
+
+def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
+    """Leave the exact similarities of the pairs `start` to `stop` of a list in the store."""
     job, catalogue = _open(store, folder)
-    pairs = _load_pairs(store, pairs_name)
+    pairs = _load_pairs(store, listed)
     i, j = pairs["i"][start:stop], pairs["j"][start:stop]
+    store.write_arrays(name, {"value": _settled(store, job, catalogue, i, j)})
+
+
+def _settled(
+    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Exact similarities of pairs that are ordered by their validity patterns."""
     if job.tiling.functions > 1:
         return np.array(
             [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]

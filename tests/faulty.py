@@ -20,13 +20,14 @@ import time
 from typing import Any
 
 from dpipe import plan
+from dpipe.passes import context
 
 CLIENT = "FAULTY_CLIENT"
 FAULT = "FAULTY"
 LOG = "FAULTY_LOG"  # a file that lists every file of a finished task
 SECONDS = "FAULTY_SECONDS"  # how long a task takes at least, by how long its file takes
 
-_FINISHED = ("*/block-*.json", "*/own-*.npz", "*/tile-*.npz")
+_FINISHED = ("*/block-*.json", "*/own-*.npz", "*/tile-*.npz", "*/settled-*.npz")
 _kind, _, _pattern = os.environ.get(FAULT, "none -").partition(" ")
 _replace = os.replace
 _open = builtins.open
@@ -35,6 +36,7 @@ plan._NARROWEST_TILE = 6
 plan._WIDEST_TILE = dict.fromkeys(plan._WIDEST_TILE, 12)
 plan._CHUNK_ROWS = dict.fromkeys(plan._CHUNK_ROWS, 300)
 plan._FEWEST_CHUNK_ROWS = 100
+context._PAIRS_A_BATCH = 4
 
 
 def _strikes(kind: str, path: object) -> bool:

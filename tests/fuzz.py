@@ -212,20 +212,19 @@ def _check_sentence(error: DpipeError) -> None:
 _READY = "ready\n"
 
 
-def child(first: int, last: int) -> None:
+def child(first: int, last: int, folder: Path) -> None:
     """Run cases, one line of JSON each; the parent notices when the lines end."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     files = corpus()
-    with tempfile.TemporaryDirectory(prefix="dpipe-fuzz-") as folder:
-        sys.stdout.write(_READY)
+    sys.stdout.write(_READY)
+    sys.stdout.flush()
+    for seed in range(first, last):
+        try:
+            outcome, reason = read_case(files, seed, folder), ""
+        except Exception:
+            outcome, reason = "traceback", traceback.format_exc()
+        sys.stdout.write(json.dumps([seed, outcome, reason]) + "\n")
         sys.stdout.flush()
-        for seed in range(first, last):
-            try:
-                outcome, reason = read_case(files, seed, Path(folder)), ""
-            except Exception:
-                outcome, reason = "traceback", traceback.format_exc()
-            sys.stdout.write(json.dumps([seed, outcome, reason]) + "\n")
-            sys.stdout.flush()
 
 
 def fuzz_parquet(first: int, count: int, seconds: float = float("inf")) -> Report:
@@ -248,12 +247,15 @@ def _guarded(first: int, last: int, deadline: float) -> Iterator[tuple[int, str,
     words = [sys.executable, os.fspath(Path(__file__)), "--child", str(first), str(last)]
     paths = [os.fspath(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="dpipe-fuzz-") as folder,  # a killed child leaves it
+        subprocess.Popen(
+            [*words, folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        ) as process,
+    ):
         assert process.stdout is not None
         if process.stdout.readline() != _READY.encode():
-            raise RuntimeError("the child did not start; run it by itself with --child 0 1.")
+            raise RuntimeError("the child did not start; run it by itself with --child 0 1 FOLDER.")
         seed = first
         try:
             with selectors.DefaultSelector() as ready:
@@ -407,10 +409,11 @@ def run() -> int:
     parser.add_argument("--options", type=int, default=2_000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for each kind")
-    parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.child:
-        child(*words.child)
+        first, last, folder = words.child
+        child(int(first), int(last), Path(folder))
         return 0
     failed = False
     for title, fuzz, count in (

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
 from tables import mixed_table, write_parts
 
 import dpipe
 from dpipe import plan
+from dpipe.cli import main as command_line
 from dpipe.communities import find_communities
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.representatives import choose
+from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
+from dpipe.verify import verify
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 
@@ -154,6 +160,28 @@ def check_real_decisions(frame: pd.DataFrame, result: Selection) -> None:
     np.testing.assert_array_equal(np.isnan(matrix), np.isnan(rho))
 
 
+def test_select__own_ranks_that_mislead_are_ranked_again(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    base = rng.random(3000)
+    table = {f"other{i}": rng.standard_normal(3000) for i in range(3)}
+    table["low"] = np.where((base > 0.55) & (base < 0.95), np.nan, base)
+    table["high"] = np.where((base > 0.05) & (base < 0.45), np.nan, 2 * base)
+    frame = pd.DataFrame(table)
+    own = frame.rank()["low"].corr(frame.rank()["high"])
+    assert abs(own) < 0.8
+    assert frame["low"].corr(frame["high"], method="spearman") == pytest.approx(1)
+    write_parts(table, tmp_path / "table")
+    result = dpipe.select(
+        tmp_path / "table", client=client, passes=[1, 2], output_dir=tmp_path / "run"
+    )
+    check_certificate(frame, result)
+    assert len(result.selected) == 4
+    monkeypatch.setattr("dpipe.verify.dependence._SMALL_CELLS", 0)
+    verify(tmp_path / "run")
+
+
 def test_select__keep_prefer_exclude_and_ids_are_obeyed(table_folder: Path, client: Any) -> None:
     result = dpipe.select(
         table_folder,
@@ -233,6 +261,92 @@ def test_select__rows_can_be_sampled_and_pass_4_can_look_at_fewer(
     other = dpipe.select(table_folder, client=client, **options)
     assert one.decisions == other.decisions
     assert rows_of(one)["base0"].n_valid == 600
+
+
+def test_select__writes_the_reduced_table_when_asked(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    def run(**options: Any) -> Selection:
+        return dpipe.select(
+            table_folder, client=client, output_dir=tmp_path / "run", passes=[1, 2], **options
+        )
+
+    result = run(write_table=True, id_columns=["flag"])
+    written = tmp_path / "run" / "table"
+    assert [path.name for path in sorted(written.iterdir())] == [
+        f"part-{i}.parquet" for i in (0, 1, 2)
+    ]
+    frame = pd.read_parquet(table_folder)
+    kept = [name for name in frame if name in {*result.selected, "flag"}]
+    assert len(kept) < len(frame.columns)
+    pd.testing.assert_frame_equal(pd.read_parquet(written), frame[kept])
+    folder = RunFolder(tmp_path / "run")
+    assert folder.verify_checksums() == ()
+    with open(written / "part-1.parquet", "ab") as file:
+        file.write(b"x")
+    assert folder.verify_checksums() == ("table/part-1.parquet",)
+    run(write_table=True, id_columns=["flag"], spearman_threshold=0.5)
+    assert folder.verify_checksums() == ()
+    assert len(pd.read_parquet(written).columns) < len(kept)
+    run(id_columns=["flag"])
+    assert not written.exists(), "it would be that of another selection"
+    assert folder.verify_checksums() == ()
+
+
+def test_select__columns_whose_types_do_not_meet_are_left_out_of_the_reduced_table(
+    client: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    numbers = np.arange(200.0)
+    for name, drifting in (("a", 0.5), ("b", datetime.date(2020, 1, 1))):
+        frame = pd.DataFrame({"x": numbers, "drifting": drifting, "label": "m"})
+        frame.to_parquet(data / f"{name}.parquet")
+    notes: list[Event] = []
+    result = dpipe.select(
+        data, client=client, output_dir=tmp_path / "run", write_table=True, observers=[notes.append]
+    )
+    assert result.selected == ("x",)
+    assert list(pd.read_parquet(tmp_path / "run" / "table")) == ["x", "label"]
+    said = [note.text for note in notes if isinstance(note, Note) and note.level == "warning"]
+    assert [text for text in said if "reduced table" in text] == [
+        "column 'drifting' is not in the reduced table: its types in different files do not meet."
+    ]
+    words = ["apply", str(tmp_path / "run"), str(data), "--output", str(tmp_path / "new.parquet")]
+    applied = CliRunner().invoke(command_line, words)
+    assert applied.exit_code == 0, applied.stderr
+    assert applied.stderr == ("left out 'drifting': its types in different files do not meet.\n")
+    assert list(pd.read_parquet(tmp_path / "new.parquet")) == ["x", "label"]
+
+
+def test_select__a_table_folder_of_somebody_else_is_left_alone(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    mine = tmp_path / "table"
+    shutil.copytree(table_folder, mine)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    dpipe.select(mine, client=client, output_dir=tmp_path, passes=[1])
+    with pytest.raises(InputError, match="/table was not written by a run"):
+        dpipe.select(mine, client=client, output_dir=tmp_path, passes=[1], write_table=True)
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
+def test_select__a_run_beside_its_input_does_not_read_its_own_results(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(table_folder, data)
+    for place in (data, data / "out"):
+        first, second = (
+            dpipe.select(data, client=client, output_dir=place, passes=[1], write_table=True)
+            for _ in range(2)
+        )
+        assert first.decisions == second.decisions
+    for glob in ("data/**/*.parquet", "data/**/part-*"):
+        again = dpipe.select(tmp_path / glob, client=client, passes=[1])
+        assert again.decisions == first.decisions
+    reduced = dpipe.select(data / "out" / "table", client=client, passes=[1])
+    assert reduced.selected == first.selected
 
 
 def test_select__saves_and_explains(table_folder: Path, client: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ KILLS = (
     "kill-before */spearman-*/tile-*.npz",
     "kill-after */spearman-*/tile-*.npz",
     "kill-before */spearman-*/pairs-*.npz",
+    "kill-before */spearman-*/settled-*.npz",
+    "kill-after */spearman-*/settled-*.npz",
     "kill-before */spearman.npy",
     "kill-before */checkpoint/manifest.json",
     "kill-after */checkpoint/pass-2.json",
@@ -47,6 +50,8 @@ KILLS = (
     "kill-before */decisions.parquet",
     "kill-before */decisions.csv",
     "kill-before */communities.json",
+    "kill-before */run/table",
+    "kill-after */run/table",
     "kill-before */run.json",
     "kill-after */report.html",
 )
@@ -64,15 +69,16 @@ def test_a_client_killed_at_every_kind_of_write_continues(
     log = tmp_path / "finished"
     folder = tmp_path / "run"
     for kill in KILLS:
-        trial = start(reference.table, folder, fault=kill, log=log)
+        trial = start(reference.table, folder, "--write-table", fault=kill, log=log)
         assert trial.finish() == -signal.SIGKILL, (kill, trial.out, trial.errors)
-    trial = start(reference.table, folder, log=log)
+    trial = start(reference.table, folder, "--write-table", log=log)
     trial.finish()
     reference.check(trial)
     assert trial.tasks == {}
+    assert sorted(path.name for path in folder.glob("*table*")) == ["table"]
     finished = Counter(log.read_text().splitlines())
-    tasks = sum(n for name, n in reference.tasks.items() if name != "settle-pairs")
-    assert len(finished) >= tasks / 2
+    assert reference.tasks["settle-pairs"] > 4
+    assert len(finished) >= sum(reference.tasks.values()) / 2
     assert set(finished.values()) == {1}, "a finished task was run again"
 
 
@@ -210,6 +216,34 @@ def test_an_option_that_changed_is_named_and_its_passes_are_done_again(
         assert f"pass {first} is done again, because {next(iter(change))} changed." in said
     for number in range(1, reused.count(True) + 1):
         assert f"pass {number} is taken from the run before." in said
+
+
+def test_what_reused_passes_cost_is_not_forgotten(again: Any, tmp_path: Path) -> None:
+    def record() -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
+        return content
+
+    first = record()
+    assert first["ledger"]
+    assert first["plan"]["passes"]
+    again()
+    second = record()
+    for name in ("ledger", "plan", "faults"):
+        assert second[name] == first[name]
+    for one, other in zip(first["passes"], second["passes"], strict=True):
+        assert other == {**one, "reused": True}
+    again(vif_threshold=5.0)
+    third = record()
+    assert [done["reused"] for done in third["passes"]] == [True, True, False, False]
+    assert [done["seconds"] for done in third["passes"][:2]] == [
+        done["seconds"] for done in first["passes"][:2]
+    ]
+    old = [reading for reading in first["ledger"] if reading["pass_number"] <= 2]
+    assert third["ledger"][: len(old)] == old
+    moments = [(r["moment"], r["pass_number"]) for r in third["ledger"] if r["process"] == "client"]
+    assert moments[-4:] == [("start", 0), ("after", 3), ("recycled", 3), ("after", 4)]
+    seconds = [reading["seconds"] for reading in third["ledger"]]
+    assert seconds == sorted(seconds)
 
 
 def test_an_input_that_changed_is_named_and_read_again(again: Any, tmp_path: Path) -> None:

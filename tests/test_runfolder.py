@@ -28,6 +28,7 @@ from dpipe import runfolder
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Decision, Drop, PassResult
 from dpipe.runfolder import Damaged, RunFolder, Stale, escape_name, plain, unescape_name
+from dpipe.table import files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,6 +102,11 @@ HOLD = """
         print("locked", flush=True)
         sys.stdin.read()
 """
+
+
+def test_readers_of_tables_know_a_run_folder() -> None:
+    assert (runfolder.DECISIONS_PARQUET, runfolder.TABLE) == files.RUN_RESULTS
+    assert runfolder.MANIFEST == files.RUN_MARK
 
 
 def test_two_processes_exclude_each_other(folder: RunFolder) -> None:

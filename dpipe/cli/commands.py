@@ -295,7 +295,7 @@ def _reduce(
 ) -> tuple[int, int]:
     """Copy what the run in `folder` did not drop; the rows and columns that were written."""
     from dpipe.runfolder import RunFolder
-    from dpipe.table import copy_columns, open_table
+    from dpipe.table import conflicting, copy_columns, open_table
 
     done = RunFolder(folder)
     selected = done.read_selected()
@@ -314,6 +314,9 @@ def _reduce(
             )
     carried = [d.column for d in done.read_decisions() if d.decision != "dropped"]
     names = [name for name in carried if name in there]
+    for name in conflicting(table, names, storage_options):
+        names.remove(name)
+        click.echo(f"left out {name!r}: its types in different files do not meet.", err=True)
     if not names:
         raise InputError(f"the run in {folder} kept no column: there is nothing to copy.")
     copy_columns(table, names, output, storage_options=storage_options)

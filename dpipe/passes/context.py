@@ -170,26 +170,35 @@ def settled_edges(context: Context, grid: Grid) -> Edges:
 def settle(
     context: Context, grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Exact similarities of single pairs, (len(i),), computed on the workers."""
+    """Exact similarities of single pairs, (len(i),), computed on the workers.
+
+    Each batch is left in the store when it is done, so that a later run repeats none of them.
+    """
     order, cuts = _batches(context, grid, i, j)
     pairs = np.stack([i[order], j[order]])
-    name = f"{grid.job.folder}/pairs-{hashlib.sha256(pairs.tobytes()).hexdigest()[:12]}.npz"
-    context.store.write_arrays(name, {"i": pairs[0], "j": pairs[1]})
-    arguments = [
-        (context.store, grid.job.folder, name, int(start), int(stop))
-        for start, stop in itertools.pairwise(cuts)
+    folder, key = grid.job.folder, hashlib.sha256(pairs.tobytes()).hexdigest()[:12]
+    listed = f"{folder}/pairs-{key}.npz"
+    context.store.write_arrays(listed, {"i": pairs[0], "j": pairs[1]})
+    batches = list(itertools.pairwise(cuts))
+    names = [tiles.settled_name(folder, key, start, stop) for start, stop in batches]
+    finished = context.store.names(folder)
+    todo = [
+        (context.store, folder, listed, name, int(start), int(stop))
+        for name, (start, stop) in zip(names, batches, strict=True)
+        if name.removeprefix(f"{folder}/") not in finished
     ]
-    results = execute.run_tasks(
+    for _ in execute.run_tasks(
         context.session,
         "settle-pairs",
         tiles.settle,
-        arguments,
+        todo,
         context.emit,
         need=context.machine.task_budget,
-        describe=lambda index: f"{cuts[index + 1] - cuts[index]} pairs of columns",
-    )
+        describe=lambda index: f"{todo[index][-1] - todo[index][-2]} pairs of columns",
+    ):
+        pass
     values = np.empty(len(i))
-    values[order] = np.concatenate(execute.iterate(results))
+    values[order] = np.concatenate([context.store.read_arrays(name)["value"] for name in names])
     return values
 
 

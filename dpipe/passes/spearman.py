@@ -5,8 +5,9 @@ representatives, the matrix.
 Does not cover: the tile grid (`dpipe.execute`) or the rule of choice (`dpipe.representatives`).
 
 A pair of columns with different valid rows is first measured by the columns' own ranks, which
-differs from ranking again inside the pair by at most `MARGIN`. Every such pair that could be an
-edge is ranked again, so each edge is what a pairwise-complete Spearman correlation gives.
+differs from ranking again inside the pair by a bounded angle (`dpipe.tiles.least_by_own_ranks`).
+Every such pair that could be an edge is ranked again, so the edges are exactly those that a
+pairwise-complete Spearman correlation gives.
 """
 
 from __future__ import annotations
@@ -25,9 +26,6 @@ from dpipe.passes.context import (
     write_matrix,
 )
 from dpipe.passes.redundancy import keep_representatives
-
-MARGIN = 0.1
-"""How far own ranks may miss a pair's exact rho; 0.03 was the most on a real Mordred table."""
 
 
 def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
@@ -67,6 +65,5 @@ def spearman_grid(
         "spearman",
         ("spearman",),
         weights=(1.0,),
-        margin=MARGIN,
         **settings,
     )

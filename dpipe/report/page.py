@@ -335,10 +335,7 @@ def _peak(done: PassRecord, ledger: Sequence[MemoryReading]) -> str:
 
 def _memory(results: Results, drawn: bool) -> str:
     if not results.ledger:
-        return (
-            '<p class="hint">The ledger is empty: every pass was taken from an earlier run, so no '
-            "worker was started.</p>"
-        )
+        return '<p class="hint">The ledger is empty: the run left no memory reading.</p>'
     figure = ""
     if drawn:
         workers = len({r.process for r in results.ledger if r.process != "client"})

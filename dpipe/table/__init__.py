@@ -12,7 +12,7 @@ in a note and left out of the analysis instead of being narrowed.
 
 from __future__ import annotations
 
-from dpipe.table.copying import copy_columns
+from dpipe.table.copying import conflicting, copy_columns
 from dpipe.table.draw import draw_rows
 from dpipe.table.files import as_sources
 from dpipe.table.read import Block, read_block
@@ -25,6 +25,7 @@ __all__ = [
     "TableFile",
     "as_sources",
     "check_unchanged",
+    "conflicting",
     "copy_columns",
     "draw_rows",
     "open_table",

@@ -154,6 +154,22 @@ def _unified_schema(
     """The types of `names` over all files, from their footers, which must not have changed."""
     if not names or len(set(names)) < len(names):
         raise ValueError("name each column to copy once, and at least one")
+    kinds = _types(table, names, storage_options)
+    return pa.schema([(name, _unified(name, kinds[name])) for name in names])
+
+
+def conflicting(
+    table: Table, names: Sequence[str], storage_options: StorageOptions = None
+) -> tuple[str, ...]:
+    """Those of `names` that `copy_columns` refuses: their types in different files do not meet."""
+    kinds = _types(table, names, storage_options)
+    return tuple(name for name in names if widen_types(kinds[name]) is None)
+
+
+def _types(
+    table: Table, names: Sequence[str], storage_options: StorageOptions
+) -> dict[str, list[pa.DataType]]:
+    """The distinct types of each column; files without rows count where there are no others."""
     for name in names:
         table.column(name)
 
@@ -169,9 +185,7 @@ def _unified_schema(
     for file, own in zip(table.files, in_threads(own_types, table.files), strict=True):
         for name, kind in own.items():
             (types if file.n_rows else without_rows)[name][kind] = None
-    return pa.schema(
-        [(name, _unified(name, list(types[name] or without_rows[name]))) for name in names]
-    )
+    return {name: list(types[name] or without_rows[name]) for name in names}
 
 
 def _unified(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:

@@ -31,6 +31,10 @@ from dpipe.secrets import check_url, without_secrets
 from dpipe.table.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")
+RUN_MARK = "checkpoint/manifest.json"
+"""The file that tells a run folder (see `dpipe.runfolder`)."""
+RUN_RESULTS = ("decisions.parquet", "table")
+"""What is Parquet in a run folder: a file and a folder."""
 STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
 
@@ -100,8 +104,9 @@ def find_files(
     paths: dict[str, str] = {}
     hidden: list[str] = []
     linked: list[str] = []
+    results: list[str] = []
     for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
-        for path in _expand(os.fspath(source), storage_options, hidden):
+        for path in _expand(os.fspath(source), storage_options, hidden, results):
             identity = path if is_url(path) else os.path.realpath(path)
             known = paths.setdefault(identity, path)
             if known != path:
@@ -109,17 +114,22 @@ def find_files(
                 paths[identity] = min(known, path)
     if not paths:
         raise InputError("no input was given; name Parquet files, folders or globs.")
-    return Found(tuple(sorted(paths.values())), tuple(_path_notes(paths, hidden, linked)))
+    return Found(tuple(sorted(paths.values())), tuple(_path_notes(paths, hidden, linked, results)))
 
 
 def _path_notes(
-    paths: Mapping[str, str], hidden: Sequence[str], linked: Sequence[str]
+    paths: Mapping[str, str],
+    hidden: Sequence[str],
+    linked: Sequence[str],
+    results: Sequence[str],
 ) -> Iterator[str]:
     if hidden:
         yield (
             "files whose name or folder begins with . or _ are left out: "
             f"{listed(sorted(set(hidden)))}."
         )
+    if results:
+        yield f"results of runs of dpipe are left out: {listed(sorted(set(results)))}."
     if linked:
         yield f"links to files that are read anyway are left out: {listed(linked)}."
     keyed = {part for path in paths.values() for part in path.split("/")[:-1] if "=" in part}
@@ -134,7 +144,9 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def _expand(source: str, storage_options: StorageOptions, hidden: list[str]) -> list[str]:
+def _expand(
+    source: str, storage_options: StorageOptions, hidden: list[str], results: list[str]
+) -> list[str]:
     """The files one source means; what exists is taken as it is, never as a pattern."""
     if source.startswith("file://"):
         source = _local_of_url(source)
@@ -144,13 +156,34 @@ def _expand(source: str, storage_options: StorageOptions, hidden: list[str]) -> 
         source = os.path.expanduser(source)
     source = os.path.abspath(source)
     if os.path.isdir(source):
-        return _require(_walk(source, _local_walk, hidden), source)
+        found = _walk(source, _local_walk, hidden)
+        return _require(_without_results(found, source, results), source)
     if os.path.lexists(source):
         return [source]
     if not _GLOB.search(source):
         raise InputError(f"{source} does not exist{_neighbour(source)}.")
     matches = sorted(glob.glob(_with_literal_start(source, os.path.lexists), recursive=True))
-    return _require(_expand_matches(matches, os.path.isdir, _local_walk, hidden), source)
+    found = _expand_matches(matches, os.path.isdir, _local_walk, hidden)
+    top = os.path.dirname(_GLOB.split(source)[0])
+    return _require(_without_results(found, top, results), source)
+
+
+def _without_results(paths: Sequence[str], top: str, results: list[str]) -> list[str]:
+    """The paths without what runs left below `top`: often the run folder lies beside its input."""
+    inputs: list[str] = []
+    for path in paths:
+        (results if _is_result(path, top) else inputs).append(path)
+    return inputs
+
+
+def _is_result(path: str, top: str) -> bool:
+    """Whether a file was left by a run whose folder is `top` or lies below it."""
+    folder, name = os.path.split(path)
+    folders = [folder] if name == RUN_RESULTS[0] else []
+    while len(folder) > len(top):
+        folder, name = os.path.split(folder)
+        folders += [folder] if name == RUN_RESULTS[1] else []
+    return any(os.path.exists(os.path.join(each, RUN_MARK)) for each in folders)
 
 
 def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:

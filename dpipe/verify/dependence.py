@@ -36,7 +36,6 @@ BANDWIDTH = 1 - 1 / math.sqrt(2)
 RDC_SCALE = 1 / 6
 RDC_TOLERANCE = 1e-7
 
-_OWN_RANKS_MISS = 0.1  # how far rho by own ranks may lie from that by ranks among common rows
 _COARSE = 1e-4  # relative weight of kernel directions left out of the look at all pairs
 _COARSE_MISS = 1e-3  # and what HSIC may then lack
 _CONSTANT = 1e-12  # own HSIC of a column that does not vary, but for rounding
@@ -76,13 +75,12 @@ def similar_pairs(
     """Every pair of `names` whose |rho| reaches `threshold`, with its rho.
 
     All pairs are first measured by the columns' own ranks, which is exact for complete columns and
-    misses others by a few hundredths; those that may reach the threshold are then ranked alone. In
+    off by a bounded angle for others; those that may reach the threshold are then ranked alone. In
     a small table all pairs with missing cells are.
     """
     names = in_order(names, columns)
     incomplete = sum(not columns.is_complete(name) for name in names)
     is_small = incomplete * len(names) * columns.n_rows <= _SMALL_CELLS
-    margin = math.inf if is_small else _OWN_RANKS_MISS
 
     def read(part: Sequence[str], rows: slice) -> tuple[Floats, NDArray[np.bool_]]:
         ranks = np.stack([columns.of(name)[rows] for name in part])
@@ -92,12 +90,27 @@ def similar_pairs(
 
     for left, right, sums in all_pairs(names, columns.n_rows, 1, read):
         whole = all(columns.is_complete(name) for name in (*left, *right))
-        low = threshold - (1e-9 if whole else margin)
+        low: float | Floats = threshold - 1e-9 if whole else -math.inf
+        if not whole and not is_small:
+            low = _least_by_own_ranks(
+                threshold, sums.count, *(_n_valid(columns, s) for s in (left, right))
+            )
         may_reach = (np.abs(sums.correlation()) >= low) & (sums.count >= min_valid)
         for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
             rho = spearman(columns.of(left[i]), columns.of(right[j]), min_valid)
             if abs(rho) >= threshold:
                 yield left[i], right[j], rho
+
+
+def _n_valid(columns: RankedColumns, names: Sequence[str]) -> Floats:
+    return np.array([columns.facts[name].n_valid for name in names], dtype=np.float64)
+
+
+def _least_by_own_ranks(threshold: float, count: Floats, n_left: Floats, n_right: Floats) -> Floats:
+    """Own ranks turn by at most the arcsine of the share of its rows that a column loses."""
+    lost = 1 - count / np.maximum(n_left, 1)[:, None], 1 - count / np.maximum(n_right, 1)
+    turned = math.acos(threshold) + sum(np.arcsin(np.clip(share, 0, 1)) for share in lost)
+    return np.asarray(np.cos(np.minimum(turned, math.pi / 2)) - 1e-9)
 
 
 def _scores(ranks: NDArray[np.int32], n_valid: Sequence[int]) -> Floats:

@@ -1,0 +1,98 @@
+"""What a task decides by itself: which pairs with missing cells have to be ranked again.
+
+Covers: the bound on how far a column's own ranks may turn from its ranks inside a pair, for any
+values, ties and missing cells, and that it is the best there is.
+Does not cover: that each such pair is ranked again (`test_pipeline`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dpipe.tiles import least_by_own_ranks
+
+Array = NDArray[np.float64]
+
+
+def ranks_inside(values: Array, rows: NDArray[np.bool_]) -> Array:
+    ranks: Array = scipy.stats.rankdata(values[rows])
+    return ranks
+
+
+def rho(left: Array, right: Array) -> float:
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return 0.0
+    return abs(float(np.corrcoef(left, right)[0, 1]))
+
+
+def check(x: Array, y: Array) -> float:
+    """That the pair would not be missed at the threshold it reaches; by how much, as a ratio."""
+    valid_x, valid_y = ~np.isnan(x), ~np.isnan(y)
+    joint = valid_x & valid_y
+    if joint.sum() < 2:
+        return 1.0
+    own = [np.full(len(x), np.nan) for _ in range(2)]
+    for column, values, valid in zip(own, (x, y), (valid_x, valid_y), strict=True):
+        column[valid] = ranks_inside(values, valid)
+    exact = rho(ranks_inside(x, joint), ranks_inside(y, joint))
+    least = float(
+        least_by_own_ranks(
+            min(exact, 1.0),
+            np.array([[joint.sum()]], dtype=float),
+            np.array([[valid_x.sum()]]),
+            np.array([[valid_y.sum()]]),
+        )[0, 0]
+    )
+    found = rho(own[0][joint], own[1][joint])
+    assert found >= least - 1e-7
+    return found / max(least, 1e-9)
+
+
+cells = st.one_of(st.none(), st.integers(0, 6))
+
+
+@given(st.lists(st.tuples(cells, cells), min_size=2, max_size=40))
+def test_no_pair_of_few_values_is_missed(rows: list[tuple[int | None, int | None]]) -> None:
+    table = np.array(rows, dtype=float)
+    check(table[:, 0], table[:, 1])
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_pair_is_missed_whose_cells_are_missing_by_value(seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    base = dice.random(300)
+    columns = []
+    for _ in range(2):
+        column = base + dice.choice([0, 0.01, 0.1]) * dice.standard_normal(300)
+        start, width = dice.random(2)
+        column[(base > start) & (base < start + width * 0.6)] = np.nan
+        columns.append(column * dice.choice([-1, 1]))
+    check(columns[0], columns[1])
+
+
+@pytest.mark.parametrize("lost", [0.1, 0.3, 0.5, 0.8])
+def test_the_bound_is_reached(lost: float) -> None:
+    n = 4000
+    joint = np.linspace(0, 1, n)
+    q = (1 - lost) / 6  # where the rows a column loses turn its ranks most: all at one place
+    place = (1 - np.sqrt(1 - 4 * q)) / 2
+    others = np.full(round(n * lost / (1 - lost)), place)
+    x = np.concatenate([joint, others + 1e-9 * np.arange(len(others))])
+    y = np.concatenate([joint, np.full(len(others), np.nan)])
+    assert check(x, y) == pytest.approx(1, abs=2e-3)
+
+
+def test_nothing_lost_nothing_below_the_threshold() -> None:
+    count, n = np.array([[50.0]]), np.array([[50]])
+    assert least_by_own_ranks(0.9, count, n, n)[0, 0] == pytest.approx(0.9)
+
+
+def test_no_threshold_no_pair() -> None:
+    least = least_by_own_ranks(np.inf, np.ones((1, 1)), np.ones((3, 1), int), np.ones((1, 2), int))
+    assert least.shape == (3, 2)
+    assert np.isinf(least).all()
