@@ -168,7 +168,7 @@ class Store:
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write named arrays as an uncompressed npz."""
         buffer = io.BytesIO()
-        # NumPy before 2.1 would take allow_pickle=False for one more array; numbers are not pickled.
+        # NumPy before 2.1 takes allow_pickle=False for one more array; numbers are not pickled.
         np.savez(buffer, **arrays)
         self.write(name, buffer.getbuffer())
 
