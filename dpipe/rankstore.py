@@ -179,8 +179,11 @@ class Store:
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write named arrays as an uncompressed npz."""
         buffer = io.BytesIO()
-        # NumPy before 2.1 takes allow_pickle for one more array; numbers are not pickled.
-        np.savez(buffer, **arrays)
+        # As numpy.savez, which cannot be told before NumPy 2.1 that nothing may be pickled.
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for key, array in arrays.items():
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
         self.write(name, buffer.getbuffer())
 
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:

@@ -218,10 +218,10 @@ def odd_columns() -> Iterator[Dirt]:
     yield _one("half", pa.array(np.float16([0.5, np.nan, np.inf, 65504])))
     yield _one("float with nulls", pa.array([0.1, None, INF], pa.float32()))
     yield _one("decimal256", pa.array([decimal.Decimal(10**40), None], pa.decimal256(60, 2)))
-    if hasattr(pa, "decimal32"):  # from pyarrow 18 on
+    if hasattr(pa, "decimal32"):  # pyarrow 18 has none
         yield _one("decimal32", pa.array([decimal.Decimal("1.25"), None], pa.decimal32(5, 2)))
-        flags = pa.array([2, 0, None, -1], pa.int8())
-        yield _one("bool8 is bool", pa.ExtensionArray.from_storage(pa.bool8(), flags), notes=())
+    flags = pa.array([2, 0, None, -1], pa.int8())
+    yield _one("bool8 is bool", pa.ExtensionArray.from_storage(pa.bool8(), flags), notes=())
     yield _one("numbers behind a dictionary", pa.array([1.5, None, 1.5]).dictionary_encode())
     left_out = {"others": _left_out("x")}
     yield _one("text", ["a", None], **left_out)
