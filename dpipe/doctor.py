@@ -29,6 +29,7 @@ from dpipe.errors import InputError
 from dpipe.model import Emit, silent
 from dpipe.plan import gib
 from dpipe.secrets import Secrets
+from dpipe.session.device import own_machine
 
 PACKAGES = (
     "dpipe",
@@ -169,7 +170,7 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
     import numpy  # noqa: F401  its BLAS must be loaded before it can be asked about
 
     threadpoolctl = importlib.import_module("threadpoolctl")
-    cores, memory = sessions.own_machine()
+    cores, memory = own_machine()
     limit = dask_worker.memory_manager.memory_limit if dask_worker is not None else None
     scratch = os.path.abspath(probe.scratch or tempfile.gettempdir())
     there = _nearest_existing(scratch)

@@ -223,7 +223,7 @@ def workers_here(monkeypatch: pytest.MonkeyPatch, threads: int = 2) -> Iterator[
     """A client of a worker in this process that counts as a GPU worker."""
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(sessions, "_choose_attached_device", lambda *_: ("gpu", 8 << 30))
+    monkeypatch.setattr(sessions, "choose_attached_device", lambda *_: ("gpu", 8 << 30))
     with (
         LocalCluster(
             n_workers=1,

@@ -313,7 +313,7 @@ def test_a_run_on_an_open_scheduler_warns(
     options = Options(passes=(1, 2))
     run([data], options, output_dir=tmp_path / "here", client=client, observers=(told.append,))
     assert not [e for e in told if isinstance(e, Note) and e.level == "warning"]
-    monkeypatch.setattr(session_module, "_scheduler_address", lambda _: "tcp://10.0.0.1:8786")
+    monkeypatch.setattr("dpipe.session.attach.scheduler_address", lambda _: "tcp://10.0.0.1:8786")
     run([data], options, output_dir=tmp_path / "there", client=client, observers=(told.append,))
     assert [
         "whoever reaches it can run code on its workers" in e.text

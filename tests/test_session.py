@@ -28,7 +28,17 @@ from dpipe import session as module
 from dpipe.config import Options
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import MemoryReading, Note
-from dpipe.session import Session, attach_session, current_client, open_session, process_memory
+from dpipe.session import (
+    Session,
+    attach,
+    attach_session,
+    current_client,
+    device,
+    open_session,
+    process_memory,
+    worker,
+)
+from dpipe.session import own as own_cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1024**2
@@ -148,10 +158,12 @@ def test_an_own_session_says_what_it_is(own: Session) -> None:
 
 
 def test_by_default_every_cpu_gets_a_worker() -> None:
-    options = module._local_options(Options(), "/scratch", CPU_COUNT)
+    options = own_cluster._local_options(Options(), "/scratch", CPU_COUNT)
     assert options["n_workers"] == CPU_COUNT
     assert "memory_limit" not in options  # Dask shares out what there is
-    assert module._local_options(Options(threads_per_worker=64), "/scratch", 0)["n_workers"] == 1
+    assert (
+        own_cluster._local_options(Options(threads_per_worker=64), "/scratch", 0)["n_workers"] == 1
+    )
 
 
 def test_an_own_session_leaves_the_default_client_alone(own: Session) -> None:
@@ -334,7 +346,7 @@ def test_workers_that_do_not_start_are_a_resource_error(
     def fail(*_: object) -> None:
         raise RuntimeError("Nanny failed to start.")
 
-    monkeypatch.setattr(module, "_start_cpu_cluster", fail)
+    monkeypatch.setattr(own_cluster, "_start_cpu_cluster", fail)
     with pytest.raises(ResourceError, match=r"Nanny failed to start\): a script must call"):
         open_session(TWO, local_directory=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -346,12 +358,12 @@ def test_the_dashboard_takes_its_usual_port_when_it_is_free(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(module, "DASHBOARD_PORT", port)
-    assert module._free_dashboard_address() == f"127.0.0.1:{port}"
+    monkeypatch.setattr(own_cluster, "DASHBOARD_PORT", port)
+    assert own_cluster._free_dashboard_address() == f"127.0.0.1:{port}"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert module._free_dashboard_address() == "127.0.0.1:0"
+        assert own_cluster._free_dashboard_address() == "127.0.0.1:0"
 
 
 def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> None:
@@ -394,7 +406,7 @@ def machine(
     monkeypatch: pytest.MonkeyPatch, cards: int, *packages: str, trouble: str | None = None
 ) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "visible_cards", lambda: cards)
+        patch.setattr(card, "visible_cards", lambda: cards)
         trial = card.Trial("uuid", 0 if trouble else 60 << 30, trouble)
         patch.setattr(card, "probe_elsewhere", lambda: trial)
         patch.setattr("importlib.util.find_spec", lambda name: name in packages or None)
@@ -420,7 +432,7 @@ def test_a_gpu_session_says_what_is_missing(
     with machine(monkeypatch, cards, *packages):
         with pytest.raises(InputError, match=f"--device gpu cannot be used here: .*{reason}"):
             open_session(Options(device="gpu"))
-        assert module._choose_own_device(Options(device="auto"), heard) == ("cpu", None)
+        assert device.choose_own_device(Options(device="auto"), heard) == ("cpu", None)
     assert [note.level for note in heard] == ["info"]
     assert heard.texts.startswith("computing on the CPU: ")
     assert reason in heard.texts
@@ -430,9 +442,9 @@ def test_auto_takes_the_gpu_when_all_is_there(
     heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with machine(monkeypatch, 2, "dask_cuda", "cupy", "rmm"):
-        assert module._choose_own_device(Options(), heard) == ("gpu", 60 << 30)
-        assert module._choose_own_device(Options(device="gpu"), heard) == ("gpu", 60 << 30)
-        assert module._choose_own_device(Options(device="cpu"), heard) == ("cpu", None)
+        assert device.choose_own_device(Options(), heard) == ("gpu", 60 << 30)
+        assert device.choose_own_device(Options(device="gpu"), heard) == ("gpu", 60 << 30)
+        assert device.choose_own_device(Options(device="cpu"), heard) == ("cpu", None)
     assert heard == [Note("computing on 2 GPUs: a card is visible.")]
 
 
@@ -443,14 +455,14 @@ def test_a_card_that_cupy_cannot_use_is_no_gpu(
     with machine(monkeypatch, 1, "dask_cuda", "cupy", "rmm", trouble=trouble):
         with pytest.raises(InputError, match=f"--device gpu cannot be used here: {trouble}"):
             open_session(Options(device="gpu"))
-        assert module._choose_own_device(Options(), heard) == ("cpu", None)
+        assert device.choose_own_device(Options(), heard) == ("cpu", None)
     assert heard == [Note(f"computing on the CPU: {trouble}.")]
 
 
-def worker_facts(name: str, has_gpu: bool = True, **other: Any) -> module.WorkerFacts:
+def worker_facts(name: str, has_gpu: bool = True, **other: Any) -> worker.WorkerFacts:
     plain = dict.fromkeys(("pid", "rss", "peak", "device", "threads", "limit", "host_memory"), 1)
     kind = {"nanny": True, "host": "h", "has_gpu": has_gpu}
-    return module.WorkerFacts(**({"address": name, "name": name} | plain | kind | other))  # type: ignore[arg-type]
+    return worker.WorkerFacts(**({"address": name, "name": name} | plain | kind | other))  # type: ignore[arg-type]
 
 
 FINE = card.Trial("a", 40 << 30, None)
@@ -473,7 +485,7 @@ def test_attached_workers_that_cannot_all_use_a_card(
     has_gpu: tuple[bool, bool], trials: dict[str, Any], lack: str, heard: Heard
 ) -> None:
     facts = [worker_facts(str(n), has) for n, has in enumerate(has_gpu)]
-    choose = module._choose_attached_device
+    choose = device.choose_attached_device
     with pytest.raises(InputError, match=f"--device gpu cannot be used on this cluster: {lack}"):
         choose("gpu", facts, lambda: trials, heard)
     assert heard == []
@@ -490,13 +502,13 @@ def test_attached_workers_share_the_card_they_share(
     other: card.Trial, room: int, heard: Heard
 ) -> None:
     facts = [worker_facts("0"), worker_facts("1")]
-    found = module._choose_attached_device("auto", facts, lambda: {"0": FINE, "1": other}, heard)
+    found = device.choose_attached_device("auto", facts, lambda: {"0": FINE, "1": other}, heard)
     assert found == ("gpu", room)
     assert heard == [Note("computing on the GPU: every worker has a card and CuPy.")]
 
 
 def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
-    options = module.gpu_options(Options(), "/scratch", 4)
+    options = own_cluster.gpu_options(Options(), "/scratch", 4)
     assert options["n_workers"] == 4
     assert options["threads_per_worker"] == 1
     assert options["host"] == "127.0.0.1"
@@ -505,9 +517,9 @@ def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
     assert 0 < options["rmm_release_threshold"] < 1
     assert options["rmm_allocator_external_lib_list"] == ["cupy"]
     assert not {"rmm_pool_size", "jit_unspill", "env", "processes"} & options.keys()
-    assert module.gpu_options(Options(workers=2), "/scratch", 4)["n_workers"] == 2
+    assert own_cluster.gpu_options(Options(workers=2), "/scratch", 4)["n_workers"] == 2
     with pytest.raises(InputError, match="--workers 5 exceeds the 4 visible GPUs"):
-        module.gpu_options(Options(workers=5), "/scratch", 4)
+        own_cluster.gpu_options(Options(workers=5), "/scratch", 4)
 
 
 def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,11 +532,11 @@ def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(
         sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=LocalCUDACluster)
     )
-    monkeypatch.setattr(module, "visible_cards", lambda: 3)
+    monkeypatch.setattr(card, "visible_cards", lambda: 3)
     monkeypatch.setattr(LocalCUDACluster, "__del__", lambda self: None, raising=False)
-    cluster = module._start_gpu_cluster(Options(), "/scratch")
-    assert isinstance(cluster, module._KeepsNannies)
-    assert started == [module.gpu_options(Options(), "/scratch", 3)]
+    cluster = own_cluster._start_gpu_cluster(Options(), "/scratch")
+    assert isinstance(cluster, own_cluster.KeepsNannies)
+    assert started == [own_cluster.gpu_options(Options(), "/scratch", 3)]
 
 
 @pytest.mark.parametrize(
@@ -539,7 +551,7 @@ def test_visible_cards_are_counted(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert module.visible_cards() == cards
+    assert card.visible_cards() == cards
 
 
 # Attached sessions
@@ -881,7 +893,7 @@ def test_workers_without_dpipe_are_explained(
     def look(dask_worker: object, gpu: bool) -> None:
         raise ModuleNotFoundError("No module named 'dpipe'", name="dpipe")
 
-    monkeypatch.setattr(module, "_look", look)
+    monkeypatch.setattr(module, "look", look)
     with Client(foreign) as client, pytest.raises(ResourceError, match="cannot import 'dpipe'"):
         attach_session(client, Options())
 
@@ -890,11 +902,11 @@ def test_workers_without_dpipe_are_explained(
 
 
 def test_more_memory_than_there_is_is_warned_about(heard: Heard) -> None:
-    total = module.MEMORY_LIMIT
-    module._warn_when_overcommitted(Options(workers=2, memory_limit=total // 2), heard)
-    module._warn_when_overcommitted(Options(workers=2), heard)
+    total = own_cluster.MEMORY_LIMIT
+    own_cluster.warn_when_overcommitted(Options(workers=2, memory_limit=total // 2), heard)
+    own_cluster.warn_when_overcommitted(Options(workers=2), heard)
     assert heard == []
-    module._warn_when_overcommitted(Options(workers=2, memory_limit=total), heard)
+    own_cluster.warn_when_overcommitted(Options(workers=2, memory_limit=total), heard)
     assert "--memory-limit and --workers allow" in heard.warnings[0]
 
 
@@ -949,12 +961,10 @@ def test_a_public_scheduler_is_warned_about(heard: Heard) -> None:
         "inproc://10.0.0.1/1",
         "tcp://[::1]:1",
     ):
-        module._warn_when_exposed(
-            SimpleNamespace(scheduler=SimpleNamespace(address=address)), heard
-        )
+        attach.warn_when_exposed(SimpleNamespace(scheduler=SimpleNamespace(address=address)), heard)
     assert heard == []
     exposed = SimpleNamespace(scheduler=SimpleNamespace(address="tcp://10.0.0.1:8786"))
-    module._warn_when_exposed(exposed, heard)
+    attach.warn_when_exposed(exposed, heard)
     assert "whoever reaches it can run code on its workers" in heard.warnings[0]
 
 
@@ -988,6 +998,6 @@ def test_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", no_proc)
-        peak = module._peak_elsewhere()
+        peak = worker._peak_elsewhere()
     assert peak >= 20 * MIB
     assert process_memory()[0] <= process_memory()[1]

@@ -1,0 +1,296 @@
+"""A cluster of dpipe's own on this machine: started, found again after a restart, ended.
+
+Covers: the options of Dask's local clusters, the environment and the end of their processes.
+Does not cover: when it is restarted (`dpipe.session.Session`), which device it takes
+(`dpipe.session.device`).
+"""
+
+# Most of distributed's public methods carry no annotations.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from typing import Any
+
+import dask
+import psutil
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, SpecCluster
+from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
+
+from dpipe import card
+from dpipe.config import Options
+from dpipe.environment import worker_environment
+from dpipe.errors import InputError, ResourceError
+from dpipe.model import Emit, Note
+from dpipe.session.calls import first_line
+
+GRACE_SECONDS = 2.0
+"""How long an owned worker may take to stop what it is doing before it is killed."""
+CLOSE_SECONDS = 15.0
+"""How long an owned cluster may take to end before its processes are killed."""
+DASHBOARD_PORT = 8787
+"""Where people look for the dashboard; another one is taken when it is not free."""
+DEATHS = 10
+"""How many workers may die under a task of an owned cluster before the task is given up.
+
+Dask's 3 count every task that waits on a worker as it dies: where something keeps killing workers
+at random, innocent tasks reach 3 soon. A task that kills its workers itself is found out later.
+"""
+
+
+@dataclass
+class OwnCluster:
+    """How to open, and open again, the cluster an owned session runs on."""
+
+    options: Options
+    device: str
+    local_directory: str | None
+    n_workers: int = 0
+    _cluster: LocalCluster | None = None
+    _client: Client | None = None
+    _folder: str | None = None
+    _environment: dict[str, str | None] = field(default_factory=dict)
+
+    def open(self) -> Client:
+        """Start the processes; a client that is nobody's default."""
+        self._folder = _worker_folder(self.local_directory)
+        start = _start_gpu_cluster if self.device == "gpu" else _start_cpu_cluster
+        before = dict(os.environ)
+        try:
+            with (
+                dask.config.set(
+                    {
+                        "distributed.nanny.pre-spawn-environ": _spawn_environment(),
+                        "distributed.scheduler.allowed-failures": DEATHS,
+                    }
+                ),
+                _deaf_to_interrupts(),
+            ):
+                self._cluster = start(self.options, self._folder)
+            # Not the default client: what the user computes meanwhile stays where it was.
+            self._client = Client(self._cluster, set_as_default=False)
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            self.close()
+            raise ResourceError(
+                f"the workers could not be started ({first_line(error)}): a script must call "
+                'dpipe under if __name__ == "__main__"; otherwise try fewer --workers.'
+            ) from error
+        finally:
+            # A nanny writes what its workers shall find into this process and leaves it there.
+            self._environment = {
+                name: before.get(name)
+                for name, value in os.environ.items()
+                if before.get(name) != value
+            }
+        self.n_workers = len(self._cluster.worker_spec)
+        return self._client
+
+    def pids(self) -> frozenset[int]:
+        """The worker processes now."""
+        if self._cluster is None:
+            return frozenset()
+        return frozenset(n.pid for n in self._cluster.workers.values() if n.pid is not None)
+
+    def close(self) -> None:
+        """End every process, remove the folder, put the environment back."""
+        pids = self.pids()
+        with impatience(pids):
+            for part in (self._client, self._cluster):
+                if part is not None:
+                    # Whatever a dying cluster has to say, its processes end below.
+                    with contextlib.suppress(Exception):
+                        part.close(timeout=CLOSE_SECONDS)
+        self._client = self._cluster = None
+        psutil.wait_procs(kill(pids), timeout=5)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._environment = {}
+
+
+class KeepsNannies(SpecCluster):
+    """Leaves a worker that is away to its nanny.
+
+    A cluster otherwise looks, some time after a worker left (``lost-worker-timeout``, 15 s),
+    whether one of that name is there, and closes its nanny for good if not. When the look falls
+    into the second in which a later restart has just taken the worker away, the nanny dies and
+    the restart never ends (distributed issue 7312).
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        super(SpecCluster, self)._update_worker_status(op, msg)
+
+
+class _LocalCluster(KeepsNannies, LocalCluster):
+    pass
+
+
+def _start_cpu_cluster(options: Options, folder: str) -> LocalCluster:
+    return _LocalCluster(**_local_options(options, folder, CPU_COUNT // options.threads_per_worker))
+
+
+def _start_gpu_cluster(options: Options, folder: str) -> LocalCluster:
+    dask_cuda = importlib.import_module("dask_cuda")
+    kind = type("_LocalCUDACluster", (KeepsNannies, dask_cuda.LocalCUDACluster), {})
+    cluster: LocalCluster = kind(**gpu_options(options, folder, card.visible_cards()))
+    return cluster
+
+
+def _local_options(options: Options, folder: str, n_workers: int) -> dict[str, Any]:
+    chosen: dict[str, Any] = {
+        "n_workers": options.workers or max(1, n_workers),
+        "threads_per_worker": options.threads_per_worker,
+        "processes": True,
+        "host": "127.0.0.1",
+        "dashboard_address": _free_dashboard_address(),
+        "local_directory": folder,
+        "silence_logs": max(logging.ERROR, logging.getLogger("distributed").level),
+        "env": {"TMPDIR": folder},
+    }
+    if options.memory_limit is not None:
+        chosen["memory_limit"] = options.memory_limit
+    if options.tls:
+        chosen["security"] = _own_certificates()
+    return chosen
+
+
+def _own_certificates() -> Security:
+    """A key and certificate that nobody else has, kept in memory until the cluster ends."""
+    try:
+        made: Security = Security.temporary()
+        return made
+    except ImportError:
+        raise InputError(
+            "--tls needs the package cryptography: pip install cryptography."
+        ) from None
+
+
+def gpu_options(options: Options, folder: str, n_cards: int) -> dict[str, Any]:
+    """Arguments of ``dask_cuda.LocalCUDACluster``: one worker a card, one allocator a worker.
+
+    The stream-ordered allocator does not fragment as a pool does and shares the card with
+    others; CuPy must use the same one, or two allocators starve each other. Above the release
+    threshold, freed memory goes back to the card.
+    """
+    chosen = _local_options(options, folder, n_cards)
+    if chosen["n_workers"] > n_cards:
+        raise InputError(
+            f"--workers {chosen['n_workers']} exceeds the {n_cards} visible GPUs: "
+            "a GPU session runs one worker on each."
+        )
+    # LocalCUDACluster fills these in itself, one value a worker.
+    del chosen["env"], chosen["processes"]
+    return chosen | {
+        "rmm_async": True,
+        "rmm_release_threshold": 0.5,
+        "rmm_allocator_external_lib_list": ["cupy"],
+    }
+
+
+def warn_when_overcommitted(options: Options, emit: Emit) -> None:
+    """Say when the workers may together use more memory than there is."""
+    asked = (options.memory_limit or 0) * (options.workers or 1)
+    if asked > MEMORY_LIMIT:
+        emit(
+            Note(
+                f"--memory-limit and --workers allow {asked / 1024**3:.1f} GiB, more than the "
+                f"{MEMORY_LIMIT / 1024**3:.1f} GiB of this machine.",
+                "warning",
+            )
+        )
+
+
+def _spawn_environment() -> dict[str, Any]:
+    configured = dask.config.get("distributed.nanny.pre-spawn-environ", default={})
+    # Where this process wants no word of distributed, its workers keep silent to their end.
+    silent = logging.getLogger("distributed").level >= logging.CRITICAL
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"} if silent else {}
+    return {**configured, **worker_environment(), **quiet}
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the processes started inside; it comes to this process afterwards.
+
+    A terminal sends it to every process, and each worker would answer with a traceback while
+    dpipe is about to end it properly. The thread of the event loop starts inside and inherits the
+    mask; the workers, and those that replace them later, inherit it from that thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Whoever starts this helper of multiprocessing unblocks the signal in its own thread.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _worker_folder(local_directory: str | None) -> str:
+    parent = local_directory or dask.config.get("temporary-directory", default=None)
+    try:
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
+        return tempfile.mkdtemp(prefix="dpipe-workers-", dir=parent)
+    except OSError as error:
+        raise InputError(
+            f"the workers' folder {parent or tempfile.gettempdir()} is not writable "
+            f"({error.strerror}); choose another with --scratch-dir."
+        ) from error
+
+
+def _free_dashboard_address() -> str:
+    """The usual port, or any other when it is taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", DASHBOARD_PORT))
+        except OSError:
+            return "127.0.0.1:0"
+    return f"127.0.0.1:{DASHBOARD_PORT}"
+
+
+@contextlib.contextmanager
+def impatience(pids: Iterable[int]) -> Iterator[None]:
+    """Kill these workers if the block takes longer than a worker may need to stop.
+
+    A nanny waits four seconds for a worker that is deep in a task; nothing is lost with it, since
+    the results of tasks are on disk or gone anyway.
+    """
+    timer = threading.Timer(GRACE_SECONDS, kill, [frozenset(pids)])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def kill(pids: Iterable[int]) -> list[psutil.Process]:
+    """Kill those of the processes that this one started and that still run."""
+    running = [child for child in psutil.Process().children() if child.pid in set(pids)]
+    for child in running:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    return running
