@@ -1010,6 +1010,11 @@ def test_matrix_is_read_zoomed_and_clicked(browser: Browser, tmp_path: Path) -> 
     browser.one("[data-zoom=all]").click()
     assert browser.run(ranges) == [0, 40, 0, 40]
 
+    drag = ActionChains(browser.driver).move_to_element_with_offset(stage, -100, -100)
+    drag.click_and_hold().move_by_offset(130, 130).release().perform()
+    browser.wait(f"const at = (() => {{ {ranges} }})(); return Math.abs(at[1] - at[0] - 10) < 0.1")
+    browser.one("[data-zoom=all]").click()
+
     ActionChains(browser.driver).move_to_element_with_offset(stage, 100, -60).click().perform()
     browser.wait(
         "return document.querySelector('#column h3').textContent === arguments[0]", f"c{row}"
