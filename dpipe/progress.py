@@ -339,7 +339,8 @@ def _title(event: PassStarted | PassDone) -> str:
 
 def _outcome(event: PassDone) -> str:
     how = "from the checkpoint" if event.reused else f"{event.seconds:.1f} s"
-    return f"{event.n_columns:>7,} -> {event.n_kept:>7,} columns  {how:>8}"
+    noun = "column" if event.n_kept == 1 else "columns"
+    return f"{event.n_columns:>7,} -> {event.n_kept:>7,} {noun:<7}  {how:>8}"
 
 
 def _most_common(reasons: Counter[str], limit: int | None = None) -> str:

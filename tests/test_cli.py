@@ -30,8 +30,11 @@ from click.testing import CliRunner, Result
 from conftest import why_no_gpu
 
 from dpipe.cli import SECTIONS, main
+from dpipe.cli.commands import _final_words
 from dpipe.config import Options
 from dpipe.errors import ResourceError
+from dpipe.model import Decision
+from dpipe.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--workers", "1", "--device", "cpu")
@@ -528,6 +531,12 @@ def test_a_run_says_what_it_did_and_what_to_do_next(finished: Finished) -> None:
     assert lines[-1].endswith("dpipe verify out")
     for line in lines[-4:-1]:
         assert (out.parent / line.split()[0]).is_file()
+
+
+def test_one_column_is_not_many(capsys: pytest.CaptureFixture[str]) -> None:
+    only = Decision("a", "double", 9, 0, 0, 0, 9, "kept", None, "", None, None, None, None, None)
+    _final_words(Selection(("a",), (only,), {}, (), Path("out")), "out")
+    assert "1 of 1 numeric column kept." in capsys.readouterr().out.splitlines()
 
 
 def test_the_same_command_continues(finished: Finished) -> None:

@@ -121,6 +121,11 @@ def test_a_pipe_gets_one_plain_line_a_pass() -> None:
     ]
 
 
+def test_one_column_is_not_many() -> None:
+    lines = shown(events=(PassDone(2, "spearman", 30, 1, 0.4, False),)).splitlines()
+    assert lines[0] == "pass 2 spearman       30 ->       1 column      0.4 s"
+
+
 def test_quiet_says_nothing() -> None:
     assert shown(-1) == ""
     assert shown(-1, live=True) == ""

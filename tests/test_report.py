@@ -273,6 +273,12 @@ def test_headline_says_how_many_stay_and_why_the_rest_went() -> None:
     assert passed == "3 more columns were not compared: 1 identifier, 2 not numeric."
 
 
+def test_headline_does_not_say_a_number_twice() -> None:
+    _, why, _ = headline([decision("a"), dropped("b", "a"), dropped("c", "a")])
+    assert why.startswith("2 went: all\N{NO-BREAK SPACE}follow a kept column (")
+    assert headline([decision("a")])[1] == "Nothing went: no rule speaks against it."
+
+
 def test_headline_of_a_reason_it_does_not_know() -> None:
     _, why, _ = headline([dropped("a", "", 1, reason="bad omen")])
     assert why == "1 went: 1\N{NO-BREAK SPACE}of: bad omen."
@@ -509,6 +515,22 @@ def test_a_run_without_matrices_says_so(tmp_path: Path) -> None:
     assert "The ledger is empty" in page.text
     assert "No pair lies near a threshold." in page.text
     assert len(page.scripts) == 3  # data, figures, the page's own; no Bokeh where nothing is drawn
+
+
+def test_a_pass_that_no_column_reached_dropped_nothing_and_says_so(tmp_path: Path) -> None:
+    run = record([(1, 2, 0), (2, 0, 0)])
+    page = page_of(write_run(tmp_path, [constant("a"), constant("b")], run))
+    assert "no column reached it" in page.text
+    assert "nothing dropped" not in page.text
+
+
+def test_columns_that_miss_more_than_allowed_are_explained(tmp_path: Path) -> None:
+    holes = decision("a", n_valid=30, n_missing=70)
+    strict = record(options={"max_missing_ratio": 0.5})
+    page = page_of(write_run(tmp_path / "strict", [holes], strict))
+    assert "above the allowed share of 50 % (--max-missing-ratio)" in page.text
+    lenient = record(options={"max_missing_ratio": 1.0})
+    assert "allowed share" not in page_of(write_run(tmp_path / "lenient", [holes], lenient)).text
 
 
 def test_long_reasons_are_cut(tmp_path: Path) -> None:
@@ -864,6 +886,11 @@ def test_column_is_found_and_read_with_the_keyboard_alone(browser: Browser, tmp_
     assert browser.texts("#column h3") == ["a"]
     assert browser.texts(".chain .name") == ["d", "b", "a"]
     assert "ρ −0.9900 with the next" in browser.texts(".chain small")[0]  # noqa: RUF001
+    assert browser.texts(".chain .values") == ["100 valid, 0 % missing, 90 different"] * 2
+    assert browser.texts("#asked") == [
+        "d was dropped by pass 2 – redundant (ρ −0.9900, limit 0.95). "  # noqa: RUF001
+        "By way of b, this column stands for it:"
+    ]
     assert browser.texts(".alternatives td:nth-child(4)") == ["direct", "b"]
     browser.wait("return document.querySelector('#figure-pair').childElementCount > 0")
     browser.keys(Keys.TAB)  # to the list
@@ -872,8 +899,72 @@ def test_column_is_found_and_read_with_the_keyboard_alone(browser: Browser, tmp_
     browser.run("document.getElementById('find').dispatchEvent(new Event('input'))")
     browser.keys(Keys.END)
     assert browser.texts("#column h3") == ["e"]
+    assert browser.texts("#asked") == []
     assert browser.texts("#column .hint") == ["It stands for no other column."]
     assert browser.complaints() == []
+
+
+@needs_browser
+def test_dropped_column_is_in_sight_among_many(browser: Browser, tmp_path: Path) -> None:
+    rows = [decision("a"), decision("v"), dropped("u", "v", 3, reason="inflated variance")]
+    rows += [dropped(f"b{i}", "a", value=0.99 - i * 1e-4) for i in range(90)]
+    browser.open(write_report(write_run(tmp_path, rows)))
+    sight = (
+        "const row = document.querySelector('.alternatives tr[aria-current=true]');"
+        "const inner = row.getBoundingClientRect();"
+        "const outer = row.closest('.scroll').getBoundingClientRect();"
+        "return [row.textContent, inner.top >= outer.top + 32 && inner.bottom <= outer.bottom]"
+    )
+    for name in ("b70", "b0"):
+        browser.run("document.getElementById('find').value = ''")
+        browser.one("#find").send_keys(name)
+        browser.one("#columns .option").click()
+        found, seen = browser.run(sight)
+        assert found.startswith(name)
+        assert seen
+    assert "This column stands for it:" in browser.texts("#asked")[0]
+    browser.one(".alternatives tr[data-row='1'] button").click()  # another one of the table
+    assert browser.texts("#asked")[0].startswith("b1 was dropped by pass 2")
+    browser.run("document.getElementById('find').value = ''")
+    browser.one("#find").send_keys("u")
+    browser.one("#columns .option").click()
+    assert "Kept columns determine it together" in browser.texts("#asked")[0]
+    assert browser.complaints() == []
+
+
+@needs_browser
+def test_list_says_what_its_numbers_mean(browser: Browser, tmp_path: Path) -> None:
+    count = "#columns-count"
+    browser.open(write_report(full_run(tmp_path / "some")))
+    assert browser.texts(count) == ["2 kept columns; “for 5” means 5 similar ones"]
+    browser.open(write_report(EDGES["one column"](tmp_path / "one")))
+    assert browser.texts(count) == ["1 kept column"]
+    browser.open(write_report(EDGES["everything constant"](tmp_path / "none")))
+    assert browser.texts("#columns .empty")[0].startswith("No column was kept. Type")
+    browser.one("#find").send_keys("nothing like it")
+    assert browser.texts("#columns .empty") == ["No such column."]
+
+
+@needs_browser
+def test_matrix_says_what_is_undefined_and_how_it_is_ordered(
+    browser: Browser, tmp_path: Path
+) -> None:
+    labels = (
+        "const plot = Bokeh.documents.flatMap((d) => d.roots()).find((r) => r.name === 'matrix');"
+        "return [...plot.references()].filter((m) => (m.name || '').startsWith('matrix-')"
+        " && m.axis_label).map((m) => m.axis_label)"
+    )
+    shown = "return !document.getElementById('undefined').hidden"
+    ready = "return document.querySelector('.segmented [aria-pressed=true]') !== null"
+    browser.open(write_report(EDGES["all undefined"](tmp_path / "undefined")))
+    browser.wait(ready)
+    assert browser.run(shown)
+    assert browser.run(labels) == ["columns, in the order of the input"] * 2
+    browser.open(write_report(EDGES["all dropped but one"](tmp_path / "one")))
+    browser.wait(ready)
+    assert not browser.run(shown)
+    assert browser.run(labels) == ["columns, by community"] * 2
+    assert browser.texts("#matrix-note")[0].startswith("31 columns: one community. ")
 
 
 @needs_browser
@@ -909,11 +1000,20 @@ def test_matrix_is_read_zoomed_and_clicked(browser: Browser, tmp_path: Path) -> 
     assert browser.run(ranges) == [10, 30, 10, 30]
     browser.keys("\ue012")  # to the left
     assert browser.run(ranges) == [6, 26, 10, 30]
+    assert browser.texts("#readout dd") == ["c20", "c16"]  # under the cross, in the middle
+    browser.keys("\ue007")  # Enter
+    assert browser.texts("#column h3") == ["c20"]
+    browser.run("arguments[0].focus()", stage)
     browser.keys("-", "-")
     assert browser.run(ranges) == [0, 40, 0, 40]
     browser.one("[data-zoom=in]").click()
     browser.one("[data-zoom=all]").click()
     assert browser.run(ranges) == [0, 40, 0, 40]
+
+    drag = ActionChains(browser.driver).move_to_element_with_offset(stage, -100, -100)
+    drag.click_and_hold().move_by_offset(130, 130).release().perform()
+    browser.wait(f"const at = (() => {{ {ranges} }})(); return Math.abs(at[1] - at[0] - 10) < 0.1")
+    browser.one("[data-zoom=all]").click()
 
     ActionChains(browser.driver).move_to_element_with_offset(stage, 100, -60).click().perform()
     browser.wait(

@@ -94,12 +94,14 @@ def run(
 
 def _final_words(selection: Any, folder: str) -> None:
     """How many columns are left, where the files are, what to do next."""
+    from dpipe.progress import counted
+
     analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
     where = click.format_filename(folder)
     if not selection.selected:
         click.echo("No column is left. A table of few rows needs a lower --min-valid.")
     click.echo(
-        f"\n{len(selection.selected):,} of {len(analysed):,} numeric columns kept.\n"
+        f"\n{len(selection.selected):,} of {counted(len(analysed), 'numeric column')} kept.\n"
         f"  {os.path.join(where, 'selected.txt')}   their names, one a line\n"
         f"  {os.path.join(where, 'decisions.csv')}  what became of every column, and why\n"
         f"  {os.path.join(where, 'report.html')}    the same to look at: open it in a browser\n"

@@ -51,18 +51,25 @@ def scripts() -> tuple[str, ...]:
 
 
 def matrix_figure() -> dict[str, Any]:
-    """A square of cells, row 0 on top; the script sets image, ranges and palette."""
+    """A square of cells, row 0 on top; the script sets image, ranges, labels and palette."""
     plot = _plot(
         "matrix",
         frame_width=520,
         frame_height=520,
         x_range=Range1d(start=0, end=1),
         y_range=Range1d(start=1, end=0),
-        min_border_left=64,  # as much as the widest labels need, so that zooming moves nothing
+        min_border_left=72,  # as much as the widest labels need, so that zooming moves nothing
     )
     sides: tuple[_Side, ...] = ("above", "left")
     for side in sides:
-        _axis(plot, side, "columns, by community", NumeralTickFormatter(format="0,0"))
+        _axis(
+            plot,
+            side,
+            "columns",
+            NumeralTickFormatter(format="0,0"),
+            ticker=BasicTicker(min_interval=1),
+            name=f"matrix-{side}",
+        )
     mapper = LinearColorMapper(
         palette=["#888888"], low=-100, high=100, low_color="#888888", name="matrix-colours"
     )
@@ -77,6 +84,10 @@ def matrix_figure() -> dict[str, Any]:
             Quad(left="low", right="high", top="low", bottom="high", fill_color=None, line_width=2),
             line_color="frame",
         ),
+    )
+    cross = Scatter(x="x", y="y", size=16, marker="cross", line_width=3)
+    plot.add_glyph(
+        ColumnDataSource({"x": [], "y": []}, name="matrix-aim"), _themed(cross, line_color="frame")
     )
     plot.add_tools(BoxZoomTool(match_aspect=True))
     return _item(plot)

@@ -20,6 +20,7 @@
   // Words and numbers
 
   const whole = new Intl.NumberFormat("en");
+  const tenths = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   const MEASURES = {
     spearman: "ρ", "hsic+rdc": "HSIC+RDC", hsic: "HSIC", rdc: "RDC", vif: "VIF", r2: "R²",
     n_valid: "valid", missing_ratio: "missing", normalised_variance: "norm. variance",
@@ -42,7 +43,7 @@
     const size = Math.abs(value);
     if (size >= 1e6 || size < 1e-4) return minus(value.toExponential(2));
     if (size >= 1e4) return minus(whole.format(Math.round(value)));
-    return minus(size >= 100 ? value.toFixed(1) : String(Number(value.toPrecision(4))));
+    return minus(size >= 100 ? tenths.format(value) : String(Number(value.toPrecision(4))));
   }
   const similarity = (value) => minus(real(value).toFixed(4));
   const isSimilarity = (measure) => measure in MATRICES || measure === "hsic+rdc" || measure === "r2";
@@ -223,6 +224,14 @@
     }
 
     redraw() { this.drawn = null; this.draw(); }
+
+    /** Scroll no further than it takes to see a row. */
+    reveal(row) {
+      const top = this.shown.indexOf(row) * DataTable.ROW;
+      const room = this.scroll.clientHeight - this.table.tHead.offsetHeight - DataTable.ROW;
+      if (top > this.scroll.scrollTop + room) this.scroll.scrollTop = top - room / 2;
+      this.redraw();
+    }
   }
 
   const opener = (i, act) => make("button", { type: "button", class: "open", title: shown[i],
@@ -237,8 +246,11 @@
   const byStrength = Array.from({ length: n }, (_, i) => i).sort(
     (a, b) => (isKept(b) - isKept(a)) || similar[b] - similar[a] || stands[b].length - stands[a].length || a - b);
   const keptFirst = byStrength.filter(isKept);
+  const explained = !keptFirst.some((i) => stands[i].length) ? "" : columns.pass.includes(3)
+    ? "; “for 5 + 8” means 5 similar ones and 8 of those that pass 3 dropped" : "; “for 5” means 5 similar ones";
   let options = keptFirst;
-  let current = -1; // the column the pane is about
+  let asked = -1; // the column that was picked
+  let current = -1; // the column that stands for it, which the pane is about
   let partner = -1; // the one of its alternatives that is looked at
   let active = 0; // the option the keyboard is on
 
@@ -249,7 +261,7 @@
     list.scrollTop = 0;
     byId("columns-count").textContent = words.length
       ? `${plural(options.length, "column")} of ${whole.format(n)}`
-      : `${plural(options.length, "kept column")}, with the number of similar ones${columns.pass.includes(3) ? " + of those by pass 3" : ""}`;
+      : `${plural(options.length, "kept column")}${explained}`;
     drawOptions();
   }
 
@@ -273,7 +285,9 @@
         onclick: () => { active = k; openColumn(i); } },
         nameOf(i), make("small", {}, about)));
     }
-    if (!options.length) nodes.push(make("p", { class: "empty" }, "No such column."));
+    if (!options.length) {
+      nodes.push(make("p", { class: "empty" }, find.value.trim() || !n ? "No such column." : "No column was kept. Type a part of a name to find a dropped one."));
+    }
     list.replaceChildren(...nodes);
     const target = options.length ? `option-${active}` : "";
     list.setAttribute("aria-activedescendant", target);
@@ -302,6 +316,7 @@
 
   function openColumn(i, { jump = false } = {}) {
     if (i < 0) return;
+    asked = i;
     current = root[i];
     partner = i === root[i] ? (stands[i][0] ?? -1) : i;
     drawColumn();
@@ -312,6 +327,25 @@
     }
   }
 
+  /** Why the column that was picked went, where the pane is about the one that stands for it. */
+  function drawAsked() {
+    const i = asked;
+    const way = chain(i).slice(1, -1).flatMap((k, place) => [place ? " and " : " By way of ", nameOf(k)]);
+    byId("asked").replaceChildren(nameOf(i), " was ", make("b", { class: "is-gone" }, "dropped"), ` ${whyDropped(i)}.`, ...way, way.length ? ", " : " ",
+      jointly(i) ? (way.length ? "kept columns" : "Kept columns") + " determine it together; the one that shares most with it is:"
+        : (way.length ? "this" : "This") + " column stands for it:");
+  }
+  const whyDropped = (i) =>
+    `by pass ${columns.pass[i]} – ${text(columns.reason, i)}${columns.value[i] === null ? "" : ` (${measured(i)}, limit ${digits(columns.threshold[i])})`}`;
+
+  /** The values of a column in a line. */
+  function valuesOf(i) {
+    if (columns.valid[i] === null) return null;
+    const range = columns.min[i] === null ? "" : `; ${digits(columns.min[i])} to ${digits(columns.max[i])}, mean ${digits(columns.mean[i])}`;
+    return make("small", { class: "values" },
+      `${whole.format(columns.valid[i])} valid, ${share(missingShare(i))} missing, ${digits(columns.unique[i])} different${range}`);
+  }
+
   function drawColumn() {
     const i = current;
     const others = stands[i];
@@ -319,14 +353,16 @@
     if (isKept(i)) {
       verdict.append(make("b", { class: "is-kept" }, "kept"), ` – ${text(columns.reason, i)}`);
     } else if (isDropped(i)) {
-      verdict.append(make("b", { class: "is-gone" }, "dropped"), ` by pass ${columns.pass[i]} – ${text(columns.reason, i)}${columns.value[i] === null ? "" : ` (${measured(i)}, limit ${digits(columns.threshold[i])})`}`);
+      verdict.append(make("b", { class: "is-gone" }, "dropped"), ` ${whyDropped(i)}`);
     } else {
       verdict.append(text(columns.reason, i));
     }
     const counted = columns.valid[i] !== null;
     const long = columns.name[i].length > 60 ? "long" : "";
+    const other = asked !== i;
     pane.replaceChildren(
-      make("h3", { tabindex: "-1", class: long }, shown[i]), verdict,
+      ...(other ? [make("p", { id: "asked", class: "asked" })] : []),
+      make("h3", { tabindex: "-1", class: long, "aria-describedby": other ? "asked" : null }, shown[i]), verdict,
       make("dl", { class: "stats" },
         fact("type", text(columns.type, i)),
         ...(counted ? [
@@ -337,6 +373,7 @@
         ...(columns.min[i] === null ? [] : [
           fact("minimum", digits(columns.min[i])), fact("mean", digits(columns.mean[i])), fact("maximum", digits(columns.max[i])),
         ])));
+    if (other) drawAsked();
     if (!others.length) {
       pane.append(make("p", { class: "hint" }, isKept(i) ? "It stands for no other column." : "No other column stands for it."));
       return;
@@ -351,19 +388,27 @@
         "What pass 3 drops, several kept columns determine together; it is listed with the one that shares most with it."));
     }
     alternatives = new DataTable(place, {
-      label: "Alternatives", rows: others.slice(), sort: null, height: 204, noun: "column", title,
+      label: "Alternatives", rows: others.slice(), sort: null, height: 172, noun: "column", title,
       pick: (j) => j === partner,
       search: others.length > 12 ? (j) => lower[j] : null,
-      open: (j) => { partner = j; drawPair(); drawOptions(); alternatives.redraw(); },
+      open: (j) => {
+        partner = j;
+        if (byId("asked")) { asked = j; drawAsked(); }
+        drawPair(); drawOptions(); alternatives.redraw();
+      },
       fields: [
         { label: "Column", width: "36%", key: (j) => columns.name[j], cell: (j) => opener(j, (j) => alternatives.open(j)) },
         { label: "Pass", width: "17%", key: (j) => columns.pass[j], cell: (j) => `${columns.pass[j]} ${PASSES[columns.pass[j]] || ""}` },
         { label: "Value", width: "20%", falling: true, key: (j) => absolute(columns.value[j]), cell: measured },
-        { label: "By way of", width: "27%", name: true, key: (j) => chain(j).length, cell: (j) => chain(j).slice(1, -1).map((k) => shown[k]).join(" → ") || make("span", { class: "hint" }, "direct") },
+        { label: "By way of", width: "27%", key: (j) => chain(j).length, cell: (j) => {
+          const way = chain(j).slice(1, -1).map((k) => shown[k]).join(" → ");
+          return make("span", way ? { class: "name", title: way } : { class: "hint" }, way || "direct");
+        } },
       ],
     });
     pane.append(make("div", { id: "pair" }));
     drawPair();
+    alternatives.reveal(partner);
   }
   let alternatives = null;
   const absolute = (value) => (value === null ? null : Math.abs(real(value)));
@@ -373,7 +418,8 @@
     const items = steps.map((i, k) => {
       const why = k === steps.length - 1 ? (isKept(i) ? "kept" : "not kept") :
         `dropped by pass ${columns.pass[i]}: ${text(columns.reason, i)}; ${measured(i)}${PARTNERS[text(columns.measure, i)] ?? " with the next"}`;
-      return make("li", { class: isKept(i) ? "kept" : "" }, nameOf(i), make("small", {}, why));
+      return make("li", { class: isKept(i) ? "kept" : "" }, nameOf(i), make("small", {}, why),
+        k === steps.length - 1 ? null : valuesOf(i)); // those of the last one stand above
     });
     const words = make("div", {}, make("b", {}, "From the dropped column to the kept one"), make("ol", { class: "chain" }, ...items));
     byId("pair").replaceChildren(make("div", { class: "pair" }, words, scatter.place(partner, steps[1])));
@@ -469,7 +515,7 @@
       for (const button of document.querySelectorAll("[data-zoom]")) button.addEventListener("click", zooms[button.dataset.zoom]);
       byId("figure-matrix").addEventListener("keydown", (event) => this.key(event));
       byId("figure-matrix").addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-      plot.on_event("mousemove", (event) => this.point(event.x, event.y));
+      plot.on_event("mousemove", (event) => { this.aim([], []); this.point(event.x, event.y); });
       plot.on_event("mouseleave", () => this.rest());
       plot.on_event("tap", (event) => this.click(event.x, event.y));
       this.show(0);
@@ -495,6 +541,9 @@
       const { ndarray } = Bokeh.require("core/util/ndarray");
       const image = ndarray(this.codes, { dtype: "int8", shape: [side, side] });
       model(this.plot, "matrix-cells").data = { image: [image], x: [0], y: [0], w: [side * step], h: [side * step] };
+      const ordered = sizes.length ? "columns, by community" : "columns, in the order of the input";
+      for (const side of ["above", "left"]) model(this.plot, `matrix-${side}`).axis_label = ordered;
+      byId("undefined").hidden = !this.codes.includes(-128);
       const low = [], high = [];
       const least = Math.max(3, Math.ceil(order.length / 150));
       let at = 0;
@@ -506,9 +555,10 @@
       this.whole();
       this.recolour();
       const name = MATRICES[measure];
+      const grouped = sizes.reduce((sum, size) => sum + size, 0);
       byId("matrix-note").textContent =
         (sizes.length
-          ? `${plural(order.length, "column")}: ${sizes.length === 1 ? "one community" : `${whole.format(sizes.length)} communities by falling size`}, then the columns of none. `
+          ? `${plural(order.length, "column")}: ${sizes.length === 1 ? "one community" : `${whole.format(sizes.length)} communities by falling size`}${grouped < order.length ? ", then the columns of none" : ""}. `
           : `${plural(order.length, "column")} of no community, in the order of the input. `) +
         (low.length ? `Framed: those of ${least} columns or more. ` : "") +
         (step > 1
@@ -563,9 +613,16 @@
       else if (event.key === "+" || event.key === "=") this.zoom(0.5);
       else if (event.key === "-") this.zoom(2);
       else if (event.key === "0") this.whole();
-      else return;
+      else if (event.key !== "Enter") return;
       event.preventDefault();
+      const middle = [(x.start + x.end) / 2, (y.start + y.end) / 2];
+      this.aim([middle[0]], [middle[1]]);
+      this.point(...middle);
+      if (event.key === "Enter") this.click(...middle);
     }
+
+    /** The cross at the cell that the keyboard reads, or none. */
+    aim(x, y) { model(this.plot, "matrix-aim").data = { x, y }; }
 
     cell(x, y) {
       const { step, side, order } = this.matrix;
@@ -589,7 +646,7 @@
       };
       const value = cell.code === -128 ? "undefined" : minus((cell.code / 100).toFixed(2));
       byId("readout").replaceChildren(
-        make("b", {}, `${MATRICES[measure]} ${value}`), step > 1 ? `, the largest of ${step} × ${step} pairs` : "",
+        make("b", {}, `${MATRICES[measure]} ${value}`), step > 1 ? `, the largest in size of ${step} × ${step} pairs` : "",
         make("dl", {}, make("dt", {}, "row"), ...listed(cell.row), make("dt", {}, "column"), ...listed(cell.column)));
     }
 
@@ -632,10 +689,10 @@
       fields: [
         { label: "#", width: "60px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
         { label: "Column", width: "18%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Decision", width: "106px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
+        { label: "Decision", width: "102px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
         { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
-        { label: "Reason", width: "17%", key: code(columns.reason), cell: code(columns.reason) },
-        { label: "Value", width: "136px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
+        { label: "Reason", width: "15%", key: code(columns.reason), cell: code(columns.reason) },
+        { label: "Value", width: "124px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
         { label: "Representative", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
         { label: "Community", width: "100px", right: true, key: (i) => columns.community[i], cell: (i) => (columns.community[i] === null ? "" : digits(columns.community[i])) },
         { label: "Missing", width: "78px", right: true, falling: true, key: missingShare, cell: (i) => share(missingShare(i)) },

@@ -178,7 +178,7 @@ def _funnel_line(
     minus = f"<small>&minus;{count(lost)}</small>" if lost else ""
     reasons = " · ".join(f"{count(n)} {escape(label)}" for label, n in gone)
     if not gone and number:
-        reasons = "nothing dropped"
+        reasons = "nothing dropped" if left else "no column reached it"
     told = f'<p class="reasons">{reasons}</p>' if reasons else ""
     return (
         f'<li><span class="step"><small>{escape(number)}</small>{escape(title)}</span>'
@@ -193,8 +193,8 @@ def _funnel_line(
 def _similarity(results: Results) -> str:
     if not results.matrices:
         return (
-            '<p class="hint">This run wrote no similarity matrix: its pass was not run, or the '
-            "matrix would have been larger than <code>--matrix-budget</code>.</p>"
+            '<p class="hint">This run wrote no similarity matrix: its pass was not run or had no '
+            "column, or the matrix would have been larger than <code>--matrix-budget</code>.</p>"
         )
     buttons = "".join(
         f'<button type="button" data-matrix="{place}" aria-pressed="false">'
@@ -209,13 +209,17 @@ def _similarity(results: Results) -> str:
 </div>
 <div class="matrix">
 <div class="stage" id="figure-matrix" tabindex="0" role="application" aria-describedby="matrix-note"
- aria-label="Similarity matrix. Arrow keys move, plus and minus zoom, 0 shows all of it."></div>
+ aria-label="Similarity matrix. Arrow keys move, plus and minus zoom, 0 shows all of it;
+ the cell in the middle is read, Enter opens its column."></div>
 <div>
 <p class="hint" id="matrix-note"></p>
 <div class="scale" aria-hidden="true"><div class="ramp"></div><div class="ticks"></div></div>
+<p class="hint" id="undefined" hidden><span class="key missing"></span>no value: too few rows in
+common, or one column constant on them</p>
 <div class="readout" id="readout" aria-live="polite"></div>
 <p class="hint" style="margin-top:12px">Drag a box to zoom in; click a cell to open its column
-below. With the keyboard: <code>+</code> <code>&minus;</code> <code>0</code> and the arrow keys.</p>
+below. With the keyboard: <code>+</code> <code>&minus;</code> <code>0</code> and the arrow keys move
+to a cell, which is read; <code>Enter</code> opens its column.</p>
 </div>
 </div>"""
 
@@ -267,7 +271,13 @@ def _bins(results: Results, known: Sequence[Decision]) -> str:
             f'<span>{label}</span><span class="rail" aria-hidden="true">{bar if n else ""}</span>'
             f"<span>{count(n)}</span>"
         )
-    return f'<div class="bins">{"".join(lines)}</div>'
+    excess = (
+        f'<p class="hint"><span class="key gone"></span>above the allowed share of '
+        f"{words.short(100 * limit)} % (<code>--max-missing-ratio</code>)</p>"
+        if any(n and low >= limit for low, _, n in numbers)
+        else ""
+    )
+    return f'<div class="bins">{"".join(lines)}</div>{excess}'
 
 
 def _missing_share(decision: Decision) -> float:
@@ -288,7 +298,8 @@ def _time(results: Results) -> str:
 <th scope="col">Planned work, at most</th><th scope="col">Peak of a worker</th>
 </tr></thead><tbody>{rows}</tbody></table>
 <p class="hint" style="margin-top:10px">The plan is made before anything runs, for the columns a
-pass may at most receive. It bounds work and memory; it does not predict seconds.</p>"""
+pass may at most receive. It bounds work and memory; it does not predict seconds. The time of a pass
+includes starting the workers before it and restarting them after it.</p>"""
 
 
 def _time_row(done: PassRecord, longest: float, ledger: Sequence[MemoryReading]) -> str:

@@ -108,6 +108,8 @@ def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
     counts = Counter(reason_key(d) for d in gone)
     limits = {reason_key(d): d.threshold for d in gone}
     parts = [_clause(key, number, limits[key]) for key, number in counts.most_common()]
+    if len(counts) == 1 and len(gone) > 1:
+        parts = [part.replace(f"{count(len(gone))}{_STAY}", f"all{_STAY}", 1) for part in parts]
     why = f"{count(len(gone))} went: {', '.join(parts)}." if gone else _nothing_went(features)
     return title, why, _passed_through(decisions)
 
@@ -115,6 +117,8 @@ def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
 def _nothing_went(features: list[Decision]) -> str:
     if not features:
         return "The table has no numeric column to select from."
+    if len(features) == 1:
+        return "Nothing went: no rule speaks against it."
     return "Nothing went: no rule and no other column speaks against any of them."
 
 
