@@ -933,6 +933,16 @@ def test_dropped_column_is_in_sight_among_many(browser: Browser, tmp_path: Path)
 
 
 @needs_browser
+def test_the_very_name_is_found_first(browser: Browser, tmp_path: Path) -> None:
+    names = ("big nAring", "nAringing", "naring", "nAring")
+    rows = [decision(name) for name in names[:3]] + [dropped("nAring", "big nAring")]
+    browser.open(write_report(write_run(tmp_path, rows)))
+    browser.one("#find").send_keys("nAring")
+    found = browser.texts("#columns .option .name")
+    assert found == ["nAring", "naring", "nAringing", "big nAring"]
+
+
+@needs_browser
 def test_list_says_what_its_numbers_mean(browser: Browser, tmp_path: Path) -> None:
     count = "#columns-count"
     browser.open(write_report(full_run(tmp_path / "some")))

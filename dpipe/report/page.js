@@ -256,7 +256,11 @@
 
   function matchOptions() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-    options = words.length ? byStrength.filter((i) => words.every((word) => lower[i].includes(word))) : keptFirst;
+    // The very name first, whatever it stands for, then names that begin like it.
+    const typed = find.value.trim(), loose = typed.toLowerCase();
+    const far = (i) => (columns.name[i] === typed ? 0 : lower[i] === loose ? 1 : lower[i].startsWith(loose) ? 2 : 3);
+    options = words.length
+      ? byStrength.filter((i) => words.every((word) => lower[i].includes(word))).sort((a, b) => far(a) - far(b)) : keptFirst;
     active = 0;
     list.scrollTop = 0;
     byId("columns-count").textContent = words.length
