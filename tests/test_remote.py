@@ -1,7 +1,7 @@
 """Input and rank store on an object store, and what its errors look like to a user.
 
-Covers: a whole run through the command line with input and scratch on a local S3 server; refused
-credentials and endless throttling as one sentence; secrets in no output; copies to a URL.
+Covers: a whole run through the command line with input, output and scratch on a local S3 server;
+refused credentials and endless throttling as one sentence; secrets in no output; copies to a URL.
 Does not cover: reading by fsspec in detail (`test_table`, with memory://).
 
 The server is moto, in this process; without moto and s3fs these tests are skipped.
@@ -22,14 +22,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dpipe import mirror
 from dpipe.config import Options
 from dpipe.errors import DpipeError, InputError, ResourceError
-from dpipe.model import Event
+from dpipe.model import Event, PassDone
 from dpipe.passes.prepare import rank_columns
 from dpipe.pipeline import run
 from dpipe.rankstore import Store
@@ -414,3 +416,109 @@ def test_notes_of_a_run_hold_no_secret(tmp_path: Path, client: Any) -> None:
     )
     assert holds_secret(tmp_path) == []
     assert SECRET not in repr(events)
+
+
+# A run folder at a URL
+
+
+def test_a_run_folder_on_s3_is_continued_proved_and_used(
+    bucket: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    storage = ["--storage-options", json.dumps(options)]
+    words = ["run", "s3://bucket/data/", *storage, "--workers", 1, "--passes", "1,2"]
+    local = program([*words, "--output-dir", "out"], tmp_path)
+    assert local.returncode == 0, local.stderr
+    remote = [*words, "--output-dir", "s3://bucket/out/"]
+    first = program(remote, tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "dpipe verify s3://bucket/out/" in first.stdout
+    names = {path.removeprefix("bucket/out/") for path in bucket.find("bucket/out")}
+    assert {"selected.txt", "decisions.parquet", "run.json", "report.html"} <= names
+    assert not any("ranks-" in name or "lock" in name for name in names)
+    selected = (tmp_path / "out" / "selected.txt").read_bytes()
+    assert bucket.cat_file("bucket/out/selected.txt") == selected
+
+    again = program([*remote, "--spearman-threshold", 0.99999], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "pass 1 prepare" in again.stdout
+    assert "from the checkpoint" in again.stdout
+    assert bucket.cat_file("bucket/out/selected.txt") != selected
+
+    assert program(["verify", "s3://bucket/out", *storage], tmp_path).returncode == 0
+    bucket.rm_file("bucket/out/report.html")
+    shown = program(["report", "s3://bucket/out", *storage], tmp_path)
+    assert shown.stdout == "s3://bucket/out/report.html\n"
+    assert bucket.exists("bucket/out/report.html")
+    reduced = [*storage, "--output", "s3://bucket/reduced.parquet"]
+    assert program(["apply", "s3://bucket/out", "s3://bucket/data/", *reduced], tmp_path)
+    assert bucket.exists("bucket/reduced.parquet")
+
+    nothing = program(["verify", "s3://bucket/nowhere", *storage], tmp_path)
+    assert (nothing.returncode, nothing.stderr) == (
+        2,
+        "Error: there is no run at s3://bucket/nowhere.\n",
+    )
+    assert holds_secret(tmp_path) == []
+
+
+def test_a_copy_follows_what_is_new_and_what_is_gone() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/follow/out/old.txt", b"old")
+    fs.pipe_file("/follow/out/checkpoint/pass-1.json", b"{}")
+    with mirror.working("memory://follow/out") as (folder, watch):
+        copy = Path(folder)
+        assert copy.name == "out"
+        assert (copy / "checkpoint" / "pass-1.json").read_text() == "{}"
+        (copy / "old.txt").unlink()
+        (copy / "new.txt").write_text("new")
+        (copy / "checkpoint" / "ranks-1").mkdir()
+        (copy / "checkpoint" / "ranks-1" / "block").write_text("large")
+        assert not fs.exists("/follow/out/new.txt")
+        watch(PassDone(1, "prepare", 2, 1, 0.1, reused=False))
+        assert fs.cat_file("/follow/out/new.txt") == b"new"
+        (copy / "new.txt").write_text("newer")
+    assert fs.cat_file("/follow/out/new.txt") == b"newer"
+    assert sorted(fs.find("/follow/out")) == [
+        "/follow/out/checkpoint/pass-1.json",
+        "/follow/out/new.txt",
+    ]
+    assert not copy.exists()
+
+
+def test_a_copy_is_kept_though_the_run_fails() -> None:
+    fs = fsspec.filesystem("memory")
+
+    def fail() -> None:
+        with mirror.working("memory://fails/out") as (folder, _):
+            (Path(folder) / "pass-1.json").write_text("{}")
+            raise ResourceError("every worker was killed.")
+
+    with pytest.raises(ResourceError, match="killed"):
+        fail()
+    assert fs.exists("/fails/out/pass-1.json")
+
+
+def test_a_local_folder_is_no_copy(tmp_path: Path) -> None:
+    with mirror.working(str(tmp_path)) as (folder, _), mirror.reading(str(tmp_path)) as same:
+        assert folder == same == str(tmp_path)
+
+
+def test_results_that_cannot_be_sent_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no right to write, says hunter2hunter2")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "put_file", refuse)
+    monkeypatch.setattr(
+        mirror.fsspec.core,
+        "url_to_fs",
+        lambda *_, **__: (fsspec.filesystem("memory"), "/refused/out"),
+    )
+    with (
+        pytest.raises(ResourceError) as caught,
+        mirror.working("memory://refused/out", {"secret": "hunter2hunter2"}) as (folder, _),
+    ):
+        (Path(folder) / "selected.txt").write_text("a")
+    assert str(caught.value) == (
+        "memory://refused/out cannot be written (no right to write, says <hidden>); "
+        "run the same command again to continue."
+    )

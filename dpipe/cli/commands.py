@@ -76,15 +76,23 @@ def run(
     if request.output_dir is None:
         raise InputError("no output folder was given; name one with --output-dir.")
     ctx.meta[RESUMABLE] = True
-    from dpipe import pipeline
+    from dpipe import mirror, pipeline
     from dpipe.progress import Progress
 
-    with Progress(request.verbosity) as progress:
+    options = request.options
+    attached = options.scheduler or options.scheduler_file
+    if attached and mirror.is_remote(request.output_dir) and options.scratch_dir is None:
+        # Workers elsewhere do not see the local copy of the run folder.
+        options = options.replace(scratch_dir=f"{request.output_dir.rstrip('/')}/checkpoint")
+    with (
+        Progress(request.verbosity) as progress,
+        mirror.working(request.output_dir, request.storage_options) as (folder, send),
+    ):
         selection = pipeline.run(
             found,
-            request.options,
-            output_dir=request.output_dir,
-            observers=(progress,),
+            options,
+            output_dir=folder,
+            observers=(progress, send),
             storage_options=request.storage_options,
         )
     progress.summary(selection.decisions)
@@ -284,11 +292,12 @@ def apply(
     found = (*sources, *parquet_glob)
     if not found:
         raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
+    from dpipe import mirror
     from dpipe.progress import counted
 
-    n_rows, n_columns = _reduce(
-        folder, found, output, storage_options_from(storage_options) or None
-    )
+    storage = storage_options_from(storage_options) or None
+    with mirror.reading(folder, storage) as local:
+        n_rows, n_columns = _reduce(local, found, output, storage)
     click.echo(f"{output}: {counted(n_rows, 'row')}, {counted(n_columns, 'column')}")
 
 
@@ -334,12 +343,23 @@ def _reduce(
 )
 @click.argument("folder", metavar="DIR")
 @own_option("Output", "--output", metavar="FILE", help="the page to write  [DIR/report.html]")
+@storage_option
 @verbose_option
-def report(folder: str, output: str | None, verbose: bool | None) -> None:
+def report(
+    folder: str, output: str | None, storage_options: tuple[str, ...], verbose: bool | None
+) -> None:
     """Render the page of the finished run in DIR again."""
+    from dpipe import mirror
     from dpipe.report import write_report
 
-    click.echo(str(write_report(folder, output)))
+    storage = storage_options_from(storage_options) or None
+    if output is None and mirror.is_remote(folder):
+        with mirror.working(folder, storage) as (copy, _):
+            write_report(copy)
+        click.echo(f"{folder.rstrip('/')}/report.html")
+    else:
+        with mirror.reading(folder, storage) as copy:
+            click.echo(str(write_report(copy, output)))
 
 
 @main.command(
@@ -367,9 +387,12 @@ def verify(
     verbose: bool | None,
 ) -> None:
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
+    from dpipe import mirror
     from dpipe.verify import verify as recompute
 
-    made = recompute(folder, sources or None, storage_options_from(storage_options) or None)
+    storage = storage_options_from(storage_options) or None
+    with mirror.reading(folder, storage) as local:
+        made = recompute(local, sources or None, storage)
     for line in made.lines:
         click.echo(line)
 

@@ -1,0 +1,160 @@
+"""A run folder at a URL: worked on in a local copy, brought up to date pass by pass.
+
+Covers: the copy that a run works on and leaves at the URL, the copy a finished run is read from.
+Does not cover: what is in a run folder (`dpipe.runfolder`); the ranks, which have a place of their
+own (``--scratch-dir``) and are not copied; two runs at one URL at the same time, which a lock on
+the copy cannot keep apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from dpipe.errors import InputError, ResourceError
+from dpipe.model import Emit, Event, PassDone, silent
+from dpipe.secrets import check_url, without_secrets
+
+_STAYS = (".dpipe.lock", "checkpoint/ranks-")
+"""Beginnings of the names of what is of no use elsewhere."""
+
+
+def is_remote(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run folder is given by a URL.
+
+    Examples
+    --------
+    >>> is_remote("s3://bucket/out"), is_remote("out")
+    (True, False)
+    """
+    return "://" in os.fspath(folder)
+
+
+@contextlib.contextmanager
+def reading(folder: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """The local path of a finished run: its own, or that of a copy which goes afterwards.
+
+    Raises
+    ------
+    InputError
+        When nothing lies at the URL, or it cannot be read.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    with _copy_of(folder, storage_options) as copy:
+        if not copy.fetch():
+            raise InputError(f"there is no run at {folder}.")
+        yield str(copy.path)
+
+
+@contextlib.contextmanager
+def working(
+    folder: str, storage_options: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Emit]]:
+    """The local path a run works in, and an observer of it.
+
+    For a URL that is a copy, fetched first, so that an interrupted run continues. The observer
+    brings the URL up to date after every pass, and the end of the block does, however it ends.
+
+    Raises
+    ------
+    InputError, ResourceError
+        When the URL cannot be read, or written.
+    """
+    if not is_remote(folder):
+        yield folder, silent
+        return
+    with _copy_of(folder, storage_options) as copy:
+        copy.fetch()
+
+        def watch(event: Event) -> None:
+            if isinstance(event, PassDone) and not event.reused:
+                copy.send()
+
+        try:
+            yield str(copy.path), watch
+        finally:
+            copy.send()
+
+
+@contextlib.contextmanager
+def _copy_of(url: str, storage_options: Mapping[str, Any] | None) -> Iterator[_Copy]:
+    with tempfile.TemporaryDirectory(prefix="dpipe-") as parent:
+        # Of the same name, which the report shows.
+        local = Path(parent) / url.rstrip("/").rsplit("/", 1)[-1]
+        local.mkdir()
+        yield _Copy(url, storage_options or {}, local)
+
+
+class _Copy:
+    """A local folder and the URL whose content it shares."""
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any], path: Path) -> None:
+        check_url(url)
+        self.path = path
+        self._url = url
+        self._options = storage_options
+        self._sent: dict[str, tuple[int, int]] = {}
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **self._options)
+        except Exception as error:  # whatever the storage library of this URL raises
+            raise InputError(f"{url} is no place for results ({self._why(error)}).") from None
+        self._root = root.rstrip("/")
+
+    def fetch(self) -> bool:
+        """Copy what lies at the URL here; whether there was anything."""
+        try:
+            there = self._fs.find(self._root) if self._fs.exists(self._root) else []
+            for path in there:
+                name = path.removeprefix(self._root).lstrip("/")
+                if ".." in name.split("/"):
+                    raise InputError(f"{self._url} holds {name!r}, which no run wrote.")
+                target = self.path / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(path, str(target))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{self._url} cannot be read ({self._why(error)}).") from None
+        self._sent = self._state()
+        return bool(there)
+
+    def send(self) -> None:
+        """Copy what is new here to the URL, and delete there what is gone here."""
+        now = self._state()
+        try:
+            # The manifest last, which vouches for all others.
+            for name in sorted(now, key=lambda name: (name.endswith("/manifest.json"), name)):
+                if self._sent.get(name) != now[name]:
+                    self._fs.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
+                    self._fs.put_file(str(self.path / name), f"{self._root}/{name}")
+                    self._sent[name] = now[name]
+            for name in self._sent.keys() - now.keys():
+                self._fs.rm_file(f"{self._root}/{name}")
+                del self._sent[name]
+        except Exception as error:
+            raise ResourceError(
+                f"{self._url} cannot be written ({self._why(error)}); "
+                "run the same command again to continue."
+            ) from None
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        """Size and time of every file worth copying, by name."""
+        found = {}
+        for path in self.path.rglob("*"):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_file() and not name.startswith(_STAYS) and not name.endswith(".partial"):
+                facts = path.stat()
+                found[name] = (facts.st_size, facts.st_mtime_ns)
+        return found
+
+    def _why(self, error: Exception) -> str:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return without_secrets(lines[0].rstrip(". ")[:200], self._options)
