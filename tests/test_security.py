@@ -13,6 +13,7 @@ import contextlib
 import csv
 import datetime
 import hashlib
+import importlib.metadata
 import ipaddress
 import json
 import os
@@ -33,6 +34,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from distributed import Client, LocalCluster, Security, get_client
+from packaging.version import Version
 
 import dpipe
 from dpipe import session as session_module
@@ -524,3 +526,24 @@ def test_the_security_rules_of_ruff_are_on() -> None:
         source = path.read_text(encoding="utf-8")
         for word in ("noqa: S30", "allow_pickle=True", "yaml.load(", "shell=True", "import pickle"):
             assert word not in source, f"{path} holds {word}"
+
+
+# Versions with known holes
+
+HOLES = {
+    "distributed": ("2026.1.1", "CVE-2026-23528: script in an error page of the dashboard"),
+    "pyarrow": ("14.0.1", "CVE-2023-47248: code from a data file"),
+    "pyyaml": ("5.4", "CVE-2020-14343: code from a YAML file"),
+    "tornado": ("6.5", "CVE-2025-47287: a form that fills the log"),
+}
+"""Package: the first version without the hole, and the hole."""
+
+
+@pytest.mark.parametrize("package", HOLES)
+def test_no_version_with_a_known_hole_is_allowed_or_installed(package: str) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    bounds = dict(line.split(">=") for line in config["options"]["install_requires"].split())
+    mended, hole = HOLES[package]
+    for version in (bounds[package], importlib.metadata.version(package)):
+        assert Version(version) >= Version(mended), hole
