@@ -450,7 +450,8 @@ def test_a_run_folder_on_s3_is_continued_proved_and_used(
     assert shown.stdout == "s3://bucket/out/report.html\n"
     assert bucket.exists("bucket/out/report.html")
     reduced = [*storage, "--output", "s3://bucket/reduced.parquet"]
-    assert program(["apply", "s3://bucket/out", "s3://bucket/data/", *reduced], tmp_path)
+    applied = program(["apply", "s3://bucket/out", "s3://bucket/data/", *reduced], tmp_path)
+    assert applied.returncode == 0, applied.stderr
     assert bucket.exists("bucket/reduced.parquet")
 
     nothing = program(["verify", "s3://bucket/nowhere", *storage], tmp_path)
