@@ -19,9 +19,10 @@ import fsspec
 
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Event, PassDone, silent
+from dpipe.runfolder import CHECKPOINT, LOCK, MANIFEST
 from dpipe.secrets import check_url, without_secrets
 
-_STAYS = (".dpipe.lock", "checkpoint/ranks-")
+_STAYS = (LOCK, f"{CHECKPOINT}/ranks-")
 """Beginnings of the names of what is of no use elsewhere."""
 
 
@@ -131,7 +132,7 @@ class _Copy:
         now = self._state()
         try:
             # The manifest last, which vouches for all others.
-            for name in sorted(now, key=lambda name: (name.endswith("/manifest.json"), name)):
+            for name in sorted(now, key=lambda name: (name == MANIFEST, name)):
                 if self._sent.get(name) != now[name]:
                     self._fs.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
                     self._fs.put_file(str(self.path / name), f"{self._root}/{name}")

@@ -184,8 +184,16 @@ def run(
     journal = _Journal(folder, (*observers, board))
     table = open_table(sources, options=options, storage_options=storage_options)
     with folder.lock():
-        runner = _Run(table, options, folder, journal, board, client, Secrets(storage_options))
-        runner.keeps_record = temporary is None
+        runner = _Run(
+            table,
+            options,
+            folder,
+            journal,
+            board,
+            client,
+            Secrets(storage_options),
+            keeps_record=temporary is None,
+        )
         selection = runner.select(sources)
         if temporary is None:
             _render_page(folder, journal)
@@ -204,19 +212,20 @@ class _Run:
         board: Board,
         client: Any,
         storage_options: Secrets,
+        *,
+        keeps_record: bool,
     ) -> None:
         self.table = table
         self.options = options
         self.folder = folder
         self.emit = journal
-        self.keeps_record = True  # whether somebody will read what Dask recorded
+        self._keeps_record = keeps_record  # whether somebody will read what Dask recorded
         self._board = board
         self._client = client
         self._storage_options = storage_options
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
         self._plan: dict[str, Any] | None = None  # of the run before while no session is open
-        self._worked = False  # whether the workers hold something of an earlier pass
 
     def select(self, sources: Sequence[str]) -> Selection:
         for note in self.table.notes:
@@ -418,7 +427,7 @@ class _Run:
                 )
             )
             self.emit(MemoryRead(session.read_memory("start", 0)))
-            if self.keeps_record:
+            if self._keeps_record:
                 stack.enter_context(recorded(session, self.folder.write_text, self.emit))
             yield context
             if self.options.checkpoint:
