@@ -227,7 +227,8 @@ class _Stage:
         """Keep a bounded number of units in flight and yield each one's result."""
         if count == 0:
             return
-        window = max(2, math.ceil(self.session.threads * _IN_FLIGHT / tasks_per_unit))
+        # While the last tasks of a unit sum up what its others found, the threads need a next one.
+        window = 1 + math.ceil(self.session.threads * _IN_FLIGHT / tasks_per_unit)
         waiting = iter(range(count))
         completed = as_completed(loop=self.session.client.loop, raise_errors=False)
         units: dict[Any, _Unit] = {}  # by the key of the last future

@@ -8,11 +8,14 @@ A folder, local or any fsspec URL:
 
     block-00003.f32    float32 (columns, rows) centred ranks u - 1/2, 0 where missing
     block-00003.bits   packed validity, a row per incomplete column of the block
-    block-00003.json   statistics of every column of the block; written last, it marks it done
+    block-00003.json   statistics and checksum of every column of the block; written last, it marks
+                       it done
 
 A column is contiguous, so a row chunk of it is one read, and a block is read as it is computed on.
 Files appear under their name only when complete (temporary name, then rename): a worker that dies
-leaves nothing that looks finished, and a task that runs twice writes the same bytes.
+leaves nothing that looks finished, and a task that runs twice writes the same bytes. Nobody waits
+until the blocks are on the disk, for that takes as long as sorting them: whether they survived a
+crash of the machine is found out by their checksums when a run goes on.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ import json
 import os
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +52,13 @@ class Store:
     storage_options
         Passed to fsspec for a URL; never written anywhere.
     durable
-        Whether a finished file must outlive a crash of the machine. It costs the wait for the
-        disk, which a store that nobody will resume from is spared.
+        Whether a small finished file must outlive a crash of the machine. It costs the wait for
+        the disk, which a store that nobody will resume from is spared.
+
+    Attributes
+    ----------
+    local
+        Whether it is a folder of this machine's file system rather than objects behind a URL.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class Store:
             self._fs, self._path = fsspec.core.url_to_fs(root, **live, **self.storage_options)
         except Exception as error:  # whatever the storage library of this URL raises
             raise InputError(f"{root} is no place for the ranks ({self._why(error)}).") from None
-        self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        self.local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Store) and other.root == self.root
@@ -100,7 +109,7 @@ class Store:
         except (FileNotFoundError, ResourceError):
             raise
         except Exception as error:
-            if self._local:
+            if self.local:
                 raise
             raise ResourceError(
                 f"{self.root} cannot be reached ({self._why(error)}); "
@@ -111,15 +120,21 @@ class Store:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return without_secrets(lines[0].rstrip(". ")[:200], self.storage_options)
 
-    def write(self, name: str, *parts: Any) -> None:
-        """Write buffers one after the other as the file `name`, whole or not at all."""
+    def write(self, name: str, *parts: Any, wait: bool = True) -> None:
+        """Write buffers one after the other as the file `name`, whole or not at all.
+
+        A reader that can tell whether the content is whole lets a durable store not `wait` for
+        the disk.
+        """
         target = self.path(name)
-        write = self._write_local if self._local else self._write_remote
         try:
             self._fs.makedirs(os.path.dirname(target), exist_ok=True)
-            write(target, parts)
+            if self.local:
+                self._write_local(target, parts, wait and self.durable)
+            else:
+                self._write_remote(target, parts)
         except Exception as error:
-            if self._local and not isinstance(error, OSError):
+            if self.local and not isinstance(error, OSError):
                 raise
             reason = getattr(error, "strerror", None) or self._why(error)
             raise ResourceError(
@@ -127,14 +142,14 @@ class Store:
                 "another --scratch-dir, then run the same command again to continue."
             ) from None
 
-    def _write_local(self, target: str, parts: Sequence[Any]) -> None:
+    def _write_local(self, target: str, parts: Sequence[Any], wait: bool) -> None:
         temporary = f"{target}.{uuid.uuid4().hex}.partial"
         try:
             with open(temporary, "wb") as file:
                 for part in parts:
                     file.write(part)
                 file.flush()
-                if self.durable:
+                if wait:
                     os.fsync(file.fileno())
             os.replace(temporary, target)
         except OSError:
@@ -205,7 +220,7 @@ class Store:
 
     def remove_partial(self) -> None:
         """Delete what dead workers left half written; nobody may be writing to the store."""
-        if self._local:
+        if self.local:
             for leftover in Path(self._path).rglob("*.partial"):
                 leftover.unlink(missing_ok=True)
 
@@ -217,7 +232,7 @@ class Store:
     @contextmanager
     def reader(self, name: str) -> Iterator[_Reader]:
         """Read pieces of a file at given offsets."""
-        if self._local:
+        if self.local:
             descriptor = os.open(self.path(name), os.O_RDONLY)
             try:
                 yield _LocalReader(descriptor)
@@ -270,7 +285,8 @@ class StoredColumn:
     """Where a prepared column lies: `slot` in its block, `valid_slot` of its mask (-1: complete).
 
     ``slot`` is -1 for a column that pass 1 dropped and did not store. ``pattern`` is equal for
-    columns of the same valid rows, "" for complete ones.
+    columns of the same valid rows, "" for complete ones. ``checksum`` is the CRC-32 of what is
+    stored, set by `write_block`.
     """
 
     statistics: ColumnStatistics
@@ -278,6 +294,7 @@ class StoredColumn:
     slot: int
     valid_slot: int
     pattern: str
+    checksum: int = 0
 
 
 def write_block(
@@ -292,13 +309,42 @@ def write_block(
     ``scores`` and packed ``masks`` are in the order of their slots.
     """
     name = f"block-{number:05d}"
-    store.write(f"{name}.f32", *(_bytes(column) for column in scores))
-    store.write(f"{name}.bits", *(_bytes(mask) for mask in masks))
-    store.write_json(f"{name}.json", [asdict(column) for column in columns])
+    store.write(f"{name}.f32", *(_bytes(column) for column in scores), wait=False)
+    store.write(f"{name}.bits", *(_bytes(mask) for mask in masks), wait=False)
+    sealed = []
+    for column in columns:
+        parts: list[NDArray[Any]] = [scores[column.slot]] if column.slot >= 0 else []
+        parts += [masks[column.valid_slot]] if column.valid_slot >= 0 else []
+        sealed.append(replace(column, checksum=_checksum(parts)))
+    store.write_json(f"{name}.json", [asdict(column) for column in sealed])
+
+
+def _checksum(parts: Sequence[NDArray[Any]]) -> int:
+    return reduce(lambda crc, part: zlib.crc32(_bytes(part), crc), parts, 0)
+
+
+def is_intact(store: Store, number: int, n_rows: int) -> bool:
+    """Whether a finished block still holds what was written, by its checksums."""
+    name = f"block-{number:05d}"
+    scores = np.empty(n_rows, dtype=np.float32)
+    mask = np.empty(packed_length(n_rows), dtype=np.uint8)
+    with store.reader(f"{name}.f32") as ranks, store.reader(f"{name}.bits") as bits:
+        for column in read_block_columns(store, number):
+            parts: list[NDArray[Any]] = []
+            for reader, part, slot in (
+                (ranks, scores, column.slot),
+                (bits, mask, column.valid_slot),
+            ):
+                if slot >= 0:
+                    reader.fill(part, slot * part.nbytes)
+                    parts.append(part)
+            if _checksum(parts) != column.checksum:
+                return False
+    return True
 
 
 def finished_blocks(store: Store, n_rows: int) -> set[int]:
-    """Numbers of the blocks that are whole: marked done, with files of the right size."""
+    """Numbers of the blocks that look whole: marked done, with files of the right size."""
     names = store.names()
     return {
         int(name[6:11])

@@ -98,6 +98,23 @@ def test_work_before_a_kill_is_counted_out_of_the_next_run(
     assert again.tasks.get("moments-spearman", 0) == expected
 
 
+def test_ranks_that_a_crash_of_the_machine_lost_are_ranked_again(
+    reference: Reference, tmp_path: Path
+) -> None:
+    trial = start(reference.table, tmp_path / "run", fault="kill-after */spearman-*/tile-*.npz")
+    assert trial.finish() == -signal.SIGKILL
+    block = max(trial.files("block-*.f32"))
+    content = block.read_bytes()
+    lost = 4096  # what a file system leaves of a page that it had no time to write
+    block.write_bytes(bytes(lost) + content[lost:])
+    again = start(reference.table, tmp_path / "run")
+    again.finish()
+    reference.check(again)
+    assert again.tasks["check-columns"] == reference.tasks["rank-columns"]
+    assert again.tasks["rank-columns"] == 1
+    assert block.read_bytes() == content
+
+
 def test_an_interrupted_run_ends_at_once_and_continues(
     reference: Reference, tmp_path: Path
 ) -> None:

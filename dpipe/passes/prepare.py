@@ -27,6 +27,7 @@ from dpipe.rankstore import (
     Store,
     StoredColumn,
     finished_blocks,
+    is_intact,
     read_block_columns,
     write_block,
 )
@@ -69,7 +70,7 @@ def prepare(
     row_group = max((size for file in table.files for size in file.row_groups), default=0)
     blocks = ranking_blocks(context.n_rows, len(names), row_group, context.machine)
     blocks = _resumable(store, blocks)
-    done = finished_blocks(store, context.n_rows)
+    done = _intact_blocks(context)
     todo = [
         (store, context.storage_options, number, names[start:stop], rules, exempt, device)
         for number, (start, stop) in enumerate(blocks)
@@ -99,6 +100,24 @@ def prepare(
         for number in range(len(blocks))
         for column in read_block_columns(store, number)
     }
+
+
+def _intact_blocks(context: Context) -> set[int]:
+    """The blocks a former run finished and the disk still holds (an object is there whole)."""
+    store, n_rows = context.store, context.n_rows
+    done = sorted(finished_blocks(store, n_rows))
+    if not done or not store.local:
+        return set(done)
+    checked = execute.run_tasks(
+        context.session,
+        "check-columns",
+        is_intact,
+        [(store, number, n_rows) for number in done],
+        context.emit,
+        need=memory.ranking_bytes(n_rows, 1, 0),
+        describe=lambda index: f"block {done[index]} of the rank store",
+    )
+    return {done[index] for index, intact in checked if intact}
 
 
 def _resumable(store: Store, blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
