@@ -149,7 +149,9 @@ def show_rows(rows: Iterable[Sequence[object]]) -> None:
 
 
 def _word(cell: object) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 1e4 else f"{cell}"
+    if not isinstance(cell, float):
+        return f"{cell}"
+    return f"{cell:.3g}" if abs(cell) < 1e4 else f"{cell:,.0f}"
 
 
 def finish(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:

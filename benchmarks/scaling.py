@@ -92,6 +92,9 @@ def plot(found: list[dict[str, Any]], target: Path) -> None:
                 label = f"{measure} (K = {functions}), {workers} worker{'s' * (workers > 1)}"
                 axis.plot(*zip(*sorted(curve), strict=True), style, color=colour, label=label)
         axis.set(xlabel=name, xscale="log", yscale="log")
+        sizes = sorted({point[name] for point in found if point["axis"] == name})
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds, file to matrix")
     axes[1].legend(fontsize=8)
