@@ -184,10 +184,8 @@ def test_a_nanny_that_is_gone_for_good(reference: Reference, tmp_path: Path) -> 
         wait_for(lambda: trial.files("block-*.json"), "the first finished block")
         stop(nanny, signal.SIGKILL)
         trial.finish()
-    assert trial.process.returncode == 0, trial.errors
-    # The memory of these workers means other column blocks, so values differ in last bits.
-    assert (trial.folder / "selected.txt").read_text() == reference.selected
-    assert trial.files("*.partial") == []
+    # The memory of these workers means other column blocks, so sums differ in last bits.
+    reference.check(trial, rounding=1e-5)
 
 
 def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_path: Path) -> None:
