@@ -199,7 +199,8 @@ class Store:
             for key, array in arrays.items():
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-        self.write(name, buffer.getbuffer())
+        with buffer.getbuffer() as content:
+            self.write(name, content)
 
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Read what `write_arrays` wrote; refuses pickled objects."""

@@ -183,8 +183,9 @@ def test_attached_scheduler_is_left_without_the_page(client: Client) -> None:
         assert link is not None
         with shown(session, "the page", Board().state, silent):
             assert fetched(link) == "the page"
-        with pytest.raises(urllib.error.HTTPError, match="404"):
+        with pytest.raises(urllib.error.HTTPError, match="404") as error:
             fetched(link)
+        error.value.close()
 
 
 def test_run_ends_well_on_a_scheduler_that_records_nothing(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def one_sentence(ctx: click.Context | None) -> Iterator[None]:
     meta = ctx.meta if ctx is not None else {}
     try:
         yield
+        sys.stdout.flush()  # what nobody reads any more is found out here, not at the very end
     except (click.exceptions.Exit, click.Abort):
         raise
     except click.UsageError as error:
