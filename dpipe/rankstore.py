@@ -98,8 +98,15 @@ class Store:
         with self._reaching():
             if not self._fs.exists(path):
                 return set()
-            entries = [entry.rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False)]
+            # fsspec may look at every file it lists, and what is half written may be gone by then.
+            found = os.listdir(path) if self.local else self._fs.ls(path, detail=False)
+        entries = [entry.rsplit("/", 1)[-1] for entry in found]
         return {entry for entry in entries if not entry.endswith(".partial")}
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        with self._reaching():
+            return bool(self._fs.exists(self.path(name)))
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

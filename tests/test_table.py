@@ -456,9 +456,10 @@ def test_encrypted_files_are_named(tmp_path: Path) -> None:
     assert "is encrypted" in refusal([path])
     dirty.write_encrypted(path, columns, "x", plain_footer=True)
     table = open_table([path], options=PLAIN)
-    assert read_block(table, ["y"]).values.tolist() == [[3.0, 4.0]]
+    if dirty.ARROW.major >= 26:  # older ones read nothing of such a file
+        assert read_block(table, ["y"]).values.tolist() == [[3.0, 4.0]]
     with pytest.raises(InputError, match=r"a\.parquet has column 'x' encrypted; decrypt it"):
-        read_block(table, ["y", "x"])
+        read_block(table, ["x", "y"])
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

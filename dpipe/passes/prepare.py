@@ -123,7 +123,7 @@ def _intact_blocks(context: Context) -> set[int]:
 def _resumable(store: Store, blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The blocks a former run cut the columns into, so that its finished ones can be used."""
     layout = "layout.json"
-    if layout in store.names():
+    if store.has(layout):
         return [(int(start), int(stop)) for start, stop in store.read_json(layout)]
     store.write_json(layout, blocks)
     return blocks
@@ -143,7 +143,7 @@ def rank_columns(
     Columns that `rules` reject are described but not stored, unless they are `exempt`.
     """
     table = _load_table(store)
-    rows = store.read_arrays(ROWS_NAME)["rows"] if ROWS_NAME in store.names() else None
+    rows = store.read_arrays(ROWS_NAME)["rows"] if store.has(ROWS_NAME) else None
     block = read_block(table, names, rows, storage_options)
     columns: list[StoredColumn] = []
     scores: dict[str, NDArray[np.float32]] = {}

@@ -21,16 +21,12 @@ EXACT_INTEGER = 2**53
 """Whole numbers up to this size are exact in float64."""
 
 _NAN_BITS = np.int64(0x7FF8000000000000)
+# Not by to_pandas_dtype, which until Arrow 26 could not tell without pandas.
 _WHOLE = {
-    kind.id: np.dtype(kind.to_pandas_dtype())
-    for kind in (
-        *(pa.int8(), pa.int16(), pa.int32(), pa.int64()),
-        *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
-    )
+    getattr(pa, name)().id: np.dtype(name)
+    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
-_REAL = {
-    kind.id: np.dtype(kind.to_pandas_dtype()) for kind in (pa.float16(), pa.float32(), pa.float64())
-}
+_REAL = {getattr(pa, name)().id: np.dtype(name) for name in ("float16", "float32", "float64")}
 _BOOL = pa.bool_().id
 _NULL = pa.null().id
 
