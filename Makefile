@@ -1,7 +1,7 @@
 # The usual verbs; each is one command that also works when typed.
-.PHONY: help install format lint type test slow bench docs ci
+.PHONY: help install format lint type test slow oldest bench docs ci
 help:
-	@echo "make install | format | lint | type | test | slow | bench | docs | ci"
+	@echo "make install | format | lint | type | test | slow | oldest | bench | docs | ci"
 install:
 	python -m pip install --editable ".[test]"
 format:
@@ -14,6 +14,8 @@ test:
 	python -m pytest
 slow:
 	python -m pytest --runslow
+oldest:
+	.ci/oldest
 bench:
 	python -m benchmarks
 docs:
