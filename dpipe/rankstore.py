@@ -14,7 +14,7 @@ A folder, local or any fsspec URL:
 A column is contiguous, so a row chunk of it is one read, and a block is read as it is computed on.
 Files appear under their name only when complete (temporary name, then rename): a worker that dies
 leaves nothing that looks finished, and a task that runs twice writes the same bytes. Nobody waits
-until the blocks are on the disk, for that takes as long as sorting them: whether they survived a
+until the blocks are on the disk (``docs/performance.md`` has the cost): whether they survived a
 crash of the machine is found out by their checksums when a run goes on.
 """
 
