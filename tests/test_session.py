@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -12,7 +13,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -315,6 +315,25 @@ def test_closing_does_not_wait_for_a_task(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pid)
 
 
+def test_workers_that_close_do_not_report_their_last_heartbeat(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def never_rest(dask_worker: Any) -> None:
+        async def beat() -> None:
+            with contextlib.suppress(RuntimeError):  # at last, of the closed connection
+                while True:
+                    await dask_worker.heartbeat()
+
+        dask_worker.loop.add_callback(beat)
+
+    with open_session(TWO) as session:
+        for end in (lambda: session.recycle(1), session.close):
+            session.client.run(never_rest)
+            time.sleep(0.2)
+            end()
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_many_sessions_in_one_process_leak_nothing() -> None:
     def open_and_close() -> tuple[int, int]:
@@ -401,7 +420,7 @@ def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> Non
 # Devices
 
 
-@contextmanager
+@contextlib.contextmanager
 def machine(
     monkeypatch: pytest.MonkeyPatch, cards: int, *packages: str, trouble: str | None = None
 ) -> Iterator[None]:

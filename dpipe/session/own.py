@@ -19,6 +19,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -37,11 +38,12 @@ from dpipe.environment import worker_environment
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Note
 from dpipe.session.calls import first_line
+from dpipe.session.worker import SilentEnd
 
 GRACE_SECONDS = 2.0
-"""How long an owned worker may take to stop what it is doing before it is killed."""
+"""How long an owned worker may take, at a restart, to stop what it is doing before it is killed."""
 CLOSE_SECONDS = 15.0
-"""How long an owned cluster may take to end before its processes are killed."""
+"""How long the scheduler of an owned cluster may take to end."""
 DASHBOARD_PORT = 8787
 """Where people look for the dashboard; another one is taken when it is not free."""
 DEATHS = 10
@@ -83,6 +85,7 @@ class OwnCluster:
                 self._cluster = start(self.options, self._folder)
             # Not the default client: what the user computes meanwhile stays where it was.
             self._client = Client(self._cluster, set_as_default=False)
+            self._client.register_plugin(SilentEnd())
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             self.close()
             raise ResourceError(
@@ -106,16 +109,21 @@ class OwnCluster:
         return frozenset(n.pid for n in self._cluster.workers.values() if n.pid is not None)
 
     def close(self) -> None:
-        """End every process, remove the folder, put the environment back."""
-        pids = self.pids()
-        with impatience(pids):
-            for part in (self._client, self._cluster):
-                if part is not None:
-                    # Whatever a dying cluster has to say, its processes end below.
-                    with contextlib.suppress(Exception):
-                        part.close(timeout=CLOSE_SECONDS)
+        """End every process, remove the folder, put the environment back.
+
+        The workers are killed. Nothing is lost with them, since the results of tasks are on disk or
+        gone anyway; asked to close, one that is deep in a task would take seconds, and one that is
+        just starting would end in a traceback.
+        """
+        # Whatever a dying cluster has to say, its processes are gone.
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                self._client.close(timeout=CLOSE_SECONDS)
+        if self._cluster is not None:
+            _kill_workers(self._cluster)
+            with contextlib.suppress(Exception):
+                self._cluster.close(timeout=CLOSE_SECONDS)
         self._client = self._cluster = None
-        psutil.wait_procs(kill(pids), timeout=5)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -125,6 +133,18 @@ class OwnCluster:
             else:
                 os.environ[name] = value
         self._environment = {}
+
+
+def _kill_workers(cluster: LocalCluster) -> None:
+    """End the workers at once, and keep their nannies from starting others."""
+    nannies = list(cluster.workers.values())
+    for nanny in nannies:
+        nanny.close_gracefully()
+    deadline = time.monotonic() + CLOSE_SECONDS
+    # A nanny that is about to start a worker does not know its number yet: ask again.
+    while any(nanny.process is not None for nanny in nannies) and time.monotonic() < deadline:
+        kill(nanny.pid for nanny in nannies)
+        time.sleep(0.02)
 
 
 class KeepsNannies(SpecCluster):
@@ -289,7 +309,8 @@ def impatience(pids: Iterable[int]) -> Iterator[None]:
 
 def kill(pids: Iterable[int]) -> list[psutil.Process]:
     """Kill those of the processes that this one started and that still run."""
-    running = [child for child in psutil.Process().children() if child.pid in set(pids)]
+    wanted = frozenset(pids)
+    running = [child for child in psutil.Process().children() if child.pid in wanted]
     for child in running:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

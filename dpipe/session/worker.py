@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import resource
 import socket
@@ -67,6 +68,19 @@ class ThreadPin(WorkerPlugin):
                 _pins.pop()
             if not _pins and _limits:
                 _limits.pop().restore_original_limits()
+
+
+class SilentEnd(WorkerPlugin):
+    """Lets a worker of an own cluster log nothing once it closes.
+
+    A heartbeat on its way then would be reported with a traceback, as if the run had failed.
+    """
+
+    name = "dpipe-silent-end"
+
+    def teardown(self, worker: Any) -> None:
+        """Log nothing more in this process, which ends with its worker."""
+        logging.disable()
 
 
 _pin_lock = threading.Lock()
