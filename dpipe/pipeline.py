@@ -235,7 +235,7 @@ class _Run:
         if self.options.write_table:
             self.folder.claim_table()  # refused now rather than after hours
         if self.options.fresh:
-            self.folder.clear_checkpoints()
+            self.folder.checkpoints.clear()
         with ExitStack() as stack:
             context: Context | None = None
             prepared: Prepared | None = None
@@ -265,7 +265,7 @@ class _Run:
                     seconds = time.monotonic() - began
                     self._save(number, depends, result, prepared, seconds)
                     context.store.remove(f"{PASS_NAMES[number]}-")
-                key = self.folder.pass_key(number) or ""
+                key = self.folder.checkpoints.key(number) or ""
                 self.emit(
                     PassDone(
                         number,
@@ -292,7 +292,7 @@ class _Run:
     def _reusable(
         self, number: int, depends: Mapping[str, Any], n_columns: int
     ) -> PassResult | None:
-        found = self.folder.load_pass(number, depends)
+        found = self.folder.checkpoints.load(number, depends)
         if isinstance(found, PassResult):
             if (reason := self._lack_of_matrices(number, n_columns)) is not None:
                 self.emit(Note(f"pass {number} is done again, because {reason}."))
@@ -348,7 +348,7 @@ class _Run:
             name: np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
             for name, value in beside.items()
         }
-        self.folder.save_pass(number, depends, result, arrays)
+        self.folder.checkpoints.save(number, depends, result, arrays)
 
     @contextmanager
     def _failures_of(self, number: int) -> Iterator[None]:
@@ -594,7 +594,7 @@ def _digest(path: Path) -> str | None:
 
 def _kept_beside(folder: RunFolder, number: int, name: str) -> Any:
     """What `_Run._save` left beside the decisions of a pass."""
-    return json.loads(folder.load_arrays(number)[name].tobytes())
+    return json.loads(folder.checkpoints.load_arrays(number)[name].tobytes())
 
 
 def plan_run(

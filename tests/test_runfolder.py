@@ -10,6 +10,7 @@ import os
 import pickle
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -28,6 +29,8 @@ from dpipe import runfolder
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Decision, Drop, PassResult
 from dpipe.runfolder import Damaged, RunFolder, Stale, escape_name, plain, unescape_name
+from dpipe.runfolder.files import digest
+from dpipe.runfolder.plain import digest_of
 from dpipe.table import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,7 +186,7 @@ def test_without_file_locks_nonsense_is_taken_over(folder: RunFolder, content: s
 
 @pytest.mark.usefixtures("no_flock")
 def test_without_file_locks_a_dead_owner_is_replaced(folder: RunFolder) -> None:
-    owner = {"pid": dead_pid(), "host": runfolder.socket.gethostname()}
+    owner = {"pid": dead_pid(), "host": socket.gethostname()}
     (folder.path / runfolder.LOCK).write_text(json.dumps(owner))
     with folder.lock():
         pass
@@ -301,13 +304,13 @@ def test_a_crash_in_the_middle_leaves_the_old_file_and_the_next_lock_tidies(
     folder: RunFolder,
 ) -> None:
     folder.write_npy("mapped.npy", np.arange(3.0))
-    folder.save_pass(1, {"version": "1"}, RESULT)
+    folder.checkpoints.save(1, {"version": "1"}, RESULT)
     code = """
         import os, signal, sys
         import numpy as np
         from dpipe.runfolder import RunFolder
         folder = RunFolder(sys.argv[1])
-        with folder.lock(), folder._replacing("checkpoint/pass-1.json") as pending:
+        with folder.lock(), folder.replacing("checkpoint/pass-1.json") as pending:
             pending.file.write(b"half")
             pending.file.flush()
             with folder.array_file("mapped.npy", (1000,), np.float32) as array:
@@ -320,7 +323,7 @@ def test_a_crash_in_the_middle_leaves_the_old_file_and_the_next_lock_tidies(
     with folder.lock():
         assert partial_files(folder) == []
         assert folder.verify_checksums() == ()
-        assert folder.load_pass(1, {"version": "1"}) == RESULT
+        assert folder.checkpoints.load(1, {"version": "1"}) == RESULT
 
 
 def test_names_never_leave_the_folder(folder: RunFolder, tmp_path: Path) -> None:
@@ -390,7 +393,7 @@ def test_objects_are_never_written(folder: RunFolder) -> None:
     with pytest.raises(TypeError, match="pickle"):
         folder.write_npy("a.npy", np.array([{}], object))
     with pytest.raises(TypeError, match="pickle"):
-        folder.save_pass(1, {}, RESULT, {"a": np.array([{}], object)})
+        folder.checkpoints.save(1, {}, RESULT, {"a": np.array([{}], object)})
     assert list(folder.path.rglob("*.np*")) == []
 
 
@@ -416,16 +419,16 @@ def test_a_pickle_in_a_matrix_is_not_executed(folder: RunFolder, tmp_path: Path)
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(folder: RunFolder, tmp_path: Path) -> None:
     """Even when whoever put it there also mended every checksum."""
-    folder.save_pass(2, {}, RESULT, {"moments": np.eye(2)})
+    folder.checkpoints.save(2, {}, RESULT, {"moments": np.eye(2)})
     (npz,) = (folder.path / "checkpoint").glob("pass-2-*.npz")
     np.savez(npz, moments=np.array([Trap(tmp_path / "trap")], object))
     record = folder.path / "checkpoint" / "pass-2.json"
     body = json.loads(record.read_text())["body"]
-    body["arrays"] |= {"sha256": runfolder._digest(npz), "bytes": npz.stat().st_size}
-    record.write_text(json.dumps({"sha256": runfolder._digest_of(body), "body": body}))
-    assert folder.load_pass(2, {}) == RESULT
+    body["arrays"] |= {"sha256": digest(npz), "bytes": npz.stat().st_size}
+    record.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
+    assert folder.checkpoints.load(2, {}) == RESULT
     with pytest.raises(InputError, match=r"npz cannot be read: Object arrays cannot be loaded"):
-        folder.load_arrays(2)
+        folder.checkpoints.load_arrays(2)
     assert not (tmp_path / "trap").exists()
 
 
@@ -532,11 +535,11 @@ DEPENDS = {
 
 def test_a_pass_comes_back_exactly(folder: RunFolder) -> None:
     arrays = {"moments": np.eye(3) / 3, "file": np.arange(4, dtype=np.float32)}
-    key = folder.save_pass(3, DEPENDS, RESULT, arrays)
+    key = folder.checkpoints.save(3, DEPENDS, RESULT, arrays)
     again = RunFolder(folder.path)
-    assert again.load_pass(3, DEPENDS) == RESULT
-    assert again.pass_key(3) == key
-    stored = again.load_arrays(3)
+    assert again.checkpoints.load(3, DEPENDS) == RESULT
+    assert again.checkpoints.key(3) == key
+    stored = again.checkpoints.load_arrays(3)
     assert stored.keys() == arrays.keys()
     for name, array in arrays.items():
         assert stored[name].dtype == array.dtype
@@ -544,10 +547,10 @@ def test_a_pass_comes_back_exactly(folder: RunFolder) -> None:
 
 
 def test_a_pass_that_never_ran_is_none(folder: RunFolder) -> None:
-    assert folder.load_pass(1, {}) is None
-    assert folder.pass_key(1) is None
+    assert folder.checkpoints.load(1, {}) is None
+    assert folder.checkpoints.key(1) is None
     with pytest.raises(InputError, match="the checkpoint of pass 1 cannot be read: there is none"):
-        folder.load_arrays(1)
+        folder.checkpoints.load_arrays(1)
 
 
 @pytest.mark.parametrize(
@@ -565,81 +568,82 @@ def test_a_pass_that_never_ran_is_none(folder: RunFolder) -> None:
 def test_changed_conditions_are_named(
     folder: RunFolder, change: dict[str, object], fields: tuple[str, ...]
 ) -> None:
-    folder.save_pass(3, DEPENDS, RESULT)
-    assert folder.load_pass(3, {**DEPENDS, **change}) == Stale(fields)
+    folder.checkpoints.save(3, DEPENDS, RESULT)
+    assert folder.checkpoints.load(3, {**DEPENDS, **change}) == Stale(fields)
 
 
 def test_a_condition_that_is_no_longer_given_is_named(folder: RunFolder) -> None:
-    folder.save_pass(3, DEPENDS, RESULT)
+    folder.checkpoints.save(3, DEPENDS, RESULT)
     fewer = {name: value for name, value in DEPENDS.items() if name != "input"}
-    assert folder.load_pass(3, fewer) == Stale(("input",))
+    assert folder.checkpoints.load(3, fewer) == Stale(("input",))
 
 
 def test_equal_results_have_equal_keys(folder: RunFolder, tmp_path: Path) -> None:
     other = RunFolder(tmp_path / "other")
-    key = folder.save_pass(3, DEPENDS, RESULT, {"a": np.eye(2)})
-    assert other.save_pass(3, dict(reversed(DEPENDS.items())), RESULT, {"a": np.eye(2)}) == key
-    assert other.save_pass(3, {**DEPENDS, "version": "0.2.0"}, RESULT) != key
+    key = folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.eye(2)})
+    in_another_order = dict(reversed(DEPENDS.items()))
+    assert other.checkpoints.save(3, in_another_order, RESULT, {"a": np.eye(2)}) == key
+    assert other.checkpoints.save(3, {**DEPENDS, "version": "0.2.0"}, RESULT) != key
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"body": {}}', b"\x80abc", b"[" * 99999])
 def test_a_broken_record_counts_as_absent(folder: RunFolder, content: bytes) -> None:
-    folder.save_pass(3, DEPENDS, RESULT)
+    folder.checkpoints.save(3, DEPENDS, RESULT)
     (folder.path / "checkpoint/pass-3.json").write_bytes(content)
-    found = folder.load_pass(3, DEPENDS)
+    found = folder.checkpoints.load(3, DEPENDS)
     assert isinstance(found, Damaged)
     assert "checkpoint/pass-3.json" in found.reason
-    assert folder.pass_key(3) is None
+    assert folder.checkpoints.key(3) is None
     with pytest.raises(InputError, match="the checkpoint of pass 3 cannot be read"):
-        folder.load_arrays(3)
+        folder.checkpoints.load_arrays(3)
 
 
 def test_one_changed_letter_in_a_record_is_noticed(folder: RunFolder) -> None:
-    folder.save_pass(3, DEPENDS, RESULT)
+    folder.checkpoints.save(3, DEPENDS, RESULT)
     record = folder.path / "checkpoint/pass-3.json"
     record.write_text(record.read_text().replace("TPSA", "TPSB"))
-    assert folder.load_pass(3, DEPENDS) == Damaged(
+    assert folder.checkpoints.load(3, DEPENDS) == Damaged(
         "checkpoint/pass-3.json does not have the checksum it was written with"
     )
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damaged_arrays_are_noticed(folder: RunFolder, damage: str) -> None:
-    folder.save_pass(3, DEPENDS, RESULT, {"a": np.arange(1000.0)})
+    folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.arange(1000.0)})
     (npz,) = (folder.path / "checkpoint").glob("*.npz")
     content = bytearray(npz.read_bytes())
     content[4000] ^= 1
     npz.unlink()
     if damage != "remove":
         npz.write_bytes(content if damage == "flip" else content[:4000])
-    found = folder.load_pass(3, DEPENDS)
+    found = folder.checkpoints.load(3, DEPENDS)
     assert isinstance(found, Damaged)
     assert "is missing or was altered" in found.reason
 
 
 def test_a_record_cannot_point_at_other_files(folder: RunFolder, tmp_path: Path) -> None:
-    folder.save_pass(3, DEPENDS, RESULT)
+    folder.checkpoints.save(3, DEPENDS, RESULT)
     record = folder.path / "checkpoint/pass-3.json"
     body = json.loads(record.read_text())["body"]
     body["arrays"]["file"] = "../../evil.npz"
-    record.write_text(json.dumps({"sha256": runfolder._digest_of(body), "body": body}))
-    assert folder.load_pass(3, DEPENDS) == Damaged(
+    record.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
+    assert folder.checkpoints.load(3, DEPENDS) == Damaged(
         "checkpoint/pass-3.json names a file that is not its own"
     )
 
 
 def test_saving_again_keeps_one_file_of_arrays(folder: RunFolder) -> None:
     for value in range(3):
-        folder.save_pass(3, DEPENDS, RESULT, {"a": np.full(3, value)})
+        folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.full(3, value)})
     assert len(list((folder.path / "checkpoint").glob("*.npz"))) == 1
-    np.testing.assert_array_equal(folder.load_arrays(3)["a"], [2, 2, 2])
+    np.testing.assert_array_equal(folder.checkpoints.load_arrays(3)["a"], [2, 2, 2])
 
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_full_disk_leaves_the_last_good_pass(
     folder: RunFolder, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.save_pass(3, DEPENDS, RESULT, {"a": np.zeros(3)})
+    folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.zeros(3)})
     calls = 0
     replace = os.replace
 
@@ -654,21 +658,23 @@ def test_a_full_disk_leaves_the_last_good_pass(
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", refuse)
         with pytest.raises(ResourceError, match="pass-3"):
-            folder.save_pass(3, changed, RESULT, {"a": np.ones(3)})
-    assert folder.load_pass(3, DEPENDS) == RESULT
-    np.testing.assert_array_equal(folder.load_arrays(3)["a"], [0, 0, 0])
+            folder.checkpoints.save(3, changed, RESULT, {"a": np.ones(3)})
+    assert folder.checkpoints.load(3, DEPENDS) == RESULT
+    np.testing.assert_array_equal(folder.checkpoints.load_arrays(3)["a"], [0, 0, 0])
 
 
 def test_clearing_forgets_passes_and_nothing_else(folder: RunFolder) -> None:
     folder.write_selected(["a"])
-    folder.save_pass(3, DEPENDS, RESULT)
-    folder.clear_checkpoints()
-    assert folder.load_pass(3, DEPENDS) is None
+    folder.checkpoints.save(3, DEPENDS, RESULT)
+    folder.checkpoints.clear()
+    assert folder.checkpoints.load(3, DEPENDS) is None
     assert folder.verify_checksums() == ()
 
 
 def test_arrays_are_an_ordinary_npz(folder: RunFolder) -> None:
-    folder.save_pass(3, DEPENDS, RESULT, {"a": np.asfortranarray(np.eye(3)), "b": np.array(3)})
+    folder.checkpoints.save(
+        3, DEPENDS, RESULT, {"a": np.asfortranarray(np.eye(3)), "b": np.array(3)}
+    )
     (npz,) = (folder.path / "checkpoint").glob("*.npz")
     assert zipfile.ZipFile(npz).testzip() is None
     with np.load(npz, allow_pickle=False) as stored:

@@ -1,0 +1,296 @@
+"""Everything a run leaves on disk: written whole or not at all, and checked when read again.
+
+Covers: the lock of a run folder, its results (decisions, selected columns, communities, matrices,
+run.json), the reduced table's entry in the manifest, results of earlier runs removed.
+Does not cover: how a file is written (`dpipe.runfolder.files`), what passes keep for a run that
+goes on (`dpipe.runfolder.checkpoints`), the rank store (`dpipe.rankstore`), writing the reduced
+table (`dpipe.table`), what the report shows (`dpipe.report`).
+See also: `dpipe.model.Decision`, the record stored here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpipe.errors import InputError
+from dpipe.model import Decision
+from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Stale
+from dpipe.runfolder.files import (
+    BROKEN,
+    CHECKPOINT,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Files,
+    digest,
+    unreadable,
+)
+from dpipe.runfolder.lock import release_lock, take_lock
+from dpipe.runfolder.names import escape_name, unescape_name
+from dpipe.runfolder.plain import plain
+from dpipe.secrets import check_url
+
+__all__ = [
+    "CHECKPOINT",
+    "COMMUNITIES",
+    "DECISIONS_CSV",
+    "DECISIONS_PARQUET",
+    "DECISIONS_SCHEMA",
+    "LOCK",
+    "MANIFEST",
+    "RUN",
+    "SCHEMA_VERSION",
+    "SELECTED",
+    "TABLE",
+    "Damaged",
+    "RunFolder",
+    "Stale",
+    "escape_name",
+    "plain",
+    "unescape_name",
+]
+
+DECISIONS_PARQUET = "decisions.parquet"
+DECISIONS_CSV = "decisions.csv"
+SELECTED = "selected.txt"
+TABLE = "table"
+_TABLE_CLAIM = f"{CHECKPOINT}/table.json"
+COMMUNITIES = "communities.json"
+RUN = "run.json"
+LOCK = ".dpipe.lock"
+
+DECISIONS_SCHEMA = pa.schema(
+    [
+        pa.field("column", pa.string(), nullable=False),
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("n_valid", pa.int64()),
+        pa.field("n_missing", pa.int64()),
+        pa.field("n_nan", pa.int64()),
+        pa.field("n_inf", pa.int64()),
+        pa.field("n_unique", pa.int64()),
+        pa.field("decision", pa.string(), nullable=False),
+        pa.field("pass", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("measure", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("representative", pa.string()),
+        pa.field("community", pa.int64()),
+    ]
+)
+"""Columns of the decision table; the field of `Decision` behind "pass" is ``pass_number``."""
+
+
+class RunFolder(Files):
+    """The output folder of a run.
+
+    Parameters
+    ----------
+    path
+        A local folder; nothing is touched before `create`, `lock` or the first write.
+
+    Raises
+    ------
+    InputError
+        When `path` is a URL.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = RunFolder(tempfile.mkdtemp())
+    >>> with folder.lock():
+    ...     folder.write_selected(["MolWt", "TPSA"])
+    >>> folder.read_selected(), folder.verify_checksums()
+    (('MolWt', 'TPSA'), ())
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        text = os.fspath(path)
+        check_url(text)
+        if "://" in text:
+            raise InputError(
+                f"the output folder {text} is a URL; give a folder of this machine to --output-dir."
+            )
+        super().__init__(Path(text).absolute())
+        self.checkpoints = Checkpoints(self)
+
+    def create(self) -> RunFolder:
+        """Make the folder where it does not exist and check that it can be written.
+
+        Raises
+        ------
+        InputError
+            When it is a file, or cannot be made or written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"the output folder {self.path} is a file; choose another.")
+        try:
+            (self.path / CHECKPOINT).mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".{uuid.uuid4().hex}.partial"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"the output folder {self.path} cannot be written "
+                f"({error.strerror}); choose another."
+            ) from error
+        return self
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[RunFolder]:
+        """Keep other runs out of the folder, and remove what a dead one left half written.
+
+        Raises
+        ------
+        InputError
+            When another run uses the folder.
+        """
+        self.create()
+        descriptor = take_lock(self.path / LOCK)
+        try:
+            self._remove_partial_files()
+            yield self
+        finally:
+            release_lock(self.path / LOCK, descriptor)
+
+    def _remove_partial_files(self) -> None:
+        for folder in (self.path, self.path / CHECKPOINT):
+            for leftover in folder.glob(".*.partial"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink(missing_ok=True)
+        for replaced in self.path.glob(f".{TABLE}.*.replaced"):
+            shutil.rmtree(replaced)
+
+    # The reduced table
+
+    def claim_table(self) -> Path:
+        """The folder of the reduced table, which this run may from now on replace or remove.
+
+        Raises
+        ------
+        InputError
+            When there is such a folder and no run has made it.
+        """
+        path = self.path / TABLE
+        if path.exists() and not self._has_claimed():
+            raise InputError(
+                f"{path} was not written by a run; move it, or choose another --output-dir."
+            )
+        self.write_json(_TABLE_CLAIM, {})
+        return path
+
+    def record_table(self, files: Iterable[str | os.PathLike[str]]) -> None:
+        """Enter the finished files of the reduced table into the manifest, and no others of it."""
+        entries = self._manifest_without_table()
+        for file in files:
+            path = Path(file)
+            entries[str(path.relative_to(self.path))] = {
+                "sha256": digest(path),
+                "bytes": path.stat().st_size,
+            }
+        self._write_manifest(entries)
+
+    def remove_table(self) -> None:
+        """Remove the reduced table of a run before; a folder of somebody else's stays."""
+        if self._has_claimed():
+            self._write_manifest(self._manifest_without_table())
+            if (self.path / TABLE).exists():
+                shutil.rmtree(self.path / TABLE)
+            (self.path / _TABLE_CLAIM).unlink()
+
+    def _manifest_without_table(self) -> dict[str, dict[str, Any]]:
+        files = self._manifest()
+        return {name: entry for name, entry in files.items() if Path(name).parts[0] != TABLE}
+
+    def _has_claimed(self) -> bool:
+        return (self.path / _TABLE_CLAIM).exists()
+
+    # Results
+
+    def prune_results(self, names: Iterable[str]) -> None:
+        """Remove results of an earlier run: what the manifest lists and `names` does not."""
+        wanted = set(names)
+        files = self._manifest()
+        wanted |= {name for name in files if Path(name).parts[0] == TABLE}
+        for name in files.keys() - wanted:
+            self.inside(name).unlink(missing_ok=True)
+        self._write_manifest({name: files[name] for name in files.keys() & wanted})
+
+    def write_decisions(self, decisions: Sequence[Decision]) -> None:
+        """Write ``decisions.parquet``, the exact record, and ``decisions.csv`` for spreadsheets."""
+        fields = [field.name for field in dataclasses.fields(Decision)]
+        names = DECISIONS_SCHEMA.names
+        columns = {
+            name: [getattr(decision, field) for decision in decisions]
+            for name, field in zip(names, fields, strict=True)
+        }
+        self.write_parquet(DECISIONS_PARQUET, pa.table(columns, schema=DECISIONS_SCHEMA))
+        self.write_csv(DECISIONS_CSV, names, zip(*columns.values(), strict=True))
+
+    def read_decisions(self) -> tuple[Decision, ...]:
+        """Read the decisions of ``decisions.parquet``, in input order.
+
+        Raises
+        ------
+        InputError
+            When the file is missing, broken or not a decision table.
+        """
+        path = self.path / DECISIONS_PARQUET
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            table = table.select(DECISIONS_SCHEMA.names).cast(DECISIONS_SCHEMA)
+            rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+            return tuple(Decision(*row) for row in rows)
+        except (pa.ArrowException, *BROKEN) as error:
+            raise unreadable(path, error) from error
+
+    def write_columns(self, name: str, columns: Iterable[str]) -> None:
+        """Write a list of columns, one a line, escaped as the module's text says."""
+        self.write_text(name, "".join(f"{escape_name(column)}\n" for column in columns))
+
+    def read_columns(self, name: str) -> tuple[str, ...]:
+        """Read a list of columns as `write_columns` wrote it."""
+        lines = self.read_bytes(name)
+        try:
+            text = lines.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise unreadable(self.path / name, "it is not UTF-8 text") from error
+        if text and not text.endswith("\n"):
+            text += "\n"
+        # An editor may have changed the line ends; a carriage return of a name is escaped.
+        return tuple(unescape_name(line.removesuffix("\r")) for line in text.split("\n")[:-1])
+
+    def write_selected(self, columns: Iterable[str]) -> None:
+        """Write ``selected.txt``: the kept columns in input order."""
+        self.write_columns(SELECTED, columns)
+
+    def read_selected(self) -> tuple[str, ...]:
+        """Read the kept columns in input order."""
+        return self.read_columns(SELECTED)
+
+    def write_communities(self, communities: Mapping[str, Any]) -> None:
+        """Write ``communities.json``: what each kept column stands for."""
+        self.write_json(COMMUNITIES, communities)
+
+    def read_communities(self) -> dict[str, Any]:
+        """Read ``communities.json``."""
+        return self.read_json(COMMUNITIES)
+
+    def write_run(self, sections: Mapping[str, Any]) -> None:
+        """Write ``run.json``: versions, options, plan, ledger and what else the run knows."""
+        self.write_json(RUN, {"schema": SCHEMA_VERSION, **sections})
+
+    def read_run(self) -> dict[str, Any]:
+        """Read ``run.json``."""
+        return self.read_json(RUN)

@@ -1,0 +1,327 @@
+"""Files of a folder: written whole or not at all, and checked when read again.
+
+Covers: the one road of every write, the manifest of checksums, readers that run no code.
+Does not cover: which files there are (`dpipe.runfolder.RunFolder`, `dpipe.runfolder.checkpoints`).
+
+A write makes a temporary file beside the target (``.NAME.*.partial``), then comes fsync, rename,
+fsync of the folder. A crash leaves the old file or the new one, and the next lock of the folder
+removes the temporary file. Nothing here is pickled, and nothing that is read can execute code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpipe.errors import InputError, ResourceError
+from dpipe.runfolder.plain import plain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+"""Version of the layout of a run folder."""
+
+CHECKPOINT = "checkpoint"
+MANIFEST = f"{CHECKPOINT}/manifest.json"
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+"""What reading a file that somebody altered may raise."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+@dataclass
+class Pending:
+    """A file on its way to `target`; what it weighs is known once it is there."""
+
+    target: Path
+    file: IO[bytes]
+    digest: str = field(default="", init=False)
+    size: int = field(default=0, init=False)
+
+
+class Files:
+    """The files of one folder on this machine.
+
+    Parameters
+    ----------
+    path
+        The folder; nothing is touched before the first write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # Writing
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a UTF-8 text file, line ends as they are."""
+        with self.replacing(name) as pending:
+            pending.file.write(text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as JSON: records become objects, infinite and NaN floats become text."""
+        self.write_text(name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+    def write_csv(
+        self, name: str, header: Sequence[str], rows: Iterable[Sequence[str | float | None]]
+    ) -> None:
+        """Write a CSV file after RFC 4180, None as an empty cell.
+
+        Text that a spreadsheet would run as a formula gets an apostrophe in front: a column name
+        may come from anywhere.
+        """
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, lineterminator="\r\n")
+        writer.writerow([_harmless(cell) for cell in header])
+        writer.writerows([_harmless(cell) for cell in row] for row in rows)
+        self.write_text(name, buffer.getvalue())
+
+    def write_parquet(self, name: str, table: pa.Table) -> None:
+        """Write an Arrow table, with checksums of its pages."""
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+        with self.replacing(name) as pending:
+            pending.file.write(buffer.getvalue())
+
+    def write_npy(self, name: str, array: NDArray[Any]) -> None:
+        """Write an array that holds no objects as ``.npy``, in C order."""
+        array = np.ascontiguousarray(array)
+        if array.dtype.hasobject:
+            raise TypeError(f"{name} would need pickle: its array holds Python objects.")
+        with self.replacing(name) as pending:
+            header = np.lib.format.header_data_from_array_1_0(array)
+            np.lib.format.write_array_header_2_0(pending.file, header)
+            # Not ndarray.tofile: its errors do not say that the disk is full.
+            pending.file.write(array.reshape(-1).view(np.uint8).data)
+
+    @contextlib.contextmanager
+    def array_file(self, name: str, shape: tuple[int, ...], dtype: Any) -> Iterator[NDArray[Any]]:
+        """Yield a ``.npy`` file of zeros to fill in place; it is `name` once the block ends well.
+
+        Its disk space is taken at once, because a full disk met later, while pages of the mapping
+        are written back, would kill the process.
+        """
+        with self._pending_file(name) as pending:
+            with _saying_which_file(pending.target):
+                array: NDArray[Any] = np.lib.format.open_memmap(
+                    pending.file.name, mode="w+", dtype=dtype, shape=shape
+                )
+                _take_space(pending.file)
+            yield array
+            with _saying_which_file(pending.target):
+                array.flush()  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Pending]:
+        """A pending file whose block does nothing but write it."""
+        with self._pending_file(name) as pending, _saying_which_file(pending.target):
+            yield pending
+
+    @contextlib.contextmanager
+    def _pending_file(self, name: str) -> Iterator[Pending]:
+        """Open the one road to the disk: a file that takes the place of `name` if all goes well."""
+        target = self.inside(name)
+        temporary = target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+        with _saying_which_file(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = open(temporary, "xb+")  # noqa: SIM115  closed below, error or not
+        try:
+            pending = Pending(target, file)
+            yield pending
+            with _saying_which_file(target):
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                pending.digest = hashlib.file_digest(file, "sha256").hexdigest()
+                pending.size = os.fstat(file.fileno()).st_size
+                os.replace(temporary, target)
+                _sync_folder(target.parent)
+        finally:
+            # After a failed write both fail again, and have nothing new to say.
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if not name.startswith(f"{CHECKPOINT}/"):
+            self._record(name, pending)
+
+    def inside(self, name: str) -> Path:
+        """The path of `name`, which must not leave the folder."""
+        path = self.path / name
+        if os.path.isabs(name) or ".." in Path(name).parts or not _is_below(path, self.path):
+            raise InputError(f"{name!r} would leave the run folder {self.path}.")
+        return path
+
+    # The manifest
+
+    def _record(self, name: str, written: Pending) -> None:
+        try:
+            files = self._manifest()
+        except InputError:
+            files = {}
+        files[name] = {"sha256": written.digest, "bytes": written.size}
+        self._write_manifest(files)
+
+    def _write_manifest(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        self.write_json(MANIFEST, {"schema": SCHEMA_VERSION, "files": dict(sorted(files.items()))})
+
+    def _manifest(self) -> dict[str, dict[str, Any]]:
+        if not (self.path / MANIFEST).exists():
+            return {}
+        files = self.read_json(MANIFEST).get("files")
+        if not isinstance(files, dict) or not all(
+            isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys()
+            for entry in files.values()
+        ):
+            raise unreadable(self.path / MANIFEST, "it lists no files")
+        for name in files:
+            self.inside(name)
+        return files
+
+    def verify_checksums(self) -> tuple[str, ...]:
+        """Names of result files that are missing or differ from what the run wrote.
+
+        Raises
+        ------
+        InputError
+            When the manifest is missing, broken, or names a path outside the folder.
+        """
+        if not (self.path / MANIFEST).exists():
+            raise unreadable(self.path / MANIFEST, FileNotFoundError())
+        return tuple(
+            name
+            for name, entry in self._manifest().items()
+            if not same(self.path / name, entry["sha256"], entry["bytes"])
+        )
+
+    # Reading
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object of the folder.
+
+        Raises
+        ------
+        InputError
+            When the file is missing or holds no JSON object.
+        """
+        data = self.read_bytes(name)
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise unreadable(self.path / name, "it is not JSON") from error
+        if not isinstance(value, dict):
+            raise unreadable(self.path / name, "it holds no JSON object")
+        return value
+
+    def read_npy(self, name: str) -> NDArray[Any]:
+        """Map a ``.npy`` file of the folder into memory, read-only; pickled ones are refused."""
+        path = self.inside(name)
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except BROKEN as error:
+            raise unreadable(path, error) from error
+        return array
+
+    def read_bytes(self, name: str) -> bytes:
+        """Read a file of the folder.
+
+        Raises
+        ------
+        InputError
+            When it is missing or cannot be read.
+        """
+        path = self.inside(name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
+def _harmless(cell: str | float | None) -> str | float | None:
+    if isinstance(cell, str):
+        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return cell
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same(path: Path, sha256: str, size: int) -> bool:
+    """Whether a file has this digest and this size; one that cannot be read has not."""
+    try:
+        return path.stat().st_size == size and digest(path) == sha256
+    except OSError:
+        return False
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether `path` stays in `folder` after following links."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _take_space(file: IO[bytes]) -> None:
+    """Turn the holes of a file into blocks on the disk, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last: a folder is a file of names, and wants its own fsync."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _saying_which_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> ResourceError:
+    if error.errno in _FULL:
+        return ResourceError(
+            f"there is no space left to write {path}; make room and run the same command again "
+            "to resume, or choose another --output-dir."
+        )
+    return ResourceError(f"{path} cannot be written ({error.strerror or error}).")
+
+
+def unreadable(path: Path, reason: object) -> InputError:
+    """What to say about a file that cannot be read: `reason` is an error, or half a sentence."""
+    if isinstance(reason, FileNotFoundError):
+        return InputError(f"{path} does not exist; give the folder of a finished run.")
+    if isinstance(reason, OSError) and reason.strerror:
+        reason = reason.strerror
+    lines = str(reason).strip().splitlines() or ["it is broken"]
+    return InputError(f"{path} cannot be read: {lines[0].rstrip('.')}; run dpipe again.")
