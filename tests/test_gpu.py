@@ -28,7 +28,6 @@ from tables import mixed_table, write_parts
 
 import dpipe
 from dpipe import kept, memory, plan, tiles
-from dpipe import session as sessions
 from dpipe.backend import namespace, to_device, to_host
 from dpipe.config import Options
 from dpipe.errors import ResourceError
@@ -47,6 +46,7 @@ from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.kernels.rerank import joint_spearman
 from dpipe.passes import nonlinear
+from dpipe.session import open_session, worker
 
 TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4}
 ROWS = 700
@@ -223,7 +223,7 @@ def workers_here(monkeypatch: pytest.MonkeyPatch, threads: int = 2) -> Iterator[
     """A client of a worker in this process that counts as a GPU worker."""
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(sessions, "choose_attached_device", lambda *_: ("gpu", 8 << 30))
+    monkeypatch.setattr("dpipe.session.session.choose_attached_device", lambda *_: ("gpu", 8 << 30))
     with (
         LocalCluster(
             n_workers=1,
@@ -314,7 +314,7 @@ def test_select__reads_a_piece_once_while_it_is_kept(
     assert 0 < len(kept.pieces) < len(reads)  # those of earlier passes went with them
     assert max(reads.values()) <= 2  # two threads may miss the same piece at a time
     with_room = sum(reads.values())
-    threads.run(sessions.give_memory_back)
+    threads.run(worker.give_memory_back)
     assert len(kept.pieces) == 0
     reads.clear()
     monkeypatch.setattr(memory, "KEPT_SHARE", 0)
@@ -478,7 +478,7 @@ def test_recycle__gives_the_card_back() -> None:
         return int(cupy.ones(2**28, dtype=cupy.uint8).sum())
 
     notes: list[Any] = []
-    with sessions.open_session(Options(device="gpu", workers=1), emit=notes.append) as session:
+    with open_session(Options(device="gpu", workers=1), emit=notes.append) as session:
         start = used(session.read_memory("start", 0))
         assert session.client.submit(fill).result() == 2**28
         after = session.read_memory("after", 1)

@@ -24,7 +24,6 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, wait
 
 from dpipe import card
-from dpipe import session as module
 from dpipe.config import Options
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import MemoryReading, Note
@@ -35,10 +34,11 @@ from dpipe.session import (
     current_client,
     device,
     open_session,
-    process_memory,
     worker,
 )
 from dpipe.session import own as own_cluster
+from dpipe.session import session as module
+from dpipe.session.worker import process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1024**2
@@ -999,7 +999,7 @@ def test_a_worker_without_a_limit_counts_its_share_of_its_host() -> None:
 
 def test_the_peak_of_a_process_outlives_its_memory() -> None:
     code = """
-        from dpipe.session import process_memory
+        from dpipe.session.worker import process_memory
         block = b"x" * 300_000_000
         del block
         rss, peak = process_memory()
