@@ -27,13 +27,11 @@ from dpipe.certificate import alternatives, decide
 from dpipe.config import PASS_NAMES, Options
 from dpipe.dashboard import Board, page
 from dpipe.errors import InputError, ResourceError
+from dpipe.journal import Journal, plain_fault
 from dpipe.model import (
     ColumnStatistics,
     Emit,
-    Event,
-    Fault,
     MemoryRead,
-    MemoryReading,
     Note,
     PassDone,
     PassResult,
@@ -51,6 +49,7 @@ from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
 from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
+from dpipe.session.device import own_machine
 from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table
 
 _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
@@ -73,66 +72,6 @@ _RESULTS = (
         for end in (".npy", "_columns.txt")
     ),
 )
-
-
-class _Journal:
-    """Collects what a run says, for run.json."""
-
-    def __init__(self, folder: RunFolder, observers: Sequence[Emit]) -> None:
-        self._folder = folder
-        self._observers = tuple(observers)
-        self.notes: list[Note] = []
-        self.readings: list[MemoryReading] = []
-        self.passes: list[PassDone] = []
-        self.faults: list[Fault] = []
-        self.files: list[str] = []
-        self._shift = 0.0  # of this session's clock, behind the readings of a run before
-        self._told = (0, 0, 0)
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Note):
-            self.notes.append(event)
-        elif isinstance(event, MemoryRead):
-            self._shift = self._read(event.readings, self._shift)
-        elif isinstance(event, PassDone):
-            self.passes.append(event)
-        elif isinstance(event, Fault):
-            self.faults.append(event)
-        for observer in self._observers:
-            observer(event)
-        if isinstance(event, Fault) and event.details:
-            self._keep(event)
-
-    def _read(self, readings: Sequence[MemoryReading], shift: float) -> float:
-        """Add readings of one clock, moved so that none lies before what is there."""
-        if readings and self.readings:
-            shift = max(shift, self.readings[-1].seconds - readings[0].seconds)
-        self.readings += [dataclasses.replace(r, seconds=r.seconds + shift) for r in readings]
-        return shift
-
-    def measured(self) -> dict[str, Any]:
-        """What was collected since this was last asked: what a pass cost, as plain data."""
-        said = (self.readings, self.faults, self.files)
-        told, self._told = self._told, (len(said[0]), len(said[1]), len(said[2]))
-        return {
-            "ledger": [dataclasses.asdict(reading) for reading in self.readings[told[0] :]],
-            "faults": [_plain_fault(fault) for fault in self.faults[told[1] :]],
-            "files": self.files[told[2] :],
-        }
-
-    def recall(self, measured: Mapping[str, Any]) -> None:
-        """Take over what `measured` said of a pass of the run before."""
-        self._read([MemoryReading(**entry) for entry in measured["ledger"]], 0.0)
-        self.faults += [Fault(**entry) for entry in measured["faults"]]
-        self.files += [name for name in measured["files"] if (self._folder.path / name).exists()]
-        self.measured()  # of that pass already, and so of no other
-
-    def _keep(self, fault: Fault) -> None:
-        """Leave the details of a fault where whoever looks into it finds them."""
-        name = f"stall-{len(self.files) + 1}.txt"
-        self._folder.write_text(name, fault.details)
-        self.files.append(name)
-        self(Note(f"what the workers were doing stands in {self._folder.path / name}."))
 
 
 def run(
@@ -181,7 +120,7 @@ def run(
         output_dir = temporary.path
     folder = RunFolder(output_dir)
     board = Board()
-    journal = _Journal(folder, (*observers, board))
+    journal = Journal(folder, (*observers, board))
     table = open_table(sources, options=options, storage_options=storage_options)
     with folder.lock():
         runner = _Run(
@@ -208,7 +147,7 @@ class _Run:
         table: Table,
         options: Options,
         folder: RunFolder,
-        journal: _Journal,
+        journal: Journal,
         board: Board,
         client: Any,
         storage_options: Secrets,
@@ -544,7 +483,7 @@ class _Run:
             },
             "ledger": [dataclasses.asdict(reading) for reading in self.emit.readings],
             "notes": [dataclasses.asdict(note) for note in self.emit.notes],
-            "faults": [_plain_fault(fault) for fault in self.emit.faults],
+            "faults": [plain_fault(fault) for fault in self.emit.faults],
         }
 
 
@@ -576,11 +515,6 @@ _MATRICES: Mapping[int, tuple[str, ...]] = {
     2: ("spearman.npy", "spearman_columns.txt"),
     4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),
 }
-
-
-def _plain_fault(fault: Fault) -> dict[str, Any]:
-    """A fault without its details, which have a file of their own."""
-    return {"kind": fault.kind, "stage": fault.stage, "count": fault.count}
 
 
 def _digest(path: Path) -> str | None:
@@ -621,15 +555,10 @@ def plan_run(
         columns = len(table.features)
     if not rows or not columns:
         raise InputError("give Parquet files, or both --rows and --columns.")
-    workers = options.workers or os.cpu_count() or 1
-    limit = options.memory_limit or _own_memory() // workers
+    cores, memory = own_machine()
+    workers = options.workers or max(1, cores // options.threads_per_worker)
+    limit = options.memory_limit or memory // workers
     return make_plan(rows, columns, options, Machine(workers, options.threads_per_worker, limit))
-
-
-def _own_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def _version() -> str:

@@ -358,7 +358,7 @@ def _plan_ranking(n_rows: int, n_columns: int, row_group: int, machine: Machine)
         + machine.threads * memory.ranking_bytes(n_rows, widest, row_group),
         bytes_read=n_rows * n_columns * 8,
         operations=n_rows * n_columns * math.log2(max(n_rows, 2)),
-        shape=f"{len(blocks)} blocks of {widest} columns",
+        shape=f"{_counted(len(blocks), 'block')} of {widest} columns",
     )
 
 
@@ -379,9 +379,13 @@ def _plan_grid(
 
 
 def _shape(tiling: Tiling) -> str:
-    tiles = f"{len(tiling.tiles)} tiles of {tiling.widest} columns"
+    tiles = f"{_counted(len(tiling.tiles), 'tile')} of {tiling.widest} columns"
     splits = len(tiling.splits)
     return tiles if splits == 1 else f"{tiles} x {splits} row splits"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _width(blocks: Iterable[tuple[int, int]]) -> int:

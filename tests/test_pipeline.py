@@ -19,11 +19,14 @@ import dpipe
 from dpipe import plan
 from dpipe.cli import main as command_line
 from dpipe.communities import find_communities
+from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
+from dpipe.pipeline import plan_run
 from dpipe.representatives import choose
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
+from dpipe.session import open_session
 from dpipe.verify import verify
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
@@ -32,6 +35,15 @@ OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_thres
 @pytest.fixture(scope="module")
 def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_parts(mixed_table(1200), tmp_path_factory.mktemp("mixed") / "table", parts=3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_plan_is_made_for_the_workers_a_run_would_open(threads: int) -> None:
+    options = Options(device="cpu", threads_per_worker=threads)
+    machine = plan_run(None, options, rows=1000, columns=10).machine
+    with open_session(options) as session:
+        opened = session.n_workers, session.threads_per_worker, session.memory_limit
+    assert (machine.workers, machine.threads, machine.memory) == opened
 
 
 def rows_of(result: Selection) -> dict[str, Any]:

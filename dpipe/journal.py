@@ -1,0 +1,89 @@
+"""What a run says about itself, collected for run.json.
+
+Covers: notes, the ledger, finished passes and faults as they are told; what a pass cost, for the
+run that takes it over from a checkpoint.
+Does not cover: showing any of it while the run lasts (`dpipe.progress`, `dpipe.dashboard`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpipe.model import Emit, Event, Fault, MemoryRead, MemoryReading, Note, PassDone
+from dpipe.runfolder import RunFolder
+
+
+class Journal:
+    """Collects what a run says, and passes it on.
+
+    Parameters
+    ----------
+    folder
+        Where the details of a fault are left.
+    observers
+        Called with every event.
+    """
+
+    def __init__(self, folder: RunFolder, observers: Sequence[Emit]) -> None:
+        self._folder = folder
+        self._observers = tuple(observers)
+        self.notes: list[Note] = []
+        self.readings: list[MemoryReading] = []
+        self.passes: list[PassDone] = []
+        self.faults: list[Fault] = []
+        self.files: list[str] = []
+        self._shift = 0.0  # of this session's clock, behind the readings of a run before
+        self._told = (0, 0, 0)
+
+    def __call__(self, event: Event) -> None:
+        """Collect an event and tell every observer."""
+        if isinstance(event, Note):
+            self.notes.append(event)
+        elif isinstance(event, MemoryRead):
+            self._shift = self._read(event.readings, self._shift)
+        elif isinstance(event, PassDone):
+            self.passes.append(event)
+        elif isinstance(event, Fault):
+            self.faults.append(event)
+        for observer in self._observers:
+            observer(event)
+        if isinstance(event, Fault) and event.details:
+            self._keep(event)
+
+    def _read(self, readings: Sequence[MemoryReading], shift: float) -> float:
+        """Add readings of one clock, moved so that none lies before what is there."""
+        if readings and self.readings:
+            shift = max(shift, self.readings[-1].seconds - readings[0].seconds)
+        self.readings += [dataclasses.replace(r, seconds=r.seconds + shift) for r in readings]
+        return shift
+
+    def measured(self) -> dict[str, Any]:
+        """What was collected since this was last asked: what a pass cost, as plain data."""
+        said = (self.readings, self.faults, self.files)
+        told, self._told = self._told, (len(said[0]), len(said[1]), len(said[2]))
+        return {
+            "ledger": [dataclasses.asdict(reading) for reading in self.readings[told[0] :]],
+            "faults": [plain_fault(fault) for fault in self.faults[told[1] :]],
+            "files": self.files[told[2] :],
+        }
+
+    def recall(self, measured: Mapping[str, Any]) -> None:
+        """Take over what `measured` said of a pass of the run before."""
+        self._read([MemoryReading(**entry) for entry in measured["ledger"]], 0.0)
+        self.faults += [Fault(**entry) for entry in measured["faults"]]
+        self.files += [name for name in measured["files"] if (self._folder.path / name).exists()]
+        self.measured()  # of that pass already, and so of no other
+
+    def _keep(self, fault: Fault) -> None:
+        """Leave the details of a fault where whoever looks into it finds them."""
+        name = f"stall-{len(self.files) + 1}.txt"
+        self._folder.write_text(name, fault.details)
+        self.files.append(name)
+        self(Note(f"what the workers were doing stands in {self._folder.path / name}."))
+
+
+def plain_fault(fault: Fault) -> dict[str, Any]:
+    """A fault without its details, which have a file of their own."""
+    return {"kind": fault.kind, "stage": fault.stage, "count": fault.count}
