@@ -905,6 +905,27 @@ def test_column_is_found_and_read_with_the_keyboard_alone(browser: Browser, tmp_
 
 
 @needs_browser
+def test_rows_on_one_spot_make_a_larger_point(browser: Browser, tmp_path: Path) -> None:
+    rows = [decision("a"), dropped("b", "a")]
+    codes = np.array([[1, 1, 1, 1, 255, 255, 0], [1, 1, 1, 255, 255, 255, 255]], np.uint8)
+    browser.open(write_report(write_run(tmp_path, rows, sample=(["a", "b"], codes))))
+    browser.one("#find").send_keys("b")
+    browser.one("#columns .option").click()
+    points = (
+        "const plots = Bokeh.documents.flatMap((d) => d.roots());"
+        "const plot = plots.find((r) => r.name === 'pair');"
+        "const source = plot && [...plot.references()].find((r) => r.name === 'pair-points');"
+        "if (!source) return [];"
+        "const { x, y, size } = source.data;"
+        "return Array.from(x, (_, k) => [x[k], y[k], (size[k] / 5) ** 2])"
+    )
+    wanted = [[0.0, 0.0, 3.0], [0.0, 1.0, 1.0], [1.0, 1.0, 2.0]]  # the seventh row misses a
+    browser.wait(f"return (() => {{{points}}})().length > 0")
+    found = sorted([x, y, round(rows, 6)] for y, x, rows in browser.run(points))
+    assert found == wanted
+
+
+@needs_browser
 def test_dropped_column_is_in_sight_among_many(browser: Browser, tmp_path: Path) -> None:
     rows = [decision("a"), decision("v"), dropped("u", "v", 3, reason="inflated variance")]
     rows += [dropped(f"b{i}", "a", value=0.99 - i * 1e-4) for i in range(90)]

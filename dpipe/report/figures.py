@@ -112,10 +112,9 @@ def pair_figure() -> dict[str, Any]:
             NumeralTickFormatter(format="0.0"),
             ticker=BasicTicker(num_minor_ticks=0, desired_num_ticks=3),
         )
-    points = Scatter(x="x", y="y", size=5, marker="circle", line_color=None, fill_alpha=0.55)
-    plot.add_glyph(
-        ColumnDataSource({"x": [], "y": []}, name="pair-points"), _themed(points, fill_color="kept")
-    )
+    points = Scatter(x="x", y="y", size="size", marker="circle", line_color=None, fill_alpha=0.55)
+    source = ColumnDataSource({"x": [], "y": [], "size": []}, name="pair-points")
+    plot.add_glyph(source, _themed(points, fill_color="kept"))
     return _item(plot)
 
 

@@ -448,19 +448,25 @@
       if (!this.stage) this.stage = make("div", { id: "figure-pair" });
       return make("div", { class: "scatter" }, this.stage,
         make("p", {}, "→ ranks of ", nameOf(a)), make("p", {}, "↑ ranks of ", nameOf(b)),
-        make("p", {}, `on ${plural(this.sample.rows, "row")} of the run`));
+        make("p", {}, `on ${plural(this.sample.rows, "row")}; larger points hold more of them`));
     },
     async show(a, b) {
       if (!this.has(a) || !this.has(b)) return;
       if (!this.drawn) this.drawn = drawFigure("pair");
       const plot = await this.drawn;
       const { rows, codes, slot } = this.sample;
-      const x = [], y = [];
+      const spots = new Map(); // columns of few values put many rows on one spot
       for (let r = 0; r < rows; r++) {
         const u = codes[slot.get(a) * rows + r], v = codes[slot.get(b) * rows + r];
-        if (u && v) { x.push((u - 1) / 254); y.push((v - 1) / 254); }
+        if (!u || !v) continue;
+        const spot = spots.get(256 * u + v) ?? { x: (u - 1) / 254, y: (v - 1) / 254, rows: 0 };
+        spot.rows++;
+        spots.set(256 * u + v, spot);
       }
-      model(plot, "pair-points").data = { x, y };
+      const all = [...spots.values()];
+      model(plot, "pair-points").data = {
+        x: all.map((spot) => spot.x), y: all.map((spot) => spot.y), size: all.map((spot) => 5 * Math.sqrt(spot.rows)),
+      };
     },
   };
 
