@@ -448,7 +448,7 @@
       if (!this.stage) this.stage = make("div", { id: "figure-pair" });
       return make("div", { class: "scatter" }, this.stage,
         make("p", {}, "→ ranks of ", nameOf(a)), make("p", {}, "↑ ranks of ", nameOf(b)),
-        make("p", {}, `on ${plural(this.sample.rows, "row")}; larger points hold more of them`));
+        make("p", {}, `${plural(this.sample.rows, "row")}; larger points hold more`));
     },
     async show(a, b) {
       if (!this.has(a) || !this.has(b)) return;
