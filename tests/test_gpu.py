@@ -279,7 +279,7 @@ def test_select__computes_smaller_tiles_on_a_card_that_is_full(
         quartered.append(1)
         return in_quarters(*arguments)
 
-    monkeypatch.setattr(tiles, "in_quarters", counted)
+    monkeypatch.setattr(tiles.moments, "in_quarters", counted)
     monkeypatch.setitem(standin.limit, "bytes", 200_000)
     there = small(folder, threads)
     assert quartered
@@ -300,14 +300,14 @@ def test_select__reads_a_piece_once_while_it_is_kept(
     monkeypatch.setattr(plan, "_WIDEST_ON_DEVICE", {1: 8, BASIS: 8})
     monkeypatch.setattr(plan, "_NARROWEST_TILE", 8)
     reads: Counter[Any] = Counter()
-    read_piece = tiles.read_piece
+    read_piece = tiles.moments.read_piece
 
     def counted(store: Any, catalogue: Any, columns: Any, start: int, stop: int) -> Any:
         if isinstance(columns, range):  # a block; single columns are read to settle pairs
             reads[id(catalogue), columns, start, stop] += 1
         return read_piece(store, catalogue, columns, start, stop)
 
-    monkeypatch.setattr(tiles, "read_piece", counted)
+    monkeypatch.setattr(tiles.moments, "read_piece", counted)
     kept.pieces.clear()
     small(folder, threads)
     assert len(reads) >= 8
@@ -439,7 +439,7 @@ def test_similarity__on_a_card_that_is_full_equals_the_cpu(
     pool = cupy.get_default_memory_pool()
     allocator = cupy.cuda.get_allocator()
     cupy.cuda.set_allocator(pool.malloc)
-    monkeypatch.setattr(tiles, "in_quarters", counted)
+    monkeypatch.setattr(tiles.moments, "in_quarters", counted)
     monkeypatch.setattr(memory, "KEPT_SHARE", 0)
     try:
         with workers_here(monkeypatch, threads=1) as worker:

@@ -1,0 +1,29 @@
+"""What a task of the tile grid does: read pieces of the rank store, return or leave small arrays.
+
+Covers: own moments of a column block, moments of a tile over a row split, turning moments into
+similarities and edges, settling single pairs exactly.
+Does not cover: which tasks there are (`dpipe.plan`) and when they run (`dpipe.execute`).
+
+Every function here is pure but for finished files in the store: it names its input by paths and
+integers, may run twice, and on any worker.
+"""
+
+from dpipe.tiles.edges import least_by_own_ranks, tile_finish, tile_whole
+from dpipe.tiles.job import Job, own_name, settled_name, tile_name
+from dpipe.tiles.moments import merge, moments_partial, own_finish, own_partial
+from dpipe.tiles.settle import settle
+
+__all__ = [
+    "Job",
+    "least_by_own_ranks",
+    "merge",
+    "moments_partial",
+    "own_finish",
+    "own_name",
+    "own_partial",
+    "settle",
+    "settled_name",
+    "tile_finish",
+    "tile_name",
+    "tile_whole",
+]

@@ -1,0 +1,168 @@
+"""From a tile's moments to its similarities and edges.
+
+Covers: every measure of a tile, the fused similarity that decides, the pairs at or above the
+threshold and those that may have to be settled, the files of finished tiles.
+Does not cover: forming moments (`dpipe.tiles.moments`), settling (`dpipe.tiles.settle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.backend import Array, retried, to_host
+from dpipe.kernels.measures import MEASURES, Measure
+from dpipe.kernels.moments import Moments
+from dpipe.kernels.own import Own
+from dpipe.rankstore import Catalogue, Store
+from dpipe.tiles.job import Job, open_job, own_of, tile_name
+from dpipe.tiles.moments import tile
+
+
+def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> int:
+    """Turn a tile's moments into similarities and edges and leave them; returns the edges' number.
+
+    The file holds ``i``, ``j`` (catalogue numbers), ``value`` and ``exact`` of each edge, and
+    ``matrix_NAME`` of each measure when the job wants matrices.
+    """
+    job, catalogue = open_job(store, folder)
+    values = _similarities(store, job, i, j, moments)
+    arrays = _edges(job, catalogue, i, j, values, to_host(moments.count))
+    if job.matrix:
+        for name, value in values.items():
+            arrays[f"matrix_{name}"] = value.astype(MEASURES[name].dtype)
+    store.write_arrays(tile_name(folder, i, j), arrays)
+    return len(arrays["i"])
+
+
+def tile_whole(store: Store, folder: str, i: int, j: int) -> int:
+    """A tile that is not split over rows, from reading to edges in one task."""
+    return tile_finish(store, folder, i, j, tile(store, folder, i, j, 0))
+
+
+def _similarities(
+    store: Store, job: Job, i: int, j: int, moments: Moments
+) -> dict[str, NDArray[np.float64]]:
+    """Each measure's (b_i, b_j) similarities, NaN where undefined, a unit diagonal."""
+    own_i = own_of(store, job, i)
+    own_j = own_i if i == j else own_of(store, job, j)
+    count = to_host(moments.count)
+    values = {}
+    for measure in job.specs:
+        value = _contract(job, measure, moments, own_i, own_j)
+        if measure.pairwise:
+            value = np.where(count < job.min_valid, np.nan, value)
+        if i == j:
+            diagonal = np.arange(len(value))
+            value = (value + value.T) / 2
+            value[diagonal, diagonal] = np.where(np.isnan(value[diagonal, diagonal]), np.nan, 1.0)
+        values[measure.name] = value
+    return values
+
+
+def _contract(
+    job: Job, measure: Measure, moments: Moments, own_i: Own | None, own_j: Own | None
+) -> NDArray[np.float64]:
+    """One measure of a tile, computed where the job computes; on the host if a card is full."""
+
+    def on(place: Callable[[Moments], Moments]) -> NDArray[np.float64]:
+        return to_host(measure.contract(place(moments), own_i, own_j, job.parameters))
+
+    return retried(
+        job.device, lambda: on(lambda m: m.on_device(job.device)), lambda: on(Moments.to_host)
+    )
+
+
+def fuse(job: Job, values: Mapping[str, Array]) -> Array:
+    """The weighted mean of the measures: the similarity that decides."""
+    weighted = [
+        weight * values[name]
+        for name, weight in zip(job.measures, job.weights, strict=True)
+        if weight > 0
+    ]
+    return sum(weighted) / sum(job.weights)
+
+
+def _edges(
+    job: Job,
+    catalogue: Catalogue,
+    i: int,
+    j: int,
+    values: Mapping[str, NDArray[np.float64]],
+    count: NDArray[np.float64],
+) -> dict[str, NDArray[Any]]:
+    """Pairs at or above the threshold, and those below it that may yet have to be settled."""
+    if not job.weights:
+        empty = np.empty(0)
+        return {"i": empty.astype(int), "j": empty.astype(int), "value": empty, "exact": empty > 0}
+    fused = fuse(job, values)
+    (first_i, last_i), (first_j, last_j) = job.tiling.blocks[i], job.tiling.blocks[j]
+    least: float | NDArray[np.float64] = job.threshold - job.margin
+    if job.tiling.functions == 1:
+        n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
+        least = least_by_own_ranks(job.threshold, count, n_i, n_j)
+    found = np.abs(fused) >= least - 1e-6  # never true of NaN
+    if job.exact:
+        found |= ~np.isnan(fused)
+    if i == j:
+        found = np.triu(found, 1)
+    rows, columns = np.nonzero(found)
+    value = fused[rows, columns]
+    rows, columns = rows + first_i, columns + first_j
+    exact = _is_exact(job, catalogue, rows, columns, value)
+    return {"i": rows, "j": columns, "value": value, "exact": exact}
+
+
+def least_by_own_ranks(
+    threshold: float,
+    count: NDArray[np.float64],
+    n_i: NDArray[np.int64],
+    n_j: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """How small abs(rho) by own ranks can be where rho by ranks inside the pair is `threshold`.
+
+    Own ranks of a column that loses the share l of its valid rows to the pair are (1 - l) t + l G
+    with the pair's ranks t and some distribution function G. Their angle to t is widest where G
+    is a step, and then arcsin l; angles add up at worst.
+
+    Parameters
+    ----------
+    threshold
+        Rho inside the pair, above 1 where no pair is wanted.
+    count
+        Common rows (b_i, b_j), or any shape that broadcasts to it.
+    n_i, n_j
+        Valid rows of each column, (b_i, 1) and (1, b_j).
+
+    Examples
+    --------
+    >>> least = least_by_own_ranks(0.95, np.array([[90.0]]), np.array([[100]]), np.array([[90]]))
+    >>> least.round(3)
+    array([[0.914]])
+    """
+    if threshold > 1:
+        return np.full(np.broadcast_shapes(count.shape, n_i.shape, n_j.shape), threshold)
+    angle = np.arccos(threshold)
+    for n in (n_i, n_j):
+        angle = angle + np.arcsin(np.clip(1 - count / np.maximum(n, 1), 0, 1))
+    return np.asarray(np.cos(np.minimum(angle, np.pi / 2)))
+
+
+def _is_exact(
+    job: Job,
+    catalogue: Catalogue,
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    value: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Whether a pair's value needs no settling.
+
+    Spearman of two columns with the same valid rows is exact: their own ranks are the pair's.
+    A float32 measure is good enough anywhere but near the threshold.
+    """
+    if job.tiling.functions == 1:
+        return np.asarray(catalogue.pattern[i] == catalogue.pattern[j])
+    return np.asarray(np.abs(np.abs(value) - job.threshold) > job.margin)

@@ -1,0 +1,126 @@
+"""What the tasks of one tile grid share, and where they find it.
+
+Covers: the job as a record in the store, the catalogue of columns beside it, the columns' own
+moments, the names of the files that tasks leave.
+Does not cover: which tasks there are (`dpipe.plan`), what they do (the modules beside this one).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from dpipe.kernels.measures import MEASURES, Measure
+from dpipe.kernels.own import Own
+from dpipe.plan import Tiling
+from dpipe.rankstore import Catalogue, Store, load_catalogue
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the tasks of one grid share; stored as JSON beside what they leave.
+
+    Attributes
+    ----------
+    folder
+        Prefix of the job's files in the store.
+    tiling
+        The grid.
+    measures
+        Names in `dpipe.kernels.measures.MEASURES`, all of one basis size.
+    weights
+        Weight of each measure in the similarity that makes edges; none to make no edges.
+    parameters
+        Parameters of the measures.
+    threshold
+        Similarity that makes an edge.
+    margin
+        How far below the threshold a pair is still reported, because a float32 measure has to be
+        settled there. (Spearman with missing cells has a bound of its own, `least_by_own_ranks`.)
+    exact
+        Whether every pair that may have to be settled is reported, however weak.
+    min_valid
+        Fewest common rows of a pair.
+    matrix
+        Whether tasks leave the similarities of their tile, to be assembled into a matrix.
+    device
+        "cpu" or "gpu".
+    precision
+        Of float32 products on a device: "float32" or "tf32".
+    kept_bytes
+        Bytes of pieces of the rank store that a worker may keep on its device between tasks.
+    """
+
+    folder: str
+    tiling: Tiling
+    measures: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    threshold: float = 0.0
+    margin: float = 0.0
+    exact: bool = False
+    min_valid: int = 2
+    matrix: bool = True
+    device: str = "cpu"
+    precision: str = "float32"
+    kept_bytes: int = 0
+
+    def save(self, store: Store) -> None:
+        """Write the job where its tasks find it."""
+        store.write_json(f"{self.folder}/job.json", dataclasses.asdict(self))
+
+    @property
+    def specs(self) -> tuple[Measure, ...]:
+        """The measures themselves."""
+        return tuple(MEASURES[name] for name in self.measures)
+
+    @property
+    def needs_own(self) -> bool:
+        """Whether the columns' own moments come first."""
+        return self.tiling.functions > 1 or any(measure.needs_own for measure in self.specs)
+
+
+@lru_cache(maxsize=4)
+def _load_job(store: Store, folder: str) -> Job:
+    """Read a job (kept for the next task of the same grid)."""
+    content = store.read_json(f"{folder}/job.json")
+    tiling = content.pop("tiling")
+    for name in ("blocks", "splits"):
+        tiling[name] = tuple(tuple(pair) for pair in tiling[name])
+    for name in ("measures", "weights"):
+        content[name] = tuple(content[name])
+    return Job(tiling=Tiling(**tiling), **content)
+
+
+def open_job(store: Store, folder: str) -> tuple[Job, Catalogue]:
+    """The job of a folder and the catalogue of its columns."""
+    return _load_job(store, folder), load_catalogue(store, f"{folder}/catalogue.npz")
+
+
+def own_name(folder: str, block: int) -> str:
+    """File of a block's own moments."""
+    return f"{folder}/own-{block:05d}.npz"
+
+
+def tile_name(folder: str, i: int, j: int) -> str:
+    """File of a finished tile."""
+    return f"{folder}/tile-{i:05d}-{j:05d}.npz"
+
+
+def settled_name(folder: str, key: str, start: int, stop: int) -> str:
+    """File of the pairs `start` to `stop` of a list, settled."""
+    return f"{folder}/settled-{key}-{start}-{stop}.npz"
+
+
+@lru_cache(maxsize=8)
+def load_own(store: Store, folder: str, block: int) -> Own:
+    """The own moments of a block of columns (kept for the next tiles of that block)."""
+    return Own(**store.read_arrays(own_name(folder, block)))
+
+
+def own_of(store: Store, job: Job, block: int) -> Own | None:
+    """The own moments of a block of columns, None where no measure of the job needs them."""
+    return load_own(store, job.folder, block) if job.needs_own else None

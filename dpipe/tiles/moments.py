@@ -1,0 +1,211 @@
+"""Moments of columns and of tiles: the tasks that read the rank store.
+
+Covers: own moments of a column block, moments of a tile over a row split, pieces of the store where
+the job computes, smaller pieces on a card that is full, adding moments.
+Does not cover: what moments become (`dpipe.tiles.edges`).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TypeVar
+
+import numpy as np
+
+from dpipe import kept
+from dpipe.backend import (
+    Array,
+    free_device_memory,
+    out_of_device_memory,
+    retried,
+    set_precision,
+    to_device,
+    to_host,
+)
+from dpipe.errors import ResourceError
+from dpipe.kernels.moments import (
+    Moments,
+    Piece,
+    Scratch,
+    expand_ranks,
+    expand_whitened,
+    in_quarters,
+    tile_moments,
+)
+from dpipe.kernels.own import Own, OwnSums, own_sums, whitened
+from dpipe.rankstore import Catalogue, Store, read_piece
+from dpipe.tiles.job import Job, open_job, own_name, own_of
+
+_SUMMED_ROWS = 2048  # a few columns of them stay in a core's cache through all functions
+
+
+def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
+    """Own sums of one column block over one row split (host arrays)."""
+    job, catalogue = open_job(store, folder)
+
+    def sums(strip_rows: int, keep: bool = True) -> OwnSums:
+        parts = []
+        for start, stop in _chunks(job, split):
+            scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
+            for row in range(0, stop - start, strip_rows):
+                strip = slice(row, row + strip_rows)
+                mask = None if valid is None else valid[:, strip]
+                parts.append(
+                    own_sums(scores[:, strip].astype("float64"), job.tiling.functions, mask)
+                )
+        total = reduce(OwnSums.__iadd__, parts)
+        return OwnSums(to_host(total.count), to_host(total.total))
+
+    first, last = job.tiling.blocks[block]
+    strip = _SUMMED_ROWS if job.device == "cpu" else job.tiling.chunk_rows
+    what = f"{last - first} columns"
+    return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS, keep=False), what, job.device)
+
+
+def own_finish(store: Store, folder: str, block: int, parts: Sequence[OwnSums]) -> None:
+    """Leave a block's own moments for the tiles."""
+    own = whitened(reduce(OwnSums.__iadd__, parts))
+    store.write_arrays(own_name(folder, block), own.arrays())
+
+
+def moments_partial(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
+    """Moments of tile (i, j) over one row split (host arrays, float64)."""
+    return tile(store, folder, i, j, split).to_host()
+
+
+def tile(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
+    """Moments of tile (i, j) over one row split, in float64 where the job computes.
+
+    A device without room for the tile gets it in quarters, which are put together on the host.
+    """
+    job, catalogue = open_job(store, folder)
+    set_precision(job.device, job.precision)
+    whole = (slice(None), slice(None) if i != j else None)
+
+    def accumulate(sides: tuple[slice, slice | None], parts: int) -> Moments:
+        keep = parts == 1  # a card that is full has no room for what is not needed now
+        expand_i = _expander(store, job, catalogue, i, sides[0], keep)
+        expand_j = None
+        if sides[1] is not None:
+            expand_j = _expander(store, job, catalogue, j, sides[1], keep)
+        total: Moments | None = None
+        scratch = Scratch()
+        for start, stop in _chunks(job, split, parts):
+            right = None if expand_j is None else expand_j(start, stop)
+            moments = tile_moments(expand_i(start, stop), right, scratch)
+            if total is None:
+                total = moments.total()
+            else:
+                total += moments
+        assert total is not None, "a split has at least one chunk"
+        return total
+
+    def smaller() -> Moments:
+        widths = [stop - start for start, stop in (job.tiling.blocks[i], job.tiling.blocks[j])]
+        if min(widths) < 2:
+            return accumulate(whole, 2).to_host()
+        halves = [_halves(width) for width in widths]
+
+        def quarter(a: int, b: int) -> Moments:
+            right = None if i == j and a == b else halves[1][b]
+            return accumulate((halves[0][a], right), 2).to_host()
+
+        masked = [_has_masks(job, catalogue, block) for block in (i, j)]
+        return in_quarters(quarter, i == j, (masked[0], masked[1]))
+
+    what = f"a tile of {job.tiling.widest} columns"
+    return _on_card(lambda: accumulate(whole, 1), smaller, what, job.device)
+
+
+def _chunks(job: Job, split: int, parts: int = 1) -> list[tuple[int, int]]:
+    """The rows of a split as its task works through them; `parts` makes them that much shorter."""
+    start, stop = job.tiling.splits[split]
+    step = max(1, job.tiling.chunk_rows // parts)
+    return [(row, min(row + step, stop)) for row in range(start, stop, step)]
+
+
+def _has_masks(job: Job, catalogue: Catalogue, block: int) -> bool:
+    return bool(np.any(catalogue.valid_slot[slice(*job.tiling.blocks[block])] >= 0))
+
+
+def _halves(size: int) -> tuple[slice, slice]:
+    return slice(0, (size + 1) // 2), slice((size + 1) // 2, size)
+
+
+_T = TypeVar("_T")
+
+
+def _on_card(first: Callable[[], _T], smaller: Callable[[], _T], what: str, device: str) -> _T:
+    """`first`, or `smaller` on a card that is full; says what to do when that fails as well."""
+
+    def last() -> _T:
+        kept.pieces.clear()
+        free_device_memory()
+        try:
+            return smaller()
+        except Exception as error:
+            if not out_of_device_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        raise ResourceError(
+            f"the card has no memory for {what}, nor for smaller pieces of it; end what else "
+            "uses the card (nvidia-smi shows it), lower --threads-per-worker or choose "
+            "--device cpu, then run the same command again to continue."
+        )
+
+    return retried(device, first, last)
+
+
+def _expander(
+    store: Store, job: Job, catalogue: Catalogue, block: int, part: slice, keep: bool
+) -> Callable[[int, int], Piece]:
+    """A function giving the functions of block `block`, or part of it, on rows [start, stop)."""
+    own = own_of(store, job, block)
+    change = None
+    if own is not None and job.tiling.functions > 1:
+        change = own[part].on_device(job.device)
+    scratch = Scratch()
+
+    def expand(start: int, stop: int) -> Piece:
+        scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
+        return functions_of(scores[part], None if valid is None else valid[part], change, scratch)
+
+    return expand
+
+
+def functions_of(
+    scores: Array,
+    valid: Array | None,
+    change: Own | None,
+    scratch: Scratch | None = None,
+    dtype: str = "float32",
+) -> Piece:
+    """Functions of some columns; `change` is their change of basis when K > 1."""
+    if change is None:
+        return expand_ranks(scores, valid, scratch)
+    return expand_whitened(scores, valid, change, dtype, scratch)
+
+
+def _piece(
+    store: Store, job: Job, catalogue: Catalogue, block: int, start: int, stop: int, keep: bool
+) -> tuple[Array, Array | None]:
+    """Scores and validity of a column block on rows [start, stop), where the job computes."""
+    columns = range(*job.tiling.blocks[block])
+    if job.device == "cpu":
+        return read_piece(store, catalogue, columns, start, stop)
+    key = (store, job.folder, block, start, stop)
+    piece = kept.pieces.get(key)
+    if piece is None:
+        scores, valid = read_piece(store, catalogue, columns, start, stop)
+        mask = None if valid is None else to_device(valid, job.device)
+        piece = (to_device(scores, job.device), mask)
+        if keep:
+            kept.pieces.put(key, piece, job.kept_bytes)
+    return piece
+
+
+def merge(parts: Sequence[Moments]) -> Moments:
+    """The sum of moments over disjoint rows; an inner node of the tree-sum."""
+    return reduce(Moments.__iadd__, parts[1:], parts[0].copy())

@@ -1,0 +1,104 @@
+"""Single pairs measured exactly: inside the pair's own rows, or in float64 throughout.
+
+Covers: a task that settles part of a list of pairs and leaves their values in the store.
+Does not cover: which pairs are in doubt (`dpipe.tiles.edges`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.backend import retried, to_device, to_host
+from dpipe.kernels.moments import Moments, tile_moments
+from dpipe.kernels.own import Own
+from dpipe.kernels.rerank import joint_spearman
+from dpipe.rankstore import Catalogue, Store, read_piece
+from dpipe.tiles.edges import fuse
+from dpipe.tiles.job import Job, load_own, open_job
+from dpipe.tiles.moments import functions_of
+
+
+def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
+    """Leave the exact similarities of the pairs `start` to `stop` of a list in the store."""
+    job, catalogue = open_job(store, folder)
+    pairs = _load_pairs(store, listed)
+    i, j = pairs["i"][start:stop], pairs["j"][start:stop]
+    store.write_arrays(name, {"value": _settled(store, job, catalogue, i, j)})
+
+
+def _settled(
+    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Exact similarities of pairs that are ordered by their validity patterns."""
+    if job.tiling.functions > 1:
+        return np.array(
+            [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]
+        )
+    values = np.empty(len(i))
+    changes = np.diff(catalogue.pattern[i]) | np.diff(catalogue.pattern[j])
+    for group in np.split(np.arange(len(i)), np.flatnonzero(changes) + 1):
+        values[group] = _rerank(store, job, catalogue, i[group], j[group])
+    return values
+
+
+@lru_cache(maxsize=2)
+def _load_pairs(store: Store, name: str) -> dict[str, NDArray[np.int64]]:
+    return store.read_arrays(name)
+
+
+def _rerank(
+    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Rank again inside each pair; the pairs share one pair of validity patterns."""
+    left, index_i = np.unique(i, return_inverse=True)
+    right, index_j = np.unique(j, return_inverse=True)
+    columns = np.concatenate([left, right]).tolist()
+    scores, valid = read_piece(store, catalogue, columns, 0, catalogue.n_rows)
+    assert valid is not None, "pairs of complete columns are never in doubt"
+    joint = valid[0] & valid[-1]
+    if np.count_nonzero(joint) < job.min_valid:
+        return np.full(len(i), np.nan)
+    scores = scores[:, joint]
+
+    def rho(device: str) -> NDArray[np.float64]:
+        ranked = to_device(scores, device)
+        return to_host(joint_spearman(ranked[: len(left)], ranked[len(left) :]))
+
+    return retried(job.device, lambda: rho(job.device), lambda: rho("cpu"))[index_i, index_j]
+
+
+def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -> float:
+    """The fused similarity of one pair in float64 throughout."""
+    own = [_own_of_column(store, job, column) for column in (i, j)]
+    changes = [of_one.on_device(job.device) for of_one in own]
+    total: Moments | None = None
+    step = job.tiling.chunk_rows * 8
+    for start in range(0, catalogue.n_rows, step):
+        stop = min(start + step, catalogue.n_rows)
+        pieces = []
+        for column, change in zip((i, j), changes, strict=True):
+            scores, valid = read_piece(store, catalogue, [column], start, stop)
+            ranks = to_device(scores, job.device)
+            mask = None if valid is None else to_device(valid, job.device)
+            pieces.append(functions_of(ranks, mask, change, dtype="float64"))
+        moments = tile_moments(pieces[0], pieces[1])
+        total = moments.total() if total is None else total.__iadd__(moments)
+    assert total is not None
+    moments = total.to_host()
+    if moments.count[0, 0] < job.min_valid:
+        return float("nan")
+    values = {
+        measure.name: to_host(measure.contract(moments, own[0], own[1], job.parameters))
+        for measure in job.specs
+    }
+    return float(fuse(job, values)[0, 0])
+
+
+def _own_of_column(store: Store, job: Job, column: int) -> Own:
+    for block, (start, stop) in enumerate(job.tiling.blocks):
+        if start <= column < stop:
+            return load_own(store, job.folder, block)[column - start : column - start + 1]
+    raise IndexError(column)
