@@ -1,0 +1,165 @@
+"""The columns a pass works on, and reading pieces of them.
+
+Covers: the catalogue in the order tiles address it, (columns, rows) pieces of scores and validity.
+Does not cover: writing blocks (`dpipe.rankstore.blocks`), which columns a pass gets
+(`dpipe.passes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.rankstore.blocks import StoredColumn, packed_length
+from dpipe.rankstore.store import Reader, Store
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The columns a pass works on, in the order its tiles address them: complete ones first.
+
+    Arrays of one entry per column: ``block``, ``slot`` and ``valid_slot`` say where it lies,
+    ``pattern`` numbers its set of valid rows (0: complete), ``n_valid`` counts them. ``rows``
+    (sorted) restricts the pass to a draw of rows; empty means all.
+    """
+
+    n_stored: int
+    block: NDArray[np.int64]
+    slot: NDArray[np.int64]
+    valid_slot: NDArray[np.int64]
+    pattern: NDArray[np.int64]
+    n_valid: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows a pass over this catalogue sees."""
+        return len(self.rows) or self.n_stored
+
+    @property
+    def n_complete(self) -> int:
+        """Columns without a missing cell; they come first."""
+        return int(np.count_nonzero(self.valid_slot < 0))
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def save(self, store: Store, name: str) -> None:
+        """Write the catalogue where the tasks of a pass find it."""
+        arrays = {key: np.asarray(value) for key, value in vars(self).items()}
+        store.write_arrays(name, arrays)
+
+
+def build_catalogue(
+    columns: Mapping[str, tuple[int, StoredColumn]],
+    n_rows: int,
+    rows: NDArray[np.int64] | None = None,
+) -> tuple[Catalogue, tuple[str, ...]]:
+    """The catalogue of some stored columns and their names in its order.
+
+    Parameters
+    ----------
+    columns
+        Name -> (block number, where it lies in the block).
+    n_rows
+        Rows of the store.
+    rows
+        Sorted draw of rows to restrict the pass to.
+    """
+    order = sorted(
+        columns,
+        key=lambda name: (
+            columns[name][1].valid_slot >= 0,
+            columns[name][0],
+            columns[name][1].slot,
+        ),
+    )
+    stored = [columns[name] for name in order]
+    patterns = {"": 0}
+    for _, column in stored:
+        patterns.setdefault(column.pattern, len(patterns))
+    catalogue = Catalogue(
+        n_stored=n_rows,
+        block=np.array([block for block, _ in stored], dtype=np.int64),
+        slot=np.array([column.slot for _, column in stored], dtype=np.int64),
+        valid_slot=np.array([column.valid_slot for _, column in stored], dtype=np.int64),
+        pattern=np.array([patterns[column.pattern] for _, column in stored], dtype=np.int64),
+        n_valid=np.array([column.statistics.n_valid for _, column in stored], dtype=np.int64),
+        rows=np.empty(0, dtype=np.int64) if rows is None else rows,
+    )
+    return catalogue, tuple(order)
+
+
+@lru_cache(maxsize=4)
+def load_catalogue(store: Store, name: str) -> Catalogue:
+    """Read a catalogue (kept for the next task of the same pass)."""
+    arrays = store.read_arrays(name)
+    return Catalogue(n_stored=int(arrays.pop("n_stored")), **arrays)
+
+
+def read_piece(
+    store: Store, catalogue: Catalogue, columns: Sequence[int] | range, start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Scores and validity of some columns on the pass's rows `start` to `stop`.
+
+    Returns
+    -------
+    scores
+        (len(columns), stop - start) float32 centred ranks, 0 where missing.
+    valid
+        The same shape, bool; None when all of these columns are complete.
+    """
+    if len(catalogue.rows):
+        wanted = catalogue.rows[start:stop]
+        first, last = int(wanted[0]), int(wanted[-1]) + 1
+        scores, valid = _read_rows(store, catalogue, columns, first, last)
+        chosen = wanted - first
+        return scores[:, chosen], None if valid is None else valid[:, chosen]
+    return _read_rows(store, catalogue, columns, start, stop)
+
+
+def _read_rows(
+    store: Store, catalogue: Catalogue, columns: Sequence[int] | range, start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    index = np.asarray(columns, dtype=np.int64)
+    scores = np.empty((len(index), stop - start), dtype=np.float32)
+    incomplete = bool(np.any(catalogue.valid_slot[index] >= 0))
+    first_byte, last_byte = start // 8, packed_length(stop)
+    bits = np.full((len(index) if incomplete else 0, last_byte - first_byte), 255, dtype=np.uint8)
+    for block in np.unique(catalogue.block[index]):
+        places = np.flatnonzero(catalogue.block[index] == block)
+        with store.reader(f"block-{block:05d}.f32") as reader:
+            _fill_scores(reader, scores, places, catalogue.slot[index], start, catalogue.n_stored)
+        masked = [place for place in places if catalogue.valid_slot[index[place]] >= 0]
+        if masked:
+            with store.reader(f"block-{block:05d}.bits") as reader:
+                for place in masked:
+                    slot = int(catalogue.valid_slot[index[place]])
+                    reader.fill(bits[place], slot * packed_length(catalogue.n_stored) + first_byte)
+    if not incomplete:
+        return scores, None
+    valid = np.unpackbits(bits, axis=1, count=None)[:, start - first_byte * 8 :]
+    return scores, valid[:, : stop - start].astype(bool)
+
+
+def _fill_scores(
+    reader: Reader,
+    scores: NDArray[np.float32],
+    places: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    start: int,
+    n_stored: int,
+) -> None:
+    """Fill rows `places` of `scores`; neighbours on disk over all rows come in one read."""
+    whole = scores.shape[1] == n_stored
+    cuts = np.flatnonzero((np.diff(places) != 1) | (np.diff(slots[places]) != 1)) + 1
+    for run in np.split(places, cuts):
+        if whole:
+            reader.fill(scores[run[0] : run[-1] + 1], int(slots[run[0]]) * n_stored * 4)
+        else:
+            for place in run:
+                reader.fill(scores[place], (int(slots[place]) * n_stored + start) * 4)
