@@ -16,7 +16,7 @@ from reference import dense_nhsic, published_rdc
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.measures import BASIS, MEASURES, rdc_draws
 from dpipe.kernels.moments import Moments, expand_ranks, expand_whitened, tile_moments
-from dpipe.kernels.own import Own, OwnSums, own_sums, whitened
+from dpipe.kernels.own import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.rerank import average_ranks, joint_spearman
 
@@ -78,6 +78,15 @@ def matrices(columns: list[Array], names: list[str], chunk: int = 10**9) -> dict
         total = moments.total() if total is None else total.__iadd__(moments)
     assert total is not None
     return {name: MEASURES[name].contract(total, own, own, {}) for name in names}
+
+
+@pytest.mark.parametrize("n", [1, 2, 101, 20_000])
+def test_own_sums_of_untied_columns_are_known_without_looking(n: int) -> None:
+    column = np.random.default_rng(n).permutation(n).astype(float)
+    looked = own_sums(rank_column(column).scores[None].astype(float), BASIS, None)
+    known = untied_sums(n, BASIS)
+    assert known.count == looked.count == n
+    np.testing.assert_allclose(known.total, looked.total, rtol=0, atol=1e-13 * n)
 
 
 def test_basis__is_orthonormal_and_orthogonal_to_one() -> None:

@@ -1,11 +1,14 @@
-"""What a task decides by itself: which pairs with missing cells have to be ranked again.
+"""What a task decides by itself: pairs to rank again, columns whose own moments are known.
 
 Covers: the bound on how far a column's own ranks may turn from its ranks inside a pair, for any
-values, ties and missing cells, and that it is the best there is.
+values, ties and missing cells, and that it is the best there is; own moments of a column block.
 Does not cover: that each such pair is ranked again (`test_pipeline`).
 """
 
 from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dpipe.tiles import least_by_own_ranks
+from dpipe import tiles
+from dpipe.kernels.measures import BASIS
+from dpipe.kernels.own import own_sums, whitened
+from dpipe.kernels.ranks import RankedColumn, rank_column
+from dpipe.model import ColumnStatistics
+from dpipe.plan import Tiling
+from dpipe.rankstore import Store, StoredColumn, build_catalogue, write_block
+from dpipe.tiles import Job, least_by_own_ranks
 
 Array = NDArray[np.float64]
 
@@ -96,3 +106,41 @@ def test_no_threshold_no_pair() -> None:
     least = least_by_own_ranks(np.inf, np.ones((1, 1)), np.ones((3, 1), int), np.ones((1, 2), int))
     assert least.shape == (3, 2)
     assert np.isinf(least).all()
+
+
+def statistics(name: str, ranked: RankedColumn) -> ColumnStatistics:
+    known = {f.name: getattr(ranked, f.name, 0) for f in fields(ColumnStatistics)}
+    return ColumnStatistics(**(known | {"name": name, "n_rows": len(ranked.scores)}))
+
+
+@pytest.mark.parametrize("drawn", [None, np.arange(0, 600, 2)])
+@pytest.mark.parametrize("kinds", ["untied", "tied", "both"])
+def test_own_moments_of_a_block(
+    kinds: str, drawn: NDArray[np.int64] | None, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    untied = [rng.random(600), rng.random(600)]
+    tied = [rng.poisson(2.0, 600) * 1.0, np.where(rng.random(600) < 0.2, np.nan, rng.random(600))]
+    columns = {"untied": untied, "tied": tied, "both": [untied[0], tied[0], untied[1]]}[kinds]
+    ranked = [rank_column(column) for column in columns]
+    store = Store(str(tmp_path / "ranks"))
+    masks = [np.packbits(r.valid) for r in ranked if r.valid is not None]
+    stored = [
+        StoredColumn(statistics(f"c{k}", r), None, k, -1 if r.valid is None else 0, "")
+        for k, r in enumerate(ranked)
+    ]
+    write_block(store, 0, stored, [r.scores for r in ranked], masks)
+    catalogue, _ = build_catalogue({s.statistics.name: (0, s) for s in stored}, 600, drawn)
+    catalogue.save(store, "job/catalogue.npz")
+    half = catalogue.n_rows // 2
+    tiling = Tiling(BASIS, ((0, len(columns)),), ((0, half), (half, catalogue.n_rows)), 100)
+    Job("job", tiling, ("hsic",)).save(store)
+    tiles.own_finish(store, "job", 0, [tiles.own_partial(store, "job", 0, s) for s in (0, 1)])
+    found = store.read_arrays(tiles.own_name("job", 0))
+
+    rows = slice(None) if drawn is None else drawn
+    for k, r in enumerate(ranked):
+        mask = None if r.valid is None else r.valid[None, rows]
+        own = whitened(own_sums(r.scores[None, rows].astype(float), BASIS, mask))
+        for name in ("count", "mean", "covariance"):
+            np.testing.assert_allclose(found[name][k], getattr(own, name)[0], atol=1e-11)

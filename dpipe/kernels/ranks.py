@@ -126,10 +126,8 @@ def rank_column(values: Array) -> RankedColumn:
         _interpolate(q, n_valid, *ranking.picked[2 * i : 2 * i + 2])
         for i, q in enumerate(QUANTILES)
     )
-    scores = xp.empty(values.shape, dtype=np.float32)
-    xp.true_divide(ranking.centred, 2 * n_valid, out=scores)
     return RankedColumn(
-        scores=scores,
+        scores=_scores(ranking.centred, n_valid),
         valid=valid,
         n_valid=n_valid,
         n_unique=ranking.n_unique,
@@ -143,6 +141,25 @@ def rank_column(values: Array) -> RankedColumn:
         normalised_variance=_normalised_variance(spot, q025, q975),
         rank_hash=_rank_hash(to_host(ranking.centred), valid if valid is None else to_host(valid)),
     )
+
+
+def untied_scores(n: int, start: int, stop: int) -> np.ndarray:
+    """Scores of the ranks `start` + 1 to `stop` of n rows without ties, as `rank_column` has them.
+
+    Examples
+    --------
+    >>> untied_scores(4, 0, 4)
+    array([-0.375, -0.125,  0.125,  0.375], dtype=float32)
+    """
+    return np.asarray(_scores(np.arange(2 * start + 1 - n, 2 * stop - n, 2), n))
+
+
+def _scores(centred: Array, n_valid: int) -> Array:
+    """Centred ranks u - 1/2 in float32 from 2 r - 1 - m, 0 where that is."""
+    xp = namespace(centred)
+    scores = xp.empty(centred.shape, dtype=np.float32)
+    xp.true_divide(centred, 2 * n_valid, out=scores)
+    return scores
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class Catalogue:
     """The columns a pass works on, in the order its tiles address them: complete ones first.
 
     Arrays of one entry per column: ``block``, ``slot`` and ``valid_slot`` say where it lies,
-    ``pattern`` numbers its set of valid rows (0: complete), ``n_valid`` counts them. ``rows``
-    (sorted) restricts the pass to a draw of rows; empty means all.
+    ``pattern`` numbers its set of valid rows (0: complete), ``n_valid`` counts them, ``untied``
+    says that its ranks are 1 to ``n_rows``, each once. ``rows`` (sorted) restricts the pass to a
+    draw of rows; empty means all.
     """
 
     n_stored: int
@@ -33,6 +34,7 @@ class Catalogue:
     valid_slot: NDArray[np.int64]
     pattern: NDArray[np.int64]
     n_valid: NDArray[np.int64]
+    untied: NDArray[np.bool_]
     rows: NDArray[np.int64]
 
     @property
@@ -89,6 +91,10 @@ def build_catalogue(
         valid_slot=np.array([column.valid_slot for _, column in stored], dtype=np.int64),
         pattern=np.array([patterns[column.pattern] for _, column in stored], dtype=np.int64),
         n_valid=np.array([column.statistics.n_valid for _, column in stored], dtype=np.int64),
+        untied=np.array(
+            [rows is None and column.statistics.n_unique == n_rows for _, column in stored],
+            dtype=bool,
+        ),
         rows=np.empty(0, dtype=np.int64) if rows is None else rows,
     )
     return catalogue, tuple(order)

@@ -13,6 +13,7 @@ from functools import reduce
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpipe import kept
 from dpipe.backend import (
@@ -34,16 +35,23 @@ from dpipe.kernels.moments import (
     in_quarters,
     tile_moments,
 )
-from dpipe.kernels.own import Own, OwnSums, own_sums, whitened
+from dpipe.kernels.own import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.rankstore import Catalogue, Store, read_piece
 from dpipe.tiles.job import Job, open_job, own_name, own_of
 
 _SUMMED_ROWS = 2048  # a few columns of them stay in a core's cache through all functions
 
 
-def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
-    """Own sums of one column block over one row split (host arrays)."""
+def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | None:
+    """Own sums of one column block over one row split (host arrays).
+
+    Only of its columns with ties or missing cells; None without any.
+    """
     job, catalogue = open_job(store, folder)
+    tied = ~_untied(job, catalogue, block)
+    if not tied.any():
+        return None
+    part = slice(None) if tied.all() else to_device(np.flatnonzero(tied), job.device)
 
     def sums(strip_rows: int, keep: bool = True) -> OwnSums:
         parts = []
@@ -51,9 +59,9 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
             scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
             for row in range(0, stop - start, strip_rows):
                 strip = slice(row, row + strip_rows)
-                mask = None if valid is None else valid[:, strip]
+                mask = None if valid is None else valid[part, strip]
                 parts.append(
-                    own_sums(scores[:, strip].astype("float64"), job.tiling.functions, mask)
+                    own_sums(scores[part, strip].astype("float64"), job.tiling.functions, mask)
                 )
         total = reduce(OwnSums.__iadd__, parts)
         return OwnSums(to_host(total.count), to_host(total.total))
@@ -64,10 +72,24 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums:
     return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS, keep=False), what, job.device)
 
 
-def own_finish(store: Store, folder: str, block: int, parts: Sequence[OwnSums]) -> None:
+def own_finish(store: Store, folder: str, block: int, parts: Sequence[OwnSums | None]) -> None:
     """Leave a block's own moments for the tiles."""
-    own = whitened(reduce(OwnSums.__iadd__, parts))
-    store.write_arrays(own_name(folder, block), own.arrays())
+    job, catalogue = open_job(store, folder)
+    untied = _untied(job, catalogue, block)
+    sums = OwnSums(np.empty(len(untied)), np.empty((len(untied), 2 * job.tiling.functions)))
+    if untied.any():
+        known = untied_sums(catalogue.n_rows, job.tiling.functions)
+        sums.count[untied], sums.total[untied] = known.count, known.total
+    measured = [part for part in parts if part is not None]
+    if measured:
+        total = reduce(OwnSums.__iadd__, measured)
+        sums.count[~untied], sums.total[~untied] = total.count, total.total
+    store.write_arrays(own_name(folder, block), whitened(sums).arrays())
+
+
+def _untied(job: Job, catalogue: Catalogue, block: int) -> NDArray[np.bool_]:
+    """Which columns of a block have own sums that need no look at their ranks."""
+    return catalogue.untied[slice(*job.tiling.blocks[block])]
 
 
 def moments_partial(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
