@@ -23,7 +23,7 @@ from dpipe.model import Emit, Event, Similarity
 from dpipe.passes import nonlinear, prepare, spearman
 from dpipe.passes.context import Context, assemble, run_grid, settled_edges
 from dpipe.rankstore import Store
-from dpipe.runfolder import RunFolder
+from dpipe.runfolder import Files
 from dpipe.secrets import Secrets
 from dpipe.session import use_session
 from dpipe.table import as_sources, open_table
@@ -79,6 +79,11 @@ def similarity(
     storage = Secrets(storage_options)
     table = open_table(as_sources(sources), options=options, storage_options=storage_options)
     columns = table.features
+    if table.n_rows < options.min_valid:
+        raise InputError(
+            f"the table has {table.n_rows:,} rows and a pair needs {options.min_valid:,} in "
+            "common, so that no pair would have a similarity; lower --min-valid."
+        )
     with ExitStack() as stack:
         store = stack.enter_context(_scratch(options.scratch_dir, storage))
         session = stack.enter_context(use_session(options, client, emit))
@@ -112,7 +117,7 @@ def similarity(
             assemble(context, grid, measure, columns, edges, values)
             return Similarity(values, columns)
         target = Path(output)
-        folder = RunFolder(target.parent).create()
+        folder = Files(target.parent.absolute(), manifest=False).create()
         with folder.array_file(target.name, shape, np.float32) as out:
             assemble(context, grid, measure, columns, edges, out)
         folder.write_columns(f"{target.stem}_columns.txt", columns)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -60,10 +61,10 @@ BESIDE_OPTIONS = (
 )
 """What a YAML file may hold beside the fields of `Options`."""
 
-_UNITS = {"": 1, "B": 1} | {
+_UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
-    for power, prefix in enumerate(("k", "M", "G", "T"), start=1)
-    for suffix, base in (("B", 1000), ("iB", 1024), ("", 1000))
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024), ("", 1000))
 }
 
 
@@ -77,10 +78,9 @@ def parse_size(text: str | int | float) -> int:
     """
     if isinstance(text, int | float):
         return int(text)
-    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*([kKMGT]?i?B?)\s*", text)
-    unit = match[2].replace("K", "k") if match else ""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?i?b?)\s*", text.lower())
     try:
-        return int(float(match[1]) * _UNITS[unit])  # type: ignore[index]
+        return int(float(match[1]) * _UNITS[match[2]])  # type: ignore[index]
     except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(f"{text!r} is not a size; write it like 2GiB or 500MB.") from None
 
@@ -247,6 +247,8 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if isinstance(default, float):
             return float(value)
         if name in _WHOLE:
+            if isinstance(value, int):
+                return value
             if float(value) != int(float(value)):
                 raise ValueError
             return int(float(value))
@@ -289,7 +291,7 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _check_range(name: str, value: float | None, low: float, high: float | None) -> None:
-    if value is None or (low <= value and (high is None or value <= high)):
+    if value is None or (low <= value <= (sys.float_info.max if high is None else high)):
         return
     span = f"at least {low}" if high is None else f"between {low} and {high}"
     raise InputError(f"--{name.replace('_', '-')} must be {span}, not {value}.")

@@ -25,10 +25,11 @@ import psutil
 from dpipe import card as cards
 from dpipe import session as sessions
 from dpipe.config import Options
-from dpipe.errors import InputError
+from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, silent
 from dpipe.plan import gib
 from dpipe.secrets import Secrets
+from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, first_line, within
 from dpipe.session.device import own_machine
 
 PACKAGES = (
@@ -152,7 +153,7 @@ def examine(
             few = options.replace(workers=options.workers or 1)
             opened = sessions.open_session(few, emit=emit)
         with opened as session:
-            there = session.client.run(look, probe, on_error="return")
+            there = _ask(session.client, probe)
             owned, device = session.owned, session.device
     workers = [facts for facts in there.values() if isinstance(facts, Facts)]
     yield Finding("session", "workers", _workers_text(owned, workers))
@@ -163,6 +164,20 @@ def examine(
             yield Finding(f"worker {address}", "failure", reason, problem=True)
     workers.sort(key=lambda facts: (len(facts.name), facts.name))
     yield from _worker_findings(here, workers, shared=not owned)
+
+
+def _ask(client: Any, probe: Probe) -> dict[str, Any]:
+    """What every worker says about itself: address -> `Facts`, or the error it met."""
+    try:
+        answers: dict[str, Any] = within(
+            client, PROBE_SECONDS, "run", look, probe, on_error="return"
+        )
+    except CLUSTER_ERRORS as error:
+        raise ResourceError(
+            f"the workers do not answer within {PROBE_SECONDS:g} s ({first_line(error)}); "
+            "look at their logs, or start them anew."
+        ) from error
+    return answers
 
 
 def look(probe: Probe, dask_worker: Any = None) -> Facts:

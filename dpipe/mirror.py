@@ -81,8 +81,11 @@ def working(
 
         try:
             yield str(copy.path), watch
-        finally:
-            copy.send()
+        except BaseException:
+            with contextlib.suppress(ResourceError):  # which would hide what went wrong before
+                copy.send()
+            raise
+        copy.send()
 
 
 @contextlib.contextmanager

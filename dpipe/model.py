@@ -42,7 +42,11 @@ class Column:
 
 @dataclass(frozen=True)
 class ColumnStatistics:
-    """Exact statistics of one feature column (pass 1). Counts are rows; NaN where undefined."""
+    """Exact statistics of one feature column (pass 1). Counts are rows; NaN where undefined.
+
+    ``rank_hash`` is the same for columns that rank the rows alike or in reverse; ``first_sign``,
+    of the first centred rank that is not 0, tells which.
+    """
 
     name: str
     n_rows: int
@@ -60,6 +64,7 @@ class ColumnStatistics:
     q975: float
     top_share: float
     rank_hash: str
+    first_sign: int = 0
 
     @property
     def n_missing(self) -> int:
@@ -163,7 +168,7 @@ class Similarity:
 class MemoryReading:
     """Memory of one process at one moment, in bytes.
 
-    ``moment`` is "start", "before", "after" (around a pass) or "recycled" (after a restart);
+    ``moment`` is "start", "after" (a pass) or "recycled" (after a restart);
     ``peak`` is the highest resident size since that process began, ``device`` the bytes in use on
     its GPU (None without one), by whomever, and ``device_peak`` the most that Dask saw there, twice
     a second, since the process began.
@@ -270,7 +275,10 @@ class MemoryRead:
 
 @dataclass(frozen=True)
 class Note:
-    """Something a user should know: one sentence. `level` is "info" or "warning"."""
+    """Something a user should know: one sentence. `level`: "info", "notice" or "warning".
+
+    An "info" is shown to who asks for more (``--verbose``).
+    """
 
     text: str
     level: str = "info"

@@ -41,7 +41,7 @@ from dpipe.model import (
 )
 from dpipe.passes import nonlinear, prepare, spearman, vif
 from dpipe.passes.context import Context, Prepared
-from dpipe.passes.sample import sample
+from dpipe.passes.sample import nonlinear_sample, sample
 from dpipe.plan import Machine, Plan, check_disk, make_plan
 from dpipe.rankstore import Store
 from dpipe.recording import RECORDS, page_link, recorded, shown
@@ -57,7 +57,6 @@ _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] 
     3: vif.run,
     4: nonlinear.run,
 }
-_RESTART_AFTER = (1, 3)  # what pass 1 leaves in the allocator, and pass 2 in the workers' caches
 _RESULTS = (
     "selected.txt",
     "decisions.parquet",
@@ -82,6 +81,7 @@ def run(
     client: Any = None,
     observers: Sequence[Emit] = (),
     storage_options: Mapping[str, Any] | None = None,
+    address: str | None = None,
 ) -> Selection:
     """Select columns of a Parquet table.
 
@@ -100,6 +100,9 @@ def run(
         Called with every event (see `dpipe.model`).
     storage_options
         Passed to fsspec; never written anywhere.
+    address
+        Of what `output_dir` is the copy of this machine (see `dpipe.mirror`); `output_dir` itself
+        when None. Names the ranks in a scratch folder, so that a later run finds them.
 
     Returns
     -------
@@ -131,6 +134,7 @@ def run(
             board,
             client,
             Secrets(storage_options),
+            address or str(folder.path),
             keeps_record=temporary is None,
         )
         selection = runner.select(sources)
@@ -151,6 +155,7 @@ class _Run:
         board: Board,
         client: Any,
         storage_options: Secrets,
+        address: str,
         *,
         keeps_record: bool,
     ) -> None:
@@ -162,19 +167,30 @@ class _Run:
         self._board = board
         self._client = client
         self._storage_options = storage_options
+        self._address = address
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
         self._plan: dict[str, Any] | None = None  # of the run before while no session is open
 
     def select(self, sources: Sequence[str]) -> Selection:
         for note in self.table.notes:
-            self.emit(Note(note))
+            self.emit(Note(note, "notice"))
         for path, reason in self.table.skipped:
             self.emit(Note(f"left out {path}: {reason}", "warning"))
         if self.options.write_table:
             self.folder.claim_table()  # refused now rather than after hours
         if self.options.fresh:
             self.folder.checkpoints.clear()
+        try:
+            return self._finish(sources, self._passes())
+        finally:
+            if not self.options.checkpoint:
+                self.folder.checkpoints.clear()
+
+    # Passes
+
+    def _passes(self) -> list[PassResult]:
+        """Run or reuse each pass."""
         with ExitStack() as stack:
             context: Context | None = None
             prepared: Prepared | None = None
@@ -217,9 +233,7 @@ class _Run:
                 )
                 columns = result.kept
                 results.append(result)
-        return self._finish(sources, results)
-
-    # Passes
+        return results
 
     def _depends(self, number: int, previous: str) -> dict[str, Any]:
         """All that the answer of a pass follows from."""
@@ -234,7 +248,7 @@ class _Run:
         found = self.folder.checkpoints.load(number, depends)
         if isinstance(found, PassResult):
             if (reason := self._lack_of_matrices(number, n_columns)) is not None:
-                self.emit(Note(f"pass {number} is done again, because {reason}."))
+                self.emit(Note(f"pass {number} is done again, because {reason}.", "notice"))
                 return None
             self.emit(Note(f"pass {number} is taken from the run before."))
             return found
@@ -242,7 +256,7 @@ class _Run:
             changed = ", ".join(
                 _SAID.get(name, name.removeprefix("options.")) for name in found.fields
             )
-            self.emit(Note(f"pass {number} is done again, because {changed} changed."))
+            self.emit(Note(f"pass {number} is done again, because {changed} changed.", "notice"))
         elif isinstance(found, Damaged):
             self.emit(Note(f"pass {number} is done again: {found.reason}.", "warning"))
         return None
@@ -258,7 +272,7 @@ class _Run:
             (
                 f"{name} is missing or of another run"
                 for name in names
-                if left.get(name) != _digest(self.folder.path / name)
+                if left.get(name) is None or left[name] != _digest(self.folder.path / name)
             ),
             None,
         )
@@ -275,7 +289,9 @@ class _Run:
         self._check_folder()
         beside: dict[str, Any] = {
             "matrices": {
-                name: _digest(self.folder.path / name) for name in _MATRICES.get(number, ())
+                name: _digest(self.folder.path / name)
+                for name in _MATRICES.get(number, ())
+                if name in self.folder.written
             },
             "cost": self.emit.measured() | {"seconds": seconds, "plan": self._plan},
         }
@@ -326,8 +342,7 @@ class _Run:
         else:
             result = _PASSES[number](context, prepared, columns)
         self.emit(MemoryRead(context.session.read_memory("after", number)))
-        later = [other for other in self.options.passes if other > number]
-        if number in _RESTART_AFTER and later:
+        if _restarts_after(number, self.options.passes):
             self.emit(MemoryRead(context.session.recycle(number)))
         return result
 
@@ -345,6 +360,7 @@ class _Run:
                 n_rows=self.n_rows,
                 folder=self.folder,
                 storage_options=self._storage_options,
+                nonlinear_rows=nonlinear_sample(self.table, self._rows, self.options),
             )
             plan = self._checked_plan(context)
             self._plan = dataclasses.asdict(plan)
@@ -368,17 +384,19 @@ class _Run:
             self.emit(MemoryRead(session.read_memory("start", 0)))
             if self._keeps_record:
                 stack.enter_context(recorded(session, self.folder.write_text, self.emit))
-            yield context
-            if self.options.checkpoint:
-                context.store.remove_partial()
-            else:
-                context.store.remove()
+            try:
+                yield context
+            finally:
+                if self.options.checkpoint:
+                    context.store.remove_partial()
+                else:
+                    context.store.remove()
 
     def _store(self) -> Store:
         """The rank store of this input and these pass-1 options."""
         depends = json.dumps(self._depends(1, ""), sort_keys=True, default=str)
         # Runs may share a scratch folder, but never a store: each cleans up its own.
-        stem = f"ranks-{hashlib.sha256(str(self.folder.path).encode()).hexdigest()[:8]}"
+        stem = f"ranks-{hashlib.sha256(self._address.encode()).hexdigest()[:8]}"
         name = f"{stem}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
         parent = self.options.scratch_dir or str(self.folder.path / CHECKPOINT)
         if "://" not in parent:
@@ -450,13 +468,10 @@ class _Run:
             self.folder.remove_table()
 
     def _drop_old_results(self) -> None:
-        """Matrices of a pass that this run did not ask for are not of this run."""
-        unwanted = {
-            name
-            for number, names in _MATRICES.items()
-            if number not in self.options.passes
-            for name in names
-        }
+        """Keep the matrices that a pass of this run left, now or before, and no others."""
+        unwanted = {name for names in _MATRICES.values() for name in names}
+        for number in self.options.passes:
+            unwanted -= _kept_beside(self.folder, number, "matrices").keys()
         self.folder.prune_results({*_RESULTS, *self.emit.files} - unwanted)
 
     def _record(self, sources: Sequence[str], results: Sequence[PassResult]) -> dict[str, Any]:
@@ -485,6 +500,15 @@ class _Run:
             "notes": [dataclasses.asdict(note) for note in self.emit.notes],
             "faults": [plain_fault(fault) for fault in self.emit.faults],
         }
+
+
+def _restarts_after(number: int, passes: Sequence[int]) -> bool:
+    """Whether the workers get fresh processes after a pass: before 2 and 4, whatever came before.
+
+    Not between 2 and 3, which works on the client but for one Gram matrix.
+    """
+    later = [other for other in sorted(passes) if other > number]
+    return bool(later) and (number == 1 or later[0] == 4)
 
 
 def _render_page(folder: RunFolder, emit: Emit) -> None:

@@ -164,7 +164,7 @@ class Progress:
             case Note():
                 if event.level == "warning":
                     self.line(f"warning: {event.text}", style="yellow")
-                elif self._verbosity > 0:
+                elif self._verbosity > (-1 if event.level == "notice" else 0):
                     self.line(event.text, style="dim")
 
     def line(self, text: str, style: str = "") -> None:

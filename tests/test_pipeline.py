@@ -17,16 +17,18 @@ from tables import mixed_table, write_parts
 
 import dpipe
 from dpipe import plan
+from dpipe.allpairs import similarity
 from dpipe.cli import main as command_line
 from dpipe.communities import find_communities
 from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
-from dpipe.pipeline import plan_run
+from dpipe.pipeline import _restarts_after, plan_run
 from dpipe.representatives import choose
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import open_session
+from dpipe.table import open_table
 from dpipe.verify import verify
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
@@ -415,3 +417,110 @@ def test_selection__is_a_frozen_record(table_folder: Path, client: Any) -> None:
     result = dpipe.select(table_folder, client=client, passes=[1])
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.selected = ()  # type: ignore[misc]
+
+
+def test_similarity_leaves_two_files_and_no_trace_of_a_run(client: Any, tmp_path: Path) -> None:
+    for name in ("table", "more"):  # a folder called as a run calls its reduced table
+        write_parts(mixed_table(300), tmp_path / name)
+    before = open_table([str(tmp_path)], options=Options()).n_rows
+    options = Options(min_valid=50)
+    similarity(
+        [tmp_path / "more"], "spearman", options=options, client=client, output=tmp_path / "s.npy"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["more", "s.npy", "s_columns.txt", "table"]
+    assert open_table([str(tmp_path)], options=Options()).n_rows == before == 600
+
+
+def test_similarity_of_too_few_rows_is_refused(client: Any, tmp_path: Path) -> None:
+    table = write_parts(mixed_table(60), tmp_path / "table")
+    with pytest.raises(InputError, match=r"60 rows and a pair needs 100 in common.*--min-valid"):
+        similarity([table], "spearman", options=Options(), client=client)
+
+
+def test_select__a_matrix_of_the_run_before_does_not_stay(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    def run(**options: Any) -> RunFolder:
+        chosen = {**OPTIONS, "passes": (1, 2), **options}
+        dpipe.select(table_folder, client=client, output_dir=tmp_path / "run", **chosen)
+        return RunFolder(tmp_path / "run")
+
+    assert (run().path / "spearman.npy").exists()
+    folder = run(exclude=["base0"], matrix_budget=1)
+    assert not list(folder.path.glob("spearman*"))
+    assert folder.verify_checksums() == ()
+    assert (run(exclude=["base0"]).path / "spearman.npy").exists()  # wanted again: done again
+
+
+def test_select__without_checkpoint_nothing_is_left_to_go_on_from(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    for _ in range(2):
+        dpipe.select(
+            table_folder,
+            client=client,
+            output_dir=tmp_path / "run",
+            checkpoint=False,
+            passes=(1, 2),
+            observers=[events.append],
+            **OPTIONS,
+        )
+        left = [p.name for p in (tmp_path / "run" / "checkpoint").iterdir()]
+        assert not [name for name in left if name.startswith(("pass-", "ranks-"))]
+    assert [e.reused for e in events if isinstance(e, PassDone)] == [False] * 4
+    assert RunFolder(tmp_path / "run").verify_checksums() == ()
+
+
+@pytest.mark.parametrize(
+    ("passes", "after"), [((1, 2, 3, 4), [1, 3]), ((1, 2, 4), [1, 2]), ((1, 4), [1]), ((1,), [])]
+)
+def test_passes_2_and_4_begin_with_fresh_workers(passes: tuple[int, ...], after: list[int]) -> None:
+    assert [number for number in passes if _restarts_after(number, passes)] == after
+
+
+def test_select__the_rows_of_pass_4_do_not_depend_on_the_names_of_files(
+    table_folder: Path, client: Any, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for place, part in enumerate(sorted(table_folder.iterdir(), reverse=True)):
+        shutil.copy(part, renamed / f"part-{place}.parquet")
+    options = {**OPTIONS, "nonlinear_rows": 400, "passes": (1, 4)}
+    for more in ({}, {"sample_rows": 700}, {"sample_per_file": 200}):
+        one, other = (
+            dpipe.select(folder, client=client, **options, **more)
+            for folder in (table_folder, renamed)
+        )
+        assert one.selected == other.selected
+        values = [[d.value for d in each.decisions] for each in (one, other)]
+        np.testing.assert_allclose(
+            np.array(values[0], float), np.array(values[1], float), atol=1e-9
+        )
+
+
+def test_select__a_reversed_duplicate_has_rho_minus_one(client: Any) -> None:
+    base = np.random.default_rng(0).random(200)
+    table = pd.DataFrame({"a": base, "down": -base, "up": base**3})
+    result = dpipe.select(table, client=client, passes=(1,))
+    assert {d.column: d.value for d in result.decisions if d.decision == "dropped"} == {
+        "down": -1.0,
+        "up": 1.0,
+    }
+
+
+def test_select__pairs_near_the_threshold_are_listed_on_both_sides(
+    client: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((2000, 30)) + 2.5 * rng.standard_normal((2000, 1))
+    frame = pd.DataFrame(table, columns=[f"c{k}" for k in range(30)])
+    rho = frame.corr("spearman").to_numpy()[np.triu_indices(30, 1)]
+    threshold = float(np.median(rho))
+    dpipe.select(
+        frame, client=client, passes=(1, 2), spearman_threshold=threshold, output_dir=tmp_path
+    )
+    listed = [value for _, _, value in RunFolder(tmp_path).read_run()["near_threshold"]["2"]]
+    near = rho[np.abs(rho - threshold) <= 0.005]
+    assert min(np.count_nonzero(near < threshold), np.count_nonzero(near > threshold)) > 20
+    np.testing.assert_allclose(sorted(listed), sorted(near), atol=1e-9)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipe import memory
-from dpipe.config import Options, parse_size
-from dpipe.errors import ResourceError
+from dpipe.config import Options, options_from, parse_size
+from dpipe.errors import InputError, ResourceError
 from dpipe.kernels.measures import BASIS
 from dpipe.plan import (
     FAN_IN,
@@ -93,6 +93,20 @@ def test_ranking_blocks__cover_the_columns_within_the_budget(
     widest = max(stop - start for start, stop in blocks)
     assert covers(blocks, columns)
     assert memory.ranking_bytes(rows, widest, 65536) <= machine.task_budget
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2gb", 2e9), ("2GIB", 2**31), ("1.5k", 1500), ("7", 7)],
+)
+def test_sizes_are_read_in_any_case(text: str, size: float) -> None:
+    assert parse_size(text) == size
+
+
+def test_whole_numbers_stay_exact_and_weights_finite() -> None:
+    assert options_from({"seed": 2**53 + 1}).seed == 2**53 + 1
+    with pytest.raises(InputError, match=r"--w-hsic must be at least 0\.0, not inf"):
+        options_from({"w_hsic": "inf"})
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 5), (2, 1), (2, 7), (5_000_000, 3)])

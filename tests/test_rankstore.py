@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,28 @@ def test_read_piece__of_a_draw_of_rows(drawn: set[int], data: st.DataObject) -> 
     for place, name in enumerate(names):
         np.testing.assert_array_equal(scores[place], filled.scores[name][rows[start:stop]])
         np.testing.assert_array_equal(valid[place], filled.valid[name][rows[start:stop]])
+
+
+def test_read_piece__of_a_few_rows_of_many_takes_little_memory(tmp_path: Path) -> None:
+    n, width = 1_000_000, 16
+    rng = np.random.default_rng(0)
+    columns = [rng.random(n, dtype=np.float32) for _ in range(width)]
+    mask = np.packbits(np.ones(n, dtype=np.uint8))
+    facts = replace(statistics("c", n), n_rows=n)
+    stored = [StoredColumn(facts, None, k, 0, "holes") for k in range(width)]
+    store = Store(str(tmp_path / "ranks"))
+    write_block(store, 0, stored, columns, [mask])
+    rows = np.linspace(0, n - 1, 500).astype(np.int64)
+    named = {f"c{k}": (0, column) for k, column in enumerate(stored)}
+    catalogue, _ = build_catalogue(named, n, rows)
+    tracemalloc.start()
+    scores, valid = read_piece(store, catalogue, range(width), 0, len(rows))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(scores, [column[rows] for column in columns])
+    assert valid is not None
+    assert valid.all()
+    assert peak < 32 * 2**20  # all rows of these columns are 61 MiB of scores and 31 of masks
 
 
 def test_catalogue__puts_complete_columns_first_and_comes_back(filled: Filled) -> None:

@@ -27,8 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+from tables import mixed_table, write_parts
 
 from dpipe import mirror
+from dpipe.cli import main
 from dpipe.config import Options
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.model import Event, PassDone
@@ -299,7 +302,6 @@ def test_urls_with_secrets_are_refused_everywhere(url: str, tmp_path: Path) -> N
         ("plan", url),
         ("similarity", data, "--measure", "hsic", "--output", "a.npy", "--scratch-dir", url),
     )
-    from click.testing import CliRunner
 
     from dpipe.cli import main
 
@@ -460,6 +462,24 @@ def test_a_run_folder_on_s3_is_continued_proved_and_used(
         "Error: there is no run at s3://bucket/nowhere.\n",
     )
     assert holds_secret(tmp_path) == []
+
+
+def test_a_run_folder_at_a_url_finds_its_ranks_again(tmp_path: Path) -> None:
+    data = write_parts(mixed_table(200), tmp_path / "data")
+
+    def run(threshold: str) -> str:
+        words = ["run", str(data), "--output-dir", f"file://{tmp_path}/out", "--passes", "1,2"]
+        words += ["--scratch-dir", str(tmp_path / "scratch"), "--min-valid", "50", "-v"]
+        words += ["--workers", "1", "--device", "cpu", "--spearman-threshold", threshold]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run("0.95")
+    again = run("0.9")
+    assert "were ranked before" in again
+    assert "because spearman_threshold changed" in again
+    assert len(list((tmp_path / "scratch").iterdir())) == 1
 
 
 def test_a_copy_follows_what_is_new_and_what_is_gone() -> None:

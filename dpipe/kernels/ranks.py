@@ -67,6 +67,8 @@ class RankedColumn:
     rank_hash
         Equal for two columns of one table exactly when they are valid on the same rows and their
         ranks are equal or exactly reversed.
+    first_sign
+        Sign of the first score that is not 0, or 0: opposite in columns of reversed ranks.
     """
 
     scores: Array
@@ -82,6 +84,7 @@ class RankedColumn:
     top_share: float
     normalised_variance: float
     rank_hash: str
+    first_sign: int
 
 
 def rank_column(values: Array) -> RankedColumn:
@@ -126,8 +129,11 @@ def rank_column(values: Array) -> RankedColumn:
         _interpolate(q, n_valid, *ranking.picked[2 * i : 2 * i + 2])
         for i, q in enumerate(QUANTILES)
     )
+    scores = _scores(ranking.centred, n_valid)
+    centred = to_host(ranking.centred)
+    sign = _first_sign(centred)
     return RankedColumn(
-        scores=_scores(ranking.centred, n_valid),
+        scores=scores,
         valid=valid,
         n_valid=n_valid,
         n_unique=ranking.n_unique,
@@ -139,7 +145,8 @@ def rank_column(values: Array) -> RankedColumn:
         q975=q975,
         top_share=ranking.top_count / n_valid,
         normalised_variance=_normalised_variance(spot, q025, q975),
-        rank_hash=_rank_hash(to_host(ranking.centred), valid if valid is None else to_host(valid)),
+        rank_hash=_rank_hash(centred, sign, valid if valid is None else to_host(valid)),
+        first_sign=sign,
     )
 
 
@@ -481,12 +488,12 @@ def _interpolate(q: float, m: int, below: float, above: float) -> float:
     return below + step * weight if weight < 0.5 else above - step * (1 - weight)
 
 
-def _rank_hash(centred: Array, valid: Array | None) -> str:
+def _rank_hash(centred: Array, sign: int, valid: Array | None) -> str:
     """SHA-256 over the ranks, signed so that the first row off the middle counts as low.
 
     Overwrites `centred`, the last use of which this is.
     """
-    if _first_sign(centred) > 0:
+    if sign > 0:
         np.negative(centred, out=centred)
     digest = hashlib.sha256(centred.astype(centred.dtype.newbyteorder("<"), copy=False))
     if valid is not None:
@@ -519,5 +526,6 @@ def _nothing_to_rank(xp: Any, valid: Array) -> RankedColumn:
         q975=nothing,
         top_share=nothing,
         normalised_variance=nothing,
-        rank_hash=_rank_hash(np.zeros(valid.size, dtype=np.int32), to_host(valid)),
+        rank_hash=_rank_hash(np.zeros(valid.size, dtype=np.int32), 0, to_host(valid)),
+        first_sign=0,
     )

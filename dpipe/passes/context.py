@@ -44,7 +44,7 @@ class MatrixFolder(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """A run as its passes see it."""
+    """A run as its passes see it; pass 4 looks at ``nonlinear_rows`` alone (all when None)."""
 
     session: Session
     store: Store
@@ -53,6 +53,7 @@ class Context:
     n_rows: int
     folder: MatrixFolder | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    nonlinear_rows: NDArray[np.int64] | None = None
 
     @property
     def machine(self) -> Machine:

@@ -24,7 +24,6 @@ from dpipe.passes.context import (
     write_matrix,
 )
 from dpipe.passes.redundancy import keep_representatives
-from dpipe.passes.sample import nonlinear_rows
 
 MEASURES = ("hsic", "rdc")
 MARGIN = {"float32": 5e-4, "tf32": 1e-2}
@@ -45,7 +44,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         columns,
         "nonlinear",
         MEASURES,
-        rows=nonlinear_rows(context.n_rows, options),
+        rows=context.nonlinear_rows,
         weights=(options.w_hsic, options.w_rdc),
         parameters=parameters(options),
         threshold=threshold,

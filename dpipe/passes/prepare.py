@@ -288,6 +288,7 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
         for name in names
         if prepared[name][1].reason is not None and name not in options.keep
     }
+    signs = {name: prepared[name][1].statistics.first_sign for name in names}
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
         statistics = prepared[name][1].statistics
@@ -297,7 +298,9 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
         first, *others = sorted(group, key=lambda name: (*preference(name, options), name))
         for name in others:
             if name not in options.keep:
-                drops[name] = Drop(name, 1, "monotone duplicate", "spearman", 1.0, 1.0, first)
+                alike = signs[name] == signs[first]
+                rho = 1.0 if alike else -1.0
+                drops[name] = Drop(name, 1, "monotone duplicate", "spearman", rho, 1.0, first)
     kept = tuple(name for name in names if name not in drops)
     ordered = tuple(drops[name] for name in names if name in drops)
     return PassResult(1, PASS_NAMES[1], kept, ordered)

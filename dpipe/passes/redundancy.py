@@ -15,6 +15,7 @@ from dpipe.config import PASS_NAMES, Options
 from dpipe.model import Drop, Edges, Emit, Note, PassResult
 from dpipe.passes.context import Prepared
 from dpipe.representatives import choose
+from dpipe.tiles import NEAR
 
 
 def keep_representatives(
@@ -95,9 +96,6 @@ def keep_representatives(
         near_threshold(edges, columns, threshold),
     )
 
-
-NEAR = 0.005
-"""Pairs this close to a threshold are listed: a reader may wish to look at them."""
 
 _MOST_LISTED = 1000
 

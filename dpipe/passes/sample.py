@@ -21,10 +21,12 @@ def sample(table: Table, options: Options) -> NDArray[np.int64] | None:
     return draw_rows(table, options.sample_rows, options.sample_per_file, options.seed)
 
 
-def nonlinear_rows(n_rows: int, options: Options) -> NDArray[np.int64] | None:
-    """Sorted positions (among the run's rows) that pass 4 looks at; None for all."""
+def nonlinear_sample(
+    table: Table, rows: NDArray[np.int64] | None, options: Options
+) -> NDArray[np.int64] | None:
+    """Sorted positions, among the run's `rows`, that pass 4 looks at; None for all."""
     wanted = options.nonlinear_rows
-    if wanted is None or wanted >= n_rows:
+    if wanted is None or wanted >= (table.n_rows if rows is None else len(rows)):
         return None
-    generator = np.random.Generator(np.random.PCG64([options.seed, 4]))
-    return np.sort(generator.choice(n_rows, wanted, replace=False, shuffle=False)).astype(np.int64)
+    drawn = draw_rows(table, wanted, None, options.seed, among=rows)
+    return drawn if rows is None or drawn is None else rows.searchsorted(drawn)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from dpipe.rankstore.blocks import StoredColumn, packed_length
 from dpipe.rankstore.store import Reader, Store
 
+_DRAW_CELLS = 2**21  # read at a time, of which a draw takes some; 14 bytes each at most
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -120,12 +122,31 @@ def read_piece(
         The same shape, bool; None when all of these columns are complete.
     """
     if len(catalogue.rows):
-        wanted = catalogue.rows[start:stop]
-        first, last = int(wanted[0]), int(wanted[-1]) + 1
-        scores, valid = _read_rows(store, catalogue, columns, first, last)
-        chosen = wanted - first
-        return scores[:, chosen], None if valid is None else valid[:, chosen]
+        return _read_draw(store, catalogue, columns, catalogue.rows[start:stop])
     return _read_rows(store, catalogue, columns, start, stop)
+
+
+def _read_draw(
+    store: Store,
+    catalogue: Catalogue,
+    columns: Sequence[int] | range,
+    wanted: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Scores and validity on a draw of rows, read by windows: it may be a few rows of millions."""
+    window = max(1, _DRAW_CELLS // max(1, len(columns)))
+    scores = np.empty((len(columns), len(wanted)), dtype=np.float32)
+    valid: NDArray[np.bool_] | None = None
+    if np.any(catalogue.valid_slot[np.asarray(columns, dtype=np.int64)] >= 0):
+        valid = np.empty(scores.shape, dtype=bool)
+    cuts = np.flatnonzero(np.diff(wanted // window)) + 1
+    for part in np.split(np.arange(len(wanted)), cuts):
+        rows = wanted[part]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        some, mask = _read_rows(store, catalogue, columns, first, last)
+        scores[:, part] = some[:, rows - first]
+        if valid is not None and mask is not None:
+            valid[:, part] = mask[:, rows - first]
+    return scores, valid
 
 
 def _read_rows(

@@ -14,10 +14,9 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +51,7 @@ __all__ = [
     "SELECTED",
     "TABLE",
     "Damaged",
+    "Files",
     "RunFolder",
     "Stale",
     "escape_name",
@@ -123,26 +123,16 @@ class RunFolder(Files):
         super().__init__(Path(text).absolute())
         self.checkpoints = Checkpoints(self)
 
-    def create(self) -> RunFolder:
-        """Make the folder where it does not exist and check that it can be written.
+    def create(self) -> Self:
+        """Make the folder, and that of the checkpoints in it, and check that it can be written.
 
         Raises
         ------
         InputError
             When it is a file, or cannot be made or written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"the output folder {self.path} is a file; choose another.")
-        try:
-            (self.path / CHECKPOINT).mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".{uuid.uuid4().hex}.partial"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"the output folder {self.path} cannot be written "
-                f"({error.strerror}); choose another."
-            ) from error
+        super().create()
+        (self.path / CHECKPOINT).mkdir(exist_ok=True)
         return self
 
     @contextlib.contextmanager
@@ -254,22 +244,6 @@ class RunFolder(Files):
             return tuple(Decision(*row) for row in rows)
         except (pa.ArrowException, *BROKEN) as error:
             raise unreadable(path, error) from error
-
-    def write_columns(self, name: str, columns: Iterable[str]) -> None:
-        """Write a list of columns, one a line, escaped as the module's text says."""
-        self.write_text(name, "".join(f"{escape_name(column)}\n" for column in columns))
-
-    def read_columns(self, name: str) -> tuple[str, ...]:
-        """Read a list of columns as `write_columns` wrote it."""
-        lines = self.read_bytes(name)
-        try:
-            text = lines.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise unreadable(self.path / name, "it is not UTF-8 text") from error
-        if text and not text.endswith("\n"):
-            text += "\n"
-        # An editor may have changed the line ends; a carriage return of a name is escaped.
-        return tuple(unescape_name(line.removesuffix("\r")) for line in text.split("\n")[:-1])
 
     def write_selected(self, columns: Iterable[str]) -> None:
         """Write ``selected.txt``: the kept columns in input order."""

@@ -22,13 +22,14 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.errors import InputError, ResourceError
+from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
 
 if TYPE_CHECKING:
@@ -63,11 +64,37 @@ class Files:
     Parameters
     ----------
     path
-        The folder; nothing is touched before the first write.
+        The folder; nothing is touched before `create` or the first write.
+    manifest
+        Whether to keep one; without it nothing but the files asked for is left.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, manifest: bool = True) -> None:
         self.path = path
+        self.written: set[str] = set()  # names, since this object was made
+        self._keeps_manifest = manifest
+
+    def create(self) -> Self:
+        """Make the folder where it does not exist and check that it can be written.
+
+        Raises
+        ------
+        InputError
+            When it is a file, or cannot be made or written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"the output folder {self.path} is a file; choose another.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".{uuid.uuid4().hex}.partial"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"the output folder {self.path} cannot be written "
+                f"({error.strerror}); choose another."
+            ) from error
+        return self
 
     # Writing
 
@@ -93,6 +120,10 @@ class Files:
         writer.writerow([_harmless(cell) for cell in header])
         writer.writerows([_harmless(cell) for cell in row] for row in rows)
         self.write_text(name, buffer.getvalue())
+
+    def write_columns(self, name: str, columns: Iterable[str]) -> None:
+        """Write a list of columns, one a line, escaped as `dpipe.runfolder.names` says."""
+        self.write_text(name, "".join(f"{escape_name(column)}\n" for column in columns))
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write an Arrow table, with checksums of its pages."""
@@ -154,13 +185,14 @@ class Files:
                 pending.size = os.fstat(file.fileno()).st_size
                 os.replace(temporary, target)
                 _sync_folder(target.parent)
+                self.written.add(name)
         finally:
             # After a failed write both fail again, and have nothing new to say.
             with contextlib.suppress(OSError):
                 file.close()
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if not name.startswith(f"{CHECKPOINT}/"):
+        if self._keeps_manifest and not name.startswith(f"{CHECKPOINT}/"):
             self._record(name, pending)
 
     def inside(self, name: str) -> Path:
@@ -230,6 +262,18 @@ class Files:
         if not isinstance(value, dict):
             raise unreadable(self.path / name, "it holds no JSON object")
         return value
+
+    def read_columns(self, name: str) -> tuple[str, ...]:
+        """Read a list of columns as `write_columns` wrote it."""
+        lines = self.read_bytes(name)
+        try:
+            text = lines.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise unreadable(self.path / name, "it is not UTF-8 text") from error
+        if text and not text.endswith("\n"):
+            text += "\n"
+        # An editor may have changed the line ends; a carriage return of a name is escaped.
+        return tuple(unescape_name(line.removesuffix("\r")) for line in text.split("\n")[:-1])
 
     def read_npy(self, name: str) -> NDArray[Any]:
         """Map a ``.npy`` file of the folder into memory, read-only; pickled ones are refused."""

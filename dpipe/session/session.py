@@ -159,7 +159,7 @@ class Session:
         Parameters
         ----------
         moment
-            "start", "before", "after" or "recycled".
+            "start" or "after".
         pass_number
             The pass the reading belongs to.
         """

@@ -25,6 +25,7 @@ def draw_rows(
     sample_rows: int | None = None,
     sample_per_file: int | None = None,
     seed: int = 0,
+    among: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64] | None:
     """Rows to read: `sample_rows` of the table or `sample_per_file` of each file.
 
@@ -34,6 +35,8 @@ def draw_rows(
     sample_rows, sample_per_file : int or None
         At most one of them; all rows are drawn where there are no more.
     seed : int
+    among : NDArray[np.int64] or None
+        Sorted rows to draw from; all rows of the table when None.
 
     Returns
     -------
@@ -58,6 +61,10 @@ def draw_rows(
         for offset, more in stream:
             wanted = sample_rows if sample_per_file is None else sample_per_file
             candidates = np.arange(start + offset, start + offset + len(more), dtype=np.int64)
+            if among is not None:
+                first, last = among.searchsorted([candidates[0], candidates[-1] + 1])
+                candidates = among[first:last]
+                more = more[candidates - (start + offset)]
             rows, keys = _smallest(
                 np.concatenate([rows, candidates]), np.concatenate([keys, more]), wanted or 0
             )

@@ -8,12 +8,13 @@ Every function here is pure but for finished files in the store: it names its in
 integers, may run twice, and on any worker.
 """
 
-from dpipe.tiles.edges import least_by_own_ranks, tile_finish, tile_whole
+from dpipe.tiles.edges import NEAR, least_by_own_ranks, tile_finish, tile_whole
 from dpipe.tiles.job import Job, own_name, settled_name, tile_name
 from dpipe.tiles.moments import merge, moments_partial, own_finish, own_partial
 from dpipe.tiles.settle import settle
 
 __all__ = [
+    "NEAR",
     "Job",
     "least_by_own_ranks",
     "merge",

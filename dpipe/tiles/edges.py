@@ -21,6 +21,9 @@ from dpipe.rankstore import Catalogue, Store
 from dpipe.tiles.job import Job, open_job, own_of, tile_name
 from dpipe.tiles.moments import tile
 
+NEAR = 0.005
+"""Pairs this close below a threshold are reported too: a reader may wish to look at them."""
+
 
 def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> int:
     """Turn a tile's moments into similarities and edges and leave them; returns the edges' number.
@@ -94,7 +97,7 @@ def _edges(
     values: Mapping[str, NDArray[np.float64]],
     count: NDArray[np.float64],
 ) -> dict[str, NDArray[Any]]:
-    """Pairs at or above the threshold, and those below it that may yet have to be settled."""
+    """Pairs at or above the threshold or near it, and those that may yet have to be settled."""
     if not job.weights:
         empty = np.empty(0)
         return {"i": empty.astype(int), "j": empty.astype(int), "value": empty, "exact": empty > 0}
@@ -104,6 +107,7 @@ def _edges(
     if job.tiling.functions == 1:
         n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
         least = least_by_own_ranks(job.threshold, count, n_i, n_j)
+    least = np.minimum(least, job.threshold - NEAR)
     found = np.abs(fused) >= least - 1e-6  # never true of NaN
     if job.exact:
         found |= ~np.isnan(fused)

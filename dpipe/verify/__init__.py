@@ -19,7 +19,7 @@ from typing import Any
 
 from dpipe.config import Options, options_from
 from dpipe.errors import InputError, VerificationError
-from dpipe.passes.sample import nonlinear_rows, sample
+from dpipe.passes.sample import nonlinear_sample, sample
 from dpipe.runfolder import COMMUNITIES, DECISIONS_PARQUET, MANIFEST, RUN, SELECTED, RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify.checks import (
@@ -125,7 +125,7 @@ def verify(
     if 3 in options.passes:
         failures += check_vif(claims, columns)
     if 4 in options.passes:
-        failures += check_nonlinear(claims, columns, nonlinear_rows(columns.n_rows, options))
+        failures += check_nonlinear(claims, columns, nonlinear_sample(table, rows, options))
     _refuse(run_dir, failures)
     return VerifyReport(
         n_rows=columns.n_rows,

@@ -271,8 +271,10 @@ def _check_duplicates(claims: Claims, columns: RankedColumns) -> Failures:
             other = str(row.representative)
             if columns.signature(row.column) != columns.signature(other):
                 yield f"column {row.column!r} does not rank the rows as {other!r} does"
-            elif abs(row.value or 0) != 1:
-                yield f"the rho of {row.column!r} and its duplicate {other!r} is 1"
+                continue
+            rho = columns.first_sign(row.column) * columns.first_sign(other)
+            if row.value != rho:
+                yield f"the rho of {row.column!r} and its duplicate {other!r} is {rho:g}"
     same: dict[bytes, list[str]] = defaultdict(list)
     for name in claims.survivors(1):
         if columns.facts[name].n_unique > 1:

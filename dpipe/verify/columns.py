@@ -80,10 +80,14 @@ class RankedColumns:
     def signature(self, name: str) -> bytes:
         """Equal for two columns exactly when they rank the same valid rows alike or in reverse."""
         ranks = self.of(name)
-        valid = is_valid(ranks)
-        signed = ranks[np.flatnonzero(valid & (ranks != 0))[:1]]
-        turned = np.where(valid & bool(np.any(signed > 0)), -ranks, ranks)
+        turned = np.where(is_valid(ranks) & (self.first_sign(name) > 0), -ranks, ranks)
         return hashlib.sha256(turned.tobytes()).digest()
+
+    def first_sign(self, name: str) -> float:
+        """The sign of the first rank off the middle; 0 without one."""
+        ranks = self.of(name)
+        off = np.flatnonzero(is_valid(ranks) & (ranks != 0))
+        return float(np.sign(ranks[off[0]])) if len(off) else 0.0
 
 
 def rank_columns(
