@@ -417,7 +417,13 @@ class _Run:
 
     def _checked_plan(self, context: Context) -> Plan:
         n_features = len(self.table.features)
-        plan = make_plan(self.n_rows, n_features, self.options, context.machine)
+        plan = make_plan(
+            self.n_rows,
+            n_features,
+            self.options,
+            context.machine,
+            row_group=self.table.row_group,
+        )
         root = context.store.root
         if "://" not in root and not context.store.names():
             parent = Path(root).parent
@@ -572,17 +578,20 @@ def plan_run(
     ResourceError
         When the run cannot fit.
     """
+    row_group = None
     if sources:
         table = open_table(sources, options=options, storage_options=storage_options)
         drawn = sample(table, options)
         rows = table.n_rows if drawn is None else len(drawn)
         columns = len(table.features)
+        row_group = table.row_group
     if not rows or not columns:
         raise InputError("give Parquet files, or both --rows and --columns.")
     cores, memory = own_machine()
     workers = options.workers or max(1, cores // options.threads_per_worker)
     limit = options.memory_limit or memory // workers
-    return make_plan(rows, columns, options, Machine(workers, options.threads_per_worker, limit))
+    machine = Machine(workers, options.threads_per_worker, limit)
+    return make_plan(rows, columns, options, machine, row_group=row_group)
 
 
 def _version() -> str:

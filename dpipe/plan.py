@@ -28,6 +28,7 @@ _NARROWEST_TILE = 48
 _CHUNK_ROWS = {1: 4096, BASIS: 8192}
 _CHUNK_ROWS_ON_DEVICE = {1: 16384, BASIS: 8192}
 _FEWEST_CHUNK_ROWS = 1024
+_USUAL_ROW_GROUP = 2**17
 _FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
 
 
@@ -312,15 +313,24 @@ def check_client(n_columns: int, free: int) -> None:
 
 
 def make_plan(
-    n_rows: int, n_columns: int, options: Options, machine: Machine, *, row_group: int = 131072
+    n_rows: int,
+    n_columns: int,
+    options: Options,
+    machine: Machine,
+    *,
+    row_group: int | None = None,
 ) -> Plan:
     """The plan of a run, before the columns that later passes receive are known.
+
+    ``row_group`` is the number of rows of the largest one; a usual size when None.
 
     Raises
     ------
     ResourceError
         When a pass cannot fit the workers.
     """
+    if row_group is None:
+        row_group = min(_USUAL_ROW_GROUP, n_rows)
     passes = []
     if 1 in options.passes:
         passes.append(_plan_ranking(n_rows, n_columns, row_group, machine))
@@ -346,7 +356,6 @@ def memory_packed(n_rows: int) -> int:
 
 
 def _plan_ranking(n_rows: int, n_columns: int, row_group: int, machine: Machine) -> PassPlan:
-    row_group = min(row_group, n_rows)
     blocks = ranking_blocks(n_rows, n_columns, row_group, machine)
     widest = _width(blocks)
     return PassPlan(

@@ -67,8 +67,7 @@ def prepare(
     store.write(TABLE_NAME, table.to_json().encode())
     if rows is not None:
         store.write_arrays(ROWS_NAME, {"rows": rows})
-    row_group = max((size for file in table.files for size in file.row_groups), default=0)
-    blocks = ranking_blocks(context.n_rows, len(names), row_group, context.machine)
+    blocks = ranking_blocks(context.n_rows, len(names), table.row_group, context.machine)
     blocks = _resumable(store, blocks)
     done = _intact_blocks(context)
     todo = [
@@ -79,7 +78,7 @@ def prepare(
     if done:
         context.emit(Note(f"{len(done)} of {len(blocks)} column blocks were ranked before."))
     widest = max(stop - start for start, stop in blocks)
-    need = memory.ranking_bytes(context.n_rows, widest, row_group)
+    need = memory.ranking_bytes(context.n_rows, widest, table.row_group)
 
     def describe(index: int) -> str:
         block = todo[index][3]

@@ -87,6 +87,11 @@ class Table:
         return sum(file.n_rows for file in self.files)
 
     @cached_property
+    def row_group(self) -> int:
+        """Rows of the largest row group, which is decoded at once."""
+        return max((size for file in self.files for size in file.row_groups), default=0)
+
+    @cached_property
     def features(self) -> tuple[str, ...]:
         """Names of the columns that are analysed, in input order."""
         return tuple(c.name for c in self.columns if c.role is Role.FEATURE)
