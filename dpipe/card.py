@@ -53,7 +53,7 @@ def visible_cards() -> int:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         installed = int(nvml.device_get_count())
-    except Exception:  # whatever NVML has to say, as about a driver that was just updated
+    except Exception:  # NVML raises much, as about a driver that was just updated
         return 0
     if allowed is None:
         return installed
@@ -88,7 +88,7 @@ def used_bytes() -> int | None:
         return None
     try:
         used = nvml.real_time()["memory-used"]
-    except Exception:  # whatever NVML has to say: a reading must never end a run
+    except Exception:  # whatever NVML raises: a reading must never end a run
         return None
     return None if used is None else int(used)
 

@@ -355,7 +355,7 @@ class _Stage:
             return self.session.client.sync(
                 call, *arguments, callback_timeout=ANSWER_SECONDS, **named
             )
-        except Exception as error:  # a foreign scheduler may say anything
+        except Exception as error:  # a foreign scheduler may raise anything
             self.emit(Note(f"the scheduler does not say what became of its workers ({error})."))
             return otherwise
 

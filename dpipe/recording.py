@@ -66,10 +66,10 @@ def shown(session: Session, page: str, state: Callable[[], str], emit: Emit) -> 
         """Send what is new; None when the scheduler does not take it."""
         text = state()
         try:
-            # After a restart in need the cluster may be another one, which has no page yet.
+            # A cluster that had to be opened anew has no page yet.
             if text != sent and not _on_scheduler(session, _update(text)):
                 _on_scheduler(session, _serve(page, text))
-        except Exception as error:  # a foreign scheduler may say anything
+        except Exception as error:  # a foreign scheduler may raise anything
             emit(Note(f"the page {PATH} is not shown ({type(error).__name__}: {error})."))
             return None
         return text

@@ -34,17 +34,18 @@ def holey_table(folder: Path, rows: int, columns: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "limit"),
+    ("rows", "columns", "limit", "nonlinear_rows"),
     [
-        (20_000, 30, 512 * MIB),
-        pytest.param(200_000, 200, 1024 * MIB, marks=pytest.mark.slow),
+        (20_000, 30, 512 * MIB, None),
+        pytest.param(200_000, 200, 1024 * MIB, None, marks=pytest.mark.slow),
+        pytest.param(2_000_000, 40, 1024 * MIB, 3000, marks=pytest.mark.slow),
     ],
 )
 def test_peak__of_every_worker_is_within_the_plan_and_the_plan_within_the_limit(
-    tmp_path: Path, rows: int, columns: int, limit: int
+    tmp_path: Path, rows: int, columns: int, limit: int, nonlinear_rows: int | None
 ) -> None:
     source = holey_table(tmp_path / "table", rows, columns)
-    options = Options(workers=2, memory_limit=limit)
+    options = Options(workers=2, memory_limit=limit, nonlinear_rows=nonlinear_rows)
     selection = run([source], options, output_dir=tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     planned = {entry["number"]: entry["worker_bytes"] for entry in record["plan"]["passes"]}

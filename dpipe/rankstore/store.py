@@ -143,7 +143,7 @@ class Store:
                     os.fsync(file.fileno())
             os.replace(temporary, target)
         except OSError:
-            with suppress(OSError):  # as full or as gone as it was a moment ago
+            with suppress(OSError):  # the disk may be gone, too
                 os.unlink(temporary)
             raise
 

@@ -1,6 +1,6 @@
 """Files of a folder: written whole or not at all, and checked when read again.
 
-Covers: the one road of every write, the manifest of checksums, readers that run no code.
+Covers: the one way every file is written, the manifest of checksums, readers that run no code.
 Does not cover: which files there are (`dpipe.runfolder.RunFolder`, `dpipe.runfolder.checkpoints`).
 
 A write makes a temporary file beside the target (``.NAME.*.partial``), then comes fsync, rename,
@@ -168,7 +168,7 @@ class Files:
 
     @contextlib.contextmanager
     def _pending_file(self, name: str) -> Iterator[Pending]:
-        """Open the one road to the disk: a file that takes the place of `name` if all goes well."""
+        """Open a file that takes the place of `name` if all goes well; every write comes by here."""
         target = self.inside(name)
         temporary = target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
         with _saying_which_file(target):

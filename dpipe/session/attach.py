@@ -75,8 +75,8 @@ def connect_client(connection: Any, seconds: float) -> tuple[Client, bool]:
 def _knock(address: str, seconds: float) -> None:
     """Raise what is wrong with an address before a client is made for it.
 
-    A client that could not connect is a nuisance until the interpreter ends. The detour through a
-    thread is for callers that run in an event loop, as notebooks do.
+    A client that could not connect keeps trying, and logging, until the interpreter ends. The
+    detour through a thread is for callers that run in an event loop, as notebooks do.
     """
 
     async def knock() -> None:
@@ -104,7 +104,7 @@ def _address(text: str) -> str:
 
 
 def wait_for_first_worker(client: Client, seconds: float) -> Future[int]:
-    """Wait for a worker, and hold a result there so small that nobody minds.
+    """Wait for a worker, and hold a result of a few bytes there.
 
     A task in the queue is what makes an adaptive cluster ask for its first worker, and a result
     is what keeps it from sending the last one away between passes.

@@ -115,7 +115,7 @@ class OwnCluster:
         gone anyway; asked to close, one that is deep in a task would take seconds, and one that is
         just starting would end in a traceback.
         """
-        # Whatever a dying cluster has to say, its processes are gone.
+        # Whatever a dying cluster raises, its processes are gone.
         if self._client is not None:
             with contextlib.suppress(Exception):
                 self._client.close(timeout=CLOSE_SECONDS)

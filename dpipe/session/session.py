@@ -378,7 +378,7 @@ class Session:
         while True:
             try:
                 clients, tasks = within(self.client, PROBE_SECONDS, "run_on_scheduler", in_use)
-            except Exception as error:  # a foreign scheduler may say anything; doubt means no
+            except Exception as error:  # a foreign scheduler may raise anything; doubt means no
                 return f"the scheduler does not say who else uses it ({first_line(error)})"
             others = {c for c in clients if c not in (self.client.id, "fire-and-forget")}
             if others:

@@ -124,7 +124,7 @@ def give_memory_back() -> int:
     if sys.platform == "linux":
         import ctypes
 
-        # Only glibc has it; musl and others keep their own counsel.
+        # Only glibc has it; other libraries decide for themselves what they give back.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
     return before - process_memory()[0]

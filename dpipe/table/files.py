@@ -412,7 +412,7 @@ def read_footer(path: str, storage_options: StorageOptions = None) -> Footer:
         with open_file(path, storage_options) as source:
             raw = _footer_bytes(path, source, size)
         reader = _parse(path, raw)
-        metadata = reader.metadata  # its `schema` would tie a knot that only the collector undoes
+        metadata = reader.metadata  # its `schema` would make a reference cycle
         return Footer(
             schema=reader.schema_arrow,
             n_leaves=metadata.num_columns,
