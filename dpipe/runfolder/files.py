@@ -168,7 +168,7 @@ class Files:
 
     @contextlib.contextmanager
     def _pending_file(self, name: str) -> Iterator[Pending]:
-        """Open a file that takes the place of `name` if all goes well; every write comes by here."""
+        """Open a file that takes the place of `name` if all goes well; every write comes here."""
         target = self.inside(name)
         temporary = target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
         with _saying_which_file(target):
