@@ -49,14 +49,21 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("dpipe", "numpy", "pyarrow", "distributed")
+        f"{name} {_version(name)}" for name in ("dpipe", "numpy", "pyarrow", "distributed")
     )
     load = os.getloadavg()[0]
     return (
         f"{model}, {os.cpu_count()} cores (load {load:.1f} at the start), "
         f"Python {platform.python_version()}, {versions}"
     )
+
+
+def _version(name: str) -> str:
+    """A package's version; a checkout on PYTHONPATH has none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"
 
 
 def table(

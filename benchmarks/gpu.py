@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,10 +38,10 @@ from distributed import LocalCluster
 
 from benchmarks import common
 from dpipe.allpairs import similarity
-from dpipe.backend import Array, namespace, set_precision, to_device
+from dpipe.backend import Array, namespace, set_precision, to_device, to_host
 from dpipe.config import options_from
-from dpipe.kernels.measures import BASIS
-from dpipe.kernels.moments import Scratch, expand_whitened, tile_moments
+from dpipe.kernels.measures import BASIS, MEASURES
+from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import rank_column
 from dpipe.model import (
@@ -130,7 +131,23 @@ def measure_gram(device: str, scale: float, precision: str) -> dict[str, float]:
     # A symmetric product is half the work.
     figures["diagonal share"] = work / 2 / best_seconds(diagonal) / 1e12
     figures["diagonal share"] /= figures["library TFLOP/s"]
+    moments = tile_moments(pieces(left)[0], None, scratches[2]).total()
+    for name in ("hsic", "rdc"):
+        figures[f"contract {name}, us a pair"] = _contraction(name, moments, *left) * 1e6
     return figures
+
+
+def _contraction(name: str, moments: Moments, scores: Array, _: None, there: Own) -> float:
+    """Seconds a pair to make one measure of a diagonal tile's moments."""
+    own = Own(**{field: to_host(array) for field, array in there.arrays().items()})
+
+    def contract() -> Array:
+        return MEASURES[name].contract(moments, own, own, {})
+
+    wait_for(contract())
+    start = time.perf_counter()
+    wait_for(contract())
+    return (time.perf_counter() - start) / (len(scores) * (len(scores) + 1) / 2)
 
 
 def _columns(width: int, rows: int, device: str, seed: int) -> tuple[Array, None, Own]:
@@ -290,10 +307,10 @@ def measure_two_workers(path: Path, device: str, passes: str) -> dict[str, Any]:
             environment = {**os.environ, **common.worker_env()}
             if device == "gpu":
                 environment["CUDA_VISIBLE_DEVICES"] = "0"
-            started = [
-                subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-                for _ in range(workers)
-            ]
+            with open(path.with_suffix(".workers.log"), "w") as log:  # says why none came
+                started = [
+                    subprocess.Popen(command, env=environment, stderr=log) for _ in range(workers)
+                ]
             try:
                 cluster.wait_for_workers(workers, timeout=120)
                 run = measure_run(path, device, passes, scheduler=cluster.scheduler_address)
@@ -464,6 +481,7 @@ def rows_of(part: str, figures: Figures, device: str) -> list[Row]:
                     (f"Gram of pass 4 / {library}, {kind}", gram["share"], REACH["gram"]),
                     (f"the same on the diagonal, {kind}", gram["diagonal share"], REACH["gram"]),
                 ]
+                rows += [(f"{name}, {kind}", v, "") for name, v in gram.items() if "us a" in name]
         case "pairs":
             for kind, pairs in figures.items():
                 size = f"{pairs['rows']} x {pairs['columns']}, {kind}"
@@ -558,12 +576,17 @@ def main() -> int:
     print("| figure | value | reach |\n| -- | -- | -- |")
     for part in arguments.parts.split(","):
         start = time.perf_counter()
-        figures[part] = PARTS[part](arguments)
+        try:
+            figures[part] = PARTS[part](arguments)
+            rows = rows_of(part, figures[part], arguments.device)
+            agreed &= agrees(part, figures[part])
+        except Exception as error:  # the others' figures must not be lost with it
+            traceback.print_exc()
+            figures[part] = {"failed": repr(error)}
+            rows, agreed = [(f"{part} failed, {type(error).__name__}", "", "")], False
         spent = time.perf_counter() - start
-        rows = rows_of(part, figures[part], arguments.device)
         common.show_rows([*rows, (f"seconds that measuring took, {part}", spent, "")])
         common.finish(arguments, figures)
-        agreed &= agrees(part, figures[part])
     return 0 if agreed else 1
 
 

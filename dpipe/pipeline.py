@@ -594,12 +594,14 @@ def plan_run(
     return make_plan(rows, columns, options, machine, row_group=row_group)
 
 
-def _version() -> str:
-    return importlib.metadata.version("dpipe")
+def _version(name: str = "dpipe") -> str:
+    """A package's version; a checkout that is on the path but not installed has none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"
 
 
 def _versions() -> dict[str, str]:
     names = ("dpipe", "numpy", "pyarrow", "dask", "distributed", "igraph")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in names
-    }
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}

@@ -149,6 +149,7 @@ def test_probe__says_in_one_sentence_what_is_wrong(
     words: str | None,
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.delitem(sys.modules, "rmm", raising=False)  # whose pool would count
     monkeypatch.setattr(card, "_cuda_of_cupy", lambda: made_for)
     trouble = card.probe().trouble
     if words is None:

@@ -20,6 +20,9 @@ from dpipe.tiles.edges import fuse
 from dpipe.tiles.job import Job, load_own, open_job
 from dpipe.tiles.moments import functions_of
 
+# Of a pair, which is as narrow as a tile is wide: a card needs some 150 kernels for each step.
+_CHUNKS_AT_ONCE = 128
+
 
 def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
     """Leave the exact similarities of the pairs `start` to `stop` of a list in the store."""
@@ -75,7 +78,7 @@ def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -
     own = [_own_of_column(store, job, column) for column in (i, j)]
     changes = [of_one.on_device(job.device) for of_one in own]
     total: Moments | None = None
-    step = job.tiling.chunk_rows * 8
+    step = job.tiling.chunk_rows * (8 if job.device == "cpu" else _CHUNKS_AT_ONCE)
     for start in range(0, catalogue.n_rows, step):
         stop = min(start + step, catalogue.n_rows)
         pieces = []
