@@ -17,7 +17,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,8 @@ class _Run:
             return self._finish(sources, self._passes())
         finally:
             if not self.options.checkpoint:
-                self.folder.checkpoints.clear()
+                with suppress(OSError):
+                    self.folder.checkpoints.clear()
 
     # Passes
 
@@ -386,11 +387,15 @@ class _Run:
                 stack.enter_context(recorded(session, self.folder.write_text, self.emit))
             try:
                 yield context
-            finally:
-                if self.options.checkpoint:
-                    context.store.remove_partial()
-                else:
-                    context.store.remove()
+            except BaseException:
+                if not self.options.checkpoint:
+                    with suppress(OSError, ResourceError):  # which would hide what went wrong
+                        context.store.remove()
+                raise
+            if self.options.checkpoint:
+                context.store.remove_partial()
+            else:
+                context.store.remove()
 
     def _store(self) -> Store:
         """The rank store of this input and these pass-1 options."""
