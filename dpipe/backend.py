@@ -11,8 +11,10 @@ modules already imported, so a CPU-only machine never pays for it.
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -52,6 +54,40 @@ def to_device(array: np.ndarray, device: str) -> Array:
     import cupy
 
     return cupy.asarray(array)
+
+
+def staged(shape: tuple[int, ...], dtype: Any = float) -> np.ndarray:
+    """A host array of any content in pinned memory, from which a copy to a device needs no other.
+
+    `to_device` keeps it alive until the copy is done.
+    """
+    import cupy
+
+    size = math.prod(shape)
+    memory = cupy.cuda.alloc_pinned_memory(size * np.dtype(dtype).itemsize)
+    return np.frombuffer(memory, dtype, size).reshape(shape)
+
+
+class Pace:
+    """Keeps a loop from asking for more than `ahead` steps that the device has not done.
+
+    What waits holds pinned memory of the host, which no plan counts.
+    """
+
+    def __init__(self, device: str, ahead: int = 4) -> None:
+        self._on_device = device != "cpu"
+        self._asked: deque[Any] = deque()
+        self._ahead = ahead
+
+    def step(self) -> None:
+        """Note the end of a step; wait for the one that is `ahead` steps back."""
+        if not self._on_device:
+            return
+        import cupy
+
+        self._asked.append(cupy.cuda.get_current_stream().record())
+        if len(self._asked) > self._ahead:
+            self._asked.popleft().synchronize()
 
 
 def set_precision(device: str, precision: str) -> None:

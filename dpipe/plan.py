@@ -26,7 +26,8 @@ _WIDEST_TILE = {1: 2048, BASIS: 352}
 _WIDEST_ON_DEVICE = {1: 4096, BASIS: 1024}  # the wider, the less expanding beside the products
 _NARROWEST_TILE = 48
 _CHUNK_ROWS = {1: 4096, BASIS: 8192}
-_CHUNK_ROWS_ON_DEVICE = {1: 16384, BASIS: 8192}
+_CHUNK_ROWS_ON_DEVICE = {1: 65536, BASIS: 8192}  # with K = 1 a card waits for the disk: long reads
+_LONG_CHUNK = 16384  # longer ones are halved before a tile is made narrower
 _FEWEST_CHUNK_ROWS = 1024
 _USUAL_ROW_GROUP = 2**17
 _FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
@@ -237,7 +238,9 @@ def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, i
         device_need = memory.device_tile_bytes(width, functions, chunk) if on_card else 0
         if need <= machine.task_budget and device_need <= machine.device_budget:
             return width, chunk
-        if width > _NARROWEST_TILE:
+        if chunk > _LONG_CHUNK:
+            chunk = max(_LONG_CHUNK, chunk // 2)
+        elif width > _NARROWEST_TILE:
             width = max(_NARROWEST_TILE, int(width * 0.8))
         elif chunk > _FEWEST_CHUNK_ROWS:
             chunk = max(_FEWEST_CHUNK_ROWS, chunk // 2)

@@ -249,6 +249,21 @@ def _clip(a: Any, a_min: Any, a_max: Any, out: Any = None) -> Any:
     return hide(np.clip(reveal(a), reveal(a_min), reveal(a_max), out=reveal(out)))
 
 
+class ElementwiseKernel:
+    """A kernel of one statement that reads the same in C++ and in Python."""
+
+    def __init__(self, in_params: str, out_params: str, operation: str, name: str) -> None:
+        self._names = re.findall(r"T (\w+)", in_params)
+        target, self._expression = operation.split(" = ")
+        assert re.findall(r"T (\w+)", out_params) == [target], name
+
+    def __call__(self, *arguments: Any) -> ndarray:
+        *inputs, out = arguments
+        values = dict(zip(self._names, reveal(inputs), strict=True))
+        out[...] = hide(eval(self._expression, {}, values))  # noqa: S307
+        return out
+
+
 class Pool:
     """An allocator's pool that counts how often it was emptied."""
 
@@ -268,12 +283,22 @@ def _set_compute_type(dtype: Any, compute_type: int) -> None:
     compute_types[np.dtype(dtype).name] = compute_type
 
 
+_stream = types.SimpleNamespace(
+    record=lambda: types.SimpleNamespace(synchronize=lambda: None), synchronize=lambda: None
+)
+_cuda = types.SimpleNamespace(
+    alloc_pinned_memory=bytearray, get_current_stream=lambda: _stream, set_allocator=lambda _: None
+)
+
+
 cupy = _Namespace("cupy")
 vars(cupy).update(
     {
+        "cuda": _cuda,
         "_core": types.SimpleNamespace(set_compute_type=_set_compute_type),
         "get_default_memory_pool": lambda: pool,
         "get_default_pinned_memory_pool": lambda: pool,
+        "ElementwiseKernel": ElementwiseKernel,
         "ndarray": ndarray,
         "asarray": asarray,
         "array": asarray,

@@ -200,6 +200,34 @@ def test_set_precision__is_asked_for_either_way(monkeypatch: pytest.MonkeyPatch)
     assert standin.compute_types == {"float32": 1}
 
 
+def test_staged__is_an_array_of_the_shape_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
+    staged = backend.staged((3, 5), np.float32)
+    staged[:] = 2
+    assert staged.shape == (3, 5)
+    assert staged.dtype == np.float32
+    assert staged.flags.c_contiguous
+
+
+def test_pace__waits_for_what_lies_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    asked = iter(range(10))
+
+    def record() -> Any:
+        number = next(asked)
+        return SimpleNamespace(synchronize=lambda: waited.append(number))
+
+    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
+    stream = SimpleNamespace(record=record)
+    monkeypatch.setattr(standin.cupy.cuda, "get_current_stream", lambda: stream)
+    pace = backend.Pace("gpu", ahead=2)
+    for _ in range(4):
+        pace.step()
+    assert waited == [0, 1]
+    backend.Pace("cpu").step()
+    assert waited == [0, 1]
+
+
 class CUBLASError(RuntimeError):
     """As CuPy's."""
 

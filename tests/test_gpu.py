@@ -302,10 +302,12 @@ def test_select__reads_a_piece_once_while_it_is_kept(
     reads: Counter[Any] = Counter()
     read_piece = tiles.moments.read_piece
 
-    def counted(store: Any, catalogue: Any, columns: Any, start: int, stop: int) -> Any:
+    def counted(
+        store: Any, catalogue: Any, columns: Any, start: int, stop: int, **more: Any
+    ) -> Any:
         if isinstance(columns, range):  # a block; single columns are read to settle pairs
             reads[id(catalogue), columns, start, stop] += 1
-        return read_piece(store, catalogue, columns, start, stop)
+        return read_piece(store, catalogue, columns, start, stop, **more)
 
     monkeypatch.setattr(tiles.moments, "read_piece", counted)
     kept.pieces.clear()

@@ -106,6 +106,22 @@ def test_read_piece__equals_rows_of_the_whole(
         )
 
 
+def test_read_piece__with_threads_into_given_memory(filled: Filled) -> None:
+    catalogue, _ = filled.catalogue()
+    made = []
+
+    def empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        made.append(np.full(shape, np.nan, dtype))
+        return made[-1]
+
+    columns = range(len(catalogue))
+    expected = read_piece(filled.store, catalogue, columns, 3, ROWS - 2)
+    found = read_piece(filled.store, catalogue, columns, 3, ROWS - 2, empty=empty, readers=3)
+    assert found[0] is made[0]
+    for here, there in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
 @given(st.sets(st.integers(0, ROWS - 1), min_size=1), st.data())
 def test_read_piece__of_a_draw_of_rows(drawn: set[int], data: st.DataObject) -> None:
     fsspec.filesystem("memory").store.clear()

@@ -9,6 +9,7 @@ functions (`dpipe.kernels.moments`).
 from __future__ import annotations
 
 import math
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -75,17 +76,39 @@ def _recur(scores: Array, first: Array | float, values: Array) -> None:
     """Fill `values` (columns, K, rows) from `scores` (columns, rows); psi_0 is `first`."""
     xp = namespace(scores)
     argument = scores * 2
-    scratch = xp.empty_like(argument)
+    step = _step_on_device(xp) if xp is not np else partial(_step, np.empty_like(argument))
     xp.multiply(argument, math.sqrt(3), out=values[:, 0])
     before = first
     for k in range(1, values.shape[1]):
-        ahead, back = recurrence(k)
-        now = values[:, k]
-        xp.multiply(argument, values[:, k - 1], out=now)
-        now *= ahead
-        xp.multiply(before, back, out=scratch)
-        now -= scratch
+        step(argument, values[:, k - 1], before, *recurrence(k), values[:, k])
         before = values[:, k - 1]
+
+
+def _step(
+    scratch: np.ndarray,
+    argument: np.ndarray,
+    last: np.ndarray,
+    before: np.ndarray | float,
+    ahead: float,
+    back: float,
+    now: np.ndarray,
+) -> None:
+    """Fill `now` with the next function of the recurrence."""
+    np.multiply(argument, last, out=now)
+    now *= ahead
+    np.multiply(before, back, out=scratch)
+    now -= scratch
+
+
+@lru_cache
+def _step_on_device(xp: Any) -> Any:
+    """The same as one kernel: four would pass over the memory of the device four times."""
+    return xp.ElementwiseKernel(
+        "T x, T last, T before, T ahead, T back",
+        "T now",
+        "now = ahead * (x * last) - back * before",
+        "dpipe_recurrence",
+    )
 
 
 def recurrence(k: int) -> tuple[float, float]:

@@ -7,9 +7,11 @@ Does not cover: writing blocks (`dpipe.rankstore.blocks`), which columns a pass 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,9 +112,23 @@ def load_catalogue(store: Store, name: str) -> Catalogue:
 
 
 def read_piece(
-    store: Store, catalogue: Catalogue, columns: Sequence[int] | range, start: int, stop: int
+    store: Store,
+    catalogue: Catalogue,
+    columns: Sequence[int] | range,
+    start: int,
+    stop: int,
+    *,
+    empty: Callable[..., NDArray[Any]] = np.empty,
+    readers: int = 1,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Scores and validity of some columns on the pass's rows `start` to `stop`.
+
+    Parameters
+    ----------
+    empty
+        Makes the array of the scores, of a shape and dtype.
+    readers
+        Threads that read the blocks of a local store: a card waits for one.
 
     Returns
     -------
@@ -122,8 +138,8 @@ def read_piece(
         The same shape, bool; None when all of these columns are complete.
     """
     if len(catalogue.rows):
-        return _read_draw(store, catalogue, columns, catalogue.rows[start:stop])
-    return _read_rows(store, catalogue, columns, start, stop)
+        return _read_draw(store, catalogue, columns, catalogue.rows[start:stop], empty)
+    return _read_rows(store, catalogue, columns, start, stop, empty, readers)
 
 
 def _read_draw(
@@ -131,10 +147,11 @@ def _read_draw(
     catalogue: Catalogue,
     columns: Sequence[int] | range,
     wanted: NDArray[np.int64],
+    empty: Callable[..., NDArray[Any]],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Scores and validity on a draw of rows, read by windows: it may be a few rows of millions."""
     window = max(1, _DRAW_CELLS // max(1, len(columns)))
-    scores = np.empty((len(columns), len(wanted)), dtype=np.float32)
+    scores = empty((len(columns), len(wanted)), dtype=np.float32)
     valid: NDArray[np.bool_] | None = None
     if np.any(catalogue.valid_slot[np.asarray(columns, dtype=np.int64)] >= 0):
         valid = np.empty(scores.shape, dtype=bool)
@@ -142,7 +159,7 @@ def _read_draw(
     for part in np.split(np.arange(len(wanted)), cuts):
         rows = wanted[part]
         first, last = int(rows[0]), int(rows[-1]) + 1
-        some, mask = _read_rows(store, catalogue, columns, first, last)
+        some, mask = _read_rows(store, catalogue, columns, first, last, np.empty, 1)
         scores[:, part] = some[:, rows - first]
         if valid is not None and mask is not None:
             valid[:, part] = mask[:, rows - first]
@@ -150,14 +167,21 @@ def _read_draw(
 
 
 def _read_rows(
-    store: Store, catalogue: Catalogue, columns: Sequence[int] | range, start: int, stop: int
+    store: Store,
+    catalogue: Catalogue,
+    columns: Sequence[int] | range,
+    start: int,
+    stop: int,
+    empty: Callable[..., NDArray[Any]],
+    readers: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     index = np.asarray(columns, dtype=np.int64)
-    scores = np.empty((len(index), stop - start), dtype=np.float32)
+    scores = empty((len(index), stop - start), dtype=np.float32)
     incomplete = bool(np.any(catalogue.valid_slot[index] >= 0))
     first_byte, last_byte = start // 8, packed_length(stop)
     bits = np.full((len(index) if incomplete else 0, last_byte - first_byte), 255, dtype=np.uint8)
-    for block in np.unique(catalogue.block[index]):
+
+    def fill(block: np.int64) -> None:
         places = np.flatnonzero(catalogue.block[index] == block)
         with store.reader(f"block-{block:05d}.f32") as reader:
             _fill_scores(reader, scores, places, catalogue.slot[index], start, catalogue.n_stored)
@@ -167,6 +191,14 @@ def _read_rows(
                 for place in masked:
                     slot = int(catalogue.valid_slot[index[place]])
                     reader.fill(bits[place], slot * packed_length(catalogue.n_stored) + first_byte)
+
+    blocks = np.unique(catalogue.block[index])
+    if readers == 1 or len(blocks) == 1 or not store.local:
+        for block in blocks:
+            fill(block)
+    else:
+        with ThreadPoolExecutor(min(readers, len(blocks))) as threads:
+            list(threads.map(fill, blocks))
     if not incomplete:
         return scores, None
     valid = np.unpackbits(bits, axis=1, count=None)[:, start - first_byte * 8 :]

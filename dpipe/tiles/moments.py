@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from dpipe import kept
 from dpipe.backend import (
     Array,
+    Pace,
     free_device_memory,
     out_of_device_memory,
     retried,
     set_precision,
+    staged,
     to_device,
     to_host,
 )
@@ -39,6 +41,8 @@ from dpipe.kernels.own import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.rankstore import Catalogue, Store, read_piece
 from dpipe.tiles.job import Job, open_job, own_name, own_of
 
+_READERS = 8  # threads that read for a card, which would wait for one
+_LONG_READ = 2**16  # rows; shorter reads leave threads nothing but the interpreter's lock
 _SUMMED_ROWS = 2048  # a few columns of them stay in a core's cache through all functions
 
 
@@ -54,7 +58,7 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | 
     part = slice(None) if tied.all() else to_device(np.flatnonzero(tied), job.device)
 
     def sums(strip_rows: int, keep: bool = True) -> OwnSums:
-        parts = []
+        parts, pace = [], Pace(job.device)
         for start, stop in _chunks(job, split):
             scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
             for row in range(0, stop - start, strip_rows):
@@ -63,6 +67,7 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | 
                 parts.append(
                     own_sums(scores[part, strip].astype("float64"), job.tiling.functions, mask)
                 )
+            pace.step()
         total = reduce(OwnSums.__iadd__, parts)
         return OwnSums(to_host(total.count), to_host(total.total))
 
@@ -113,7 +118,7 @@ def tile(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
         if sides[1] is not None:
             expand_j = _expander(store, job, catalogue, j, sides[1], keep)
         total: Moments | None = None
-        scratch = Scratch()
+        scratch, pace = Scratch(), Pace(job.device)
         for start, stop in _chunks(job, split, parts):
             right = None if expand_j is None else expand_j(start, stop)
             moments = tile_moments(expand_i(start, stop), right, scratch)
@@ -121,6 +126,7 @@ def tile(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
                 total = moments.total()
             else:
                 total += moments
+            pace.step()
         assert total is not None, "a split has at least one chunk"
         return total
 
@@ -220,7 +226,10 @@ def _piece(
     key = (store, job.folder, block, start, stop)
     piece = kept.pieces.get(key)
     if piece is None:
-        scores, valid = read_piece(store, catalogue, columns, start, stop)
+        readers = _READERS if stop - start >= _LONG_READ else 1
+        scores, valid = read_piece(
+            store, catalogue, columns, start, stop, empty=staged, readers=readers
+        )
         mask = None if valid is None else to_device(valid, job.device)
         piece = (to_device(scores, job.device), mask)
         if keep:
