@@ -273,7 +273,7 @@ def test_an_input_that_changed_is_named_and_read_again(again: Any, tmp_path: Pat
 
 
 def test_another_version_of_dpipe_trusts_nothing(again: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pipeline, "_version", lambda: "99.0")
+    monkeypatch.setattr(pipeline, "_version", lambda name="dpipe": "99.0")
     reused, said, _ = again()
     assert reused == [False] * 4
     assert "pass 1 is done again, because the version of dpipe changed." in said
