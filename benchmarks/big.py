@@ -18,8 +18,8 @@ from benchmarks import common
 
 def measure(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each pass and peak bytes of client and workers."""
-    from dpipe.config import options_from
     from dpipe.model import PassDone, RunStarted
+    from dpipe.options import options_from
     from dpipe.pipeline import run
 
     events: list[Any] = []

@@ -61,7 +61,7 @@ def features(path: str, *, complete: bool = False) -> pd.DataFrame:
 @contextmanager
 def dpipe_session(passes: tuple[int, ...] = (1, 2)) -> Iterator[Once]:
     import dpipe
-    from dpipe.config import Options
+    from dpipe.options import Options
     from dpipe.session import open_session
 
     with open_session(Options(workers=os.cpu_count(), device="cpu")) as session:

@@ -38,11 +38,12 @@ from distributed import LocalCluster
 
 from benchmarks import common
 from dpipe.allpairs import similarity
-from dpipe.backend import Array, namespace, set_precision, to_device, to_host
-from dpipe.config import options_from
+from dpipe.device.arrays import Array, namespace, set_precision, to_device, to_host
+from dpipe.engine.context import Context, run_grid
+from dpipe.engine.plan import Machine, even_blocks, tile_grid
+from dpipe.kernels.marginals import Own, own_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
-from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import rank_column
 from dpipe.model import (
     ColumnStatistics,
@@ -53,9 +54,8 @@ from dpipe.model import (
     RunStarted,
     silent,
 )
-from dpipe.passes.context import Context, run_grid
+from dpipe.options import options_from
 from dpipe.pipeline import run
-from dpipe.plan import Machine, even_blocks, tile_grid
 from dpipe.rankstore import Store, StoredColumn, write_block
 from dpipe.session import Session, open_session
 

@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
 
-    from dpipe.config import options_from
+    from dpipe.options import options_from
     from dpipe.pipeline import run
     from dpipe.session import open_session
 

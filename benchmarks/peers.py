@@ -42,7 +42,7 @@ Once = Callable[[str], object]
 @contextmanager
 def dpipe_session(measure: str = "spearman") -> Iterator[Once]:
     from dpipe.allpairs import similarity
-    from dpipe.config import Options
+    from dpipe.options import Options
     from dpipe.session import open_session
 
     options = Options(workers=os.cpu_count())

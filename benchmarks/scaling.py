@@ -21,7 +21,7 @@ MEASURES = {"spearman": 1, "hsic": 12}
 
 def points(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every point of every curve, with its seconds, tasks and bytes."""
-    from dpipe.config import options_from
+    from dpipe.options import options_from
     from dpipe.session import open_session
 
     for workers in map(int, arguments.workers.split(",")):

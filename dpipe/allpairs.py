@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.config import Options
+from dpipe.credentials import Secrets
+from dpipe.engine.context import Context, assemble, run_grid, settled_edges
 from dpipe.errors import InputError
 from dpipe.kernels.measures import MEASURES
 from dpipe.model import Emit, Event, Similarity
+from dpipe.options import Options
 from dpipe.passes import nonlinear, prepare, spearman
-from dpipe.passes.context import Context, assemble, run_grid, settled_edges
 from dpipe.rankstore import Store
 from dpipe.runfolder import Files
-from dpipe.secrets import Secrets
 from dpipe.session import use_session
 from dpipe.table import as_sources, open_table
 

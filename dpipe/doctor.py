@@ -22,13 +22,13 @@ from typing import Any
 
 import psutil
 
-from dpipe import card as cards
 from dpipe import session as sessions
-from dpipe.config import Options
+from dpipe.credentials import Secrets
+from dpipe.device import card as cards
+from dpipe.engine.plan import gib
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, silent
-from dpipe.plan import gib
-from dpipe.secrets import Secrets
+from dpipe.options import Options
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, first_line, within
 from dpipe.session.device import own_machine
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dpipe
-from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.inputs import Kind, kind_of
+from dpipe.options import Options
 from dpipe.session import current_client, threads_here
 
 try:

@@ -2,7 +2,7 @@
 
 Covers: telling paths, frames, arrays and Dask collections apart; writing what is no file into
 Parquet files of a temporary folder; taking columns of data in the caller's kind.
-Does not cover: how a kind becomes Parquet (see `dpipe.table.memory`), what is read from the files
+Does not cover: how a kind becomes Parquet (see `dpipe.table.frames`), what is read from the files
 (`dpipe.table`).
 
 pandas and polars are looked for among the modules that are loaded already and are never imported:
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.errors import InputError, ResourceError
-from dpipe.table import as_sources, memory
+from dpipe.table import as_sources, frames
 from dpipe.table.words import listed, nearest
 
 
@@ -178,19 +178,19 @@ def _part(folder: str, number: int) -> str:
 
 
 def _write_frame(data: Any, _: Any, folder: str, __: Any) -> None:
-    memory.check_names(list(data.columns))
+    frames.check_names(list(data.columns))
     _check_rows(len(data))
-    memory.write_frame(data, _part(folder, 0))
+    frames.write_frame(data, _part(folder, 0))
 
 
 def _write_arrow(data: Any, _: Any, folder: str, __: Any) -> None:
-    memory.write_stream(data, _part(folder, 0))
+    frames.write_stream(data, _part(folder, 0))
 
 
 def _write_array(data: NDArray[Any], columns: Sequence[str] | None, folder: str, _: Any) -> None:
-    memory.check_array(data.shape, data.dtype)
+    frames.check_array(data.shape, data.dtype)
     _check_rows(len(data))
-    memory.write_array(data, _array_names(data.shape[1], columns), _part(folder, 0))
+    frames.write_array(data, _array_names(data.shape[1], columns), _part(folder, 0))
 
 
 def _check_rows(count: int) -> None:
@@ -199,7 +199,7 @@ def _check_rows(count: int) -> None:
 
 
 def _array_names(width: int, columns: Sequence[str] | None) -> tuple[str, ...]:
-    names = memory.check_names(range(width) if columns is None else list(columns))
+    names = frames.check_names(range(width) if columns is None else list(columns))
     if len(names) != width:
         raise InputError(f"columns= holds {len(names)} names for an array of {width} columns.")
     return names
@@ -209,19 +209,19 @@ def _array_names(width: int, columns: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _write_dask_frame(data: Any, _: Any, folder: str, client: Any) -> None:
-    memory.check_names(list(data.columns))
+    frames.check_names(list(data.columns))
     written = data.map_partitions(_write_partition, folder, meta=data._meta, enforce_metadata=False)
     written.compute(**_scheduler(client))
 
 
 def _write_partition(frame: Any, folder: str, partition_info: Any = None) -> Any:
     """Task: write one partition, which becomes one file; the columns of it without rows."""
-    memory.write_frame(frame, _part(folder, partition_info["number"]))
+    frames.write_frame(frame, _part(folder, partition_info["number"]))
     return frame.iloc[:0]
 
 
 def _write_dask_array(data: Any, columns: Sequence[str] | None, folder: str, client: Any) -> None:
-    memory.check_array(data.shape, data.dtype)
+    frames.check_array(data.shape, data.dtype)
     if math.isnan(data.shape[1]):
         raise InputError("the Dask Array does not know its width; call compute_chunk_sizes().")
     names = _array_names(data.shape[1], columns)
@@ -240,14 +240,14 @@ def _write_dask_array(data: Any, columns: Sequence[str] | None, folder: str, cli
 
 def _rows_of_block(data: Any) -> int:
     """Rows of a block of full width: the array's own, unless that would be too many."""
-    return int(min(max(data.chunks[0]), memory.piece_rows(data.shape[1])))
+    return int(min(max(data.chunks[0]), frames.piece_rows(data.shape[1])))
 
 
 def _write_block(
     block: NDArray[Any], folder: str, names: Sequence[str], block_id: Any = None
 ) -> NDArray[np.int64]:
     """Task: write one block of rows, which becomes one file; how many rows it has."""
-    memory.write_array(np.asanyarray(block), names, _part(folder, block_id[0]))
+    frames.write_array(np.asanyarray(block), names, _part(folder, block_id[0]))
     return np.array([[len(block)]])
 
 
@@ -304,7 +304,7 @@ def take_columns(data: Any, names: Sequence[str], every: Sequence[str]) -> Any:
         return data[:, [place[name] for name in names]]
     if kind is Kind.ARROW and not hasattr(data, "select"):
         raise InputError(f"{_described(data)}: give a pyarrow or polars table.")
-    known = memory.stream_names(data) if kind is Kind.ARROW else list(data.columns)
+    known = frames.stream_names(data) if kind is Kind.ARROW else list(data.columns)
     places = {str(name): position for position, name in enumerate(known)}
     missing = [name for name in names if name not in places]
     if missing:

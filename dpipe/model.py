@@ -2,7 +2,7 @@
 
 Covers: columns and their statistics, edges, drops and decisions, the memory ledger, events.
 Does not cover: behaviour. Everything here is a frozen record without input, output or policy.
-See also: `dpipe.plan` (the plan of a run), `dpipe.config` (its options).
+See also: `dpipe.engine.plan` (the plan of a run), `dpipe.options` (its options).
 """
 
 from __future__ import annotations

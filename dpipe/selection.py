@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dpipe.certificate import explain
-from dpipe.config import PASS_NAMES
+from dpipe.choice.certificate import explain
 from dpipe.inputs import take_columns
 from dpipe.model import Decision, MemoryReading
+from dpipe.options import PASS_NAMES
 from dpipe.runfolder import RunFolder
 
 

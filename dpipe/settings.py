@@ -3,7 +3,7 @@
 Covers: what Dask's configuration under ``dpipe:`` adds to the options of a Python caller; ``@file``
 in a list of columns.
 Does not cover: the command line and its YAML file (`dpipe.cli.request`), the checks of values
-(`dpipe.config`).
+(`dpipe.options`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dpipe.config import BESIDE_OPTIONS, Options, options_from
 from dpipe.errors import InputError
+from dpipe.options import BESIDE_OPTIONS, Options, options_from
 
 IN_DASK = "Dask's configuration, under dpipe: "
 """How an error begins whose cause stands there."""

@@ -25,8 +25,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from packaging.version import Version
 from pyarrow.parquet import encryption
 
-from dpipe.config import Options
 from dpipe.model import Role
+from dpipe.options import Options
 
 ARROW = Version(pa.__version__)
 NAN, INF = math.nan, math.inf

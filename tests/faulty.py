@@ -19,8 +19,7 @@ import signal
 import time
 from typing import Any
 
-from dpipe import plan
-from dpipe.passes import context
+from dpipe.engine import context, plan
 
 CLIENT = "FAULTY_CLIENT"
 FAULT = "FAULTY"

@@ -40,8 +40,8 @@ import yaml
 from click.testing import CliRunner
 
 from dpipe.cli import main as command_line
-from dpipe.config import CHOICES, SIZES, Options, options_from
 from dpipe.errors import DpipeError, InputError
+from dpipe.options import CHOICES, SIZES, Options, options_from
 from dpipe.table import open_table, read_block
 
 PATIENCE = 60.0

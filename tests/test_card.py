@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import standin
 
-from dpipe import backend, card, kept
+from dpipe.device import arrays, cache, card
 
 GIB = 2**30
 
@@ -194,15 +194,15 @@ def test_probe_elsewhere__does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch
 def test_set_precision__is_asked_for_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
     for precision, kind in (("tf32", 7), ("float32", 1)):
-        backend.set_precision("gpu", precision)
+        arrays.set_precision("gpu", precision)
         assert standin.compute_types == {"float32": kind}
-    backend.set_precision("cpu", "tf32")
+    arrays.set_precision("cpu", "tf32")
     assert standin.compute_types == {"float32": 1}
 
 
 def test_staged__is_an_array_of_the_shape_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
-    staged = backend.staged((3, 5), np.float32)
+    staged = arrays.staged((3, 5), np.float32)
     staged[:] = 2
     assert staged.shape == (3, 5)
     assert staged.dtype == np.float32
@@ -220,11 +220,11 @@ def test_pace__waits_for_what_lies_behind(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
     stream = SimpleNamespace(record=record)
     monkeypatch.setattr(standin.cupy.cuda, "get_current_stream", lambda: stream)
-    pace = backend.Pace("gpu", ahead=2)
+    pace = arrays.Pace("gpu", ahead=2)
     for _ in range(4):
         pace.step()
     assert waited == [0, 1]
-    backend.Pace("cpu").step()
+    arrays.Pace("cpu").step()
     assert waited == [0, 1]
 
 
@@ -256,20 +256,20 @@ def test_retried__takes_the_smaller_way_on_a_full_card(
     monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
     emptied = standin.pool.emptied
     held: list[weakref.ref[Held]] = []
-    assert backend.retried("gpu", raising(error, held), lambda: held[0]() is None)
+    assert arrays.retried("gpu", raising(error, held), lambda: held[0]() is None)
     assert standin.pool.emptied == emptied + 2
     with pytest.raises(type(error)):
-        backend.retried("cpu", raising(error, held), lambda: True)
+        arrays.retried("cpu", raising(error, held), lambda: True)
 
 
 def test_retried__leaves_other_errors_alone() -> None:
     for error in (ValueError("ALLOC_FAILED"), CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED")):
         with pytest.raises(type(error)):
-            backend.retried("gpu", raising(error, []), lambda: True)
+            arrays.retried("gpu", raising(error, []), lambda: True)
 
 
 def test_kept__the_longest_unused_leaves_first() -> None:
-    pieces = kept.Kept()
+    pieces = cache.Kept()
     piece = (np.zeros(10, dtype=np.float32), np.zeros(10, dtype=bool))  # 50 bytes
     for key in "abc":
         pieces.put(key, piece, room=100)

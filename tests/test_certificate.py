@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpipe.certificate import alternatives, decide, drops_by_column, explain, follow_chain
+from dpipe.choice.certificate import alternatives, decide, drops_by_column, explain, follow_chain
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Drop, PassResult, Role
 

@@ -31,9 +31,9 @@ from conftest import why_no_gpu
 
 from dpipe.cli import SECTIONS, main
 from dpipe.cli.commands import _final_words
-from dpipe.config import Options
 from dpipe.errors import ResourceError
 from dpipe.model import Decision
+from dpipe.options import Options
 from dpipe.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent

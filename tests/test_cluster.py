@@ -626,7 +626,7 @@ def test_kubernetes__parts_fit_together(path: Path) -> None:
 @pytest.mark.parametrize("path", MANIFESTS, ids=ids(MANIFESTS))
 def test_kubernetes__commands_exist(path: Path) -> None:
     from dpipe.cli import main
-    from dpipe.config import parse_size
+    from dpipe.options import parse_size
 
     assert isinstance(main, click.Group)
     _, job = manifest(path)

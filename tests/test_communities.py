@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpipe.communities import find_communities
+from dpipe.choice.communities import find_communities
 from dpipe.model import Edges
 
 

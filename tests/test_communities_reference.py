@@ -7,7 +7,7 @@ import leidenalg
 import numpy as np
 import pytest
 
-from dpipe.communities import find_communities
+from dpipe.choice.communities import find_communities
 from dpipe.model import Edges
 
 

@@ -19,9 +19,7 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
 
-from dpipe.config import Options, options_from
-from dpipe.dashboard import Board, page
-from dpipe.execute import iterate, run_tasks
+from dpipe.engine.submit import iterate, run_tasks
 from dpipe.model import (
     Event,
     MemoryRead,
@@ -35,9 +33,11 @@ from dpipe.model import (
     TaskDone,
     silent,
 )
+from dpipe.options import Options, options_from
 from dpipe.pipeline import run
-from dpipe.recording import RECORDS, page_link, recorded, shown
 from dpipe.session import Session, attach_session
+from dpipe.watch.board import Board, page
+from dpipe.watch.scheduler import RECORDS, page_link, recorded, shown
 from tests.tables import mixed_table, write_parts
 from tests.test_report import Browser, needs_browser
 

@@ -7,6 +7,7 @@ Does not cover: whether a sentence is true.
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import importlib
 import os
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dpipe.config import Options, options_from
+from dpipe.options import Options, options_from
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_PAGES = ("benchmarks", "cluster", "docs", "examples", "notebooks")
@@ -220,11 +221,13 @@ def resolve(dotted: str) -> object:
     return found
 
 
-def test_the_design_has_a_place_for_every_module() -> None:
-    named = set(spans((ROOT / "docs" / "design.md").read_text()))
-    parts = [path for path in (ROOT / "dpipe").iterdir() if path.name[0] != "_"]
-    modules = {f"dpipe.{path.stem}" for path in parts if path.is_dir() or path.suffix == ".py"}
-    assert modules <= named
+def test_the_layers_of_the_design_are_those_of_the_contract() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    contract = config["importlinter:contract:layers"]["layers"].split("\n")
+    layers = [{f"dpipe.{name.strip()}" for name in row.split("|")} for row in contract if row]
+    rows = re.findall(r"^\| (`dpipe\..+?) \|", (ROOT / "docs" / "design.md").read_text(), re.M)
+    assert [set(re.findall(r"`(.+?)`", row)) for row in rows] == layers
 
 
 @each_page

@@ -24,10 +24,11 @@ import pytest
 from distributed import Client
 from trials import DEADLINE, Reference, Trial, make_reference, make_table, start, wait_for
 
-from dpipe import execute, pipeline
-from dpipe.config import Options
+from dpipe import pipeline
+from dpipe.engine import submit
 from dpipe.errors import ResourceError
 from dpipe.model import Event, Fault, Note
+from dpipe.options import Options
 from dpipe.session import attach_session
 
 
@@ -286,10 +287,10 @@ def sleep_for(seconds: float) -> float:
 
 
 def test_a_stall_is_described_and_waited_for(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(submit, "STALL_SECONDS", 0.5)
     events: list[Event] = []
     with attach_session(client, Options(device="cpu")) as session:
-        results = execute.run_tasks(
+        results = submit.run_tasks(
             session,
             "take-naps",
             sleep_for,
@@ -310,7 +311,7 @@ def test_a_stall_is_described_and_waited_for(client: Any, monkeypatch: pytest.Mo
 def test_a_stall_is_left_in_the_run_folder(
     client: Any, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "STALL_SECONDS", 0.001)
+    monkeypatch.setattr(submit, "STALL_SECONDS", 0.001)
     events: list[Event] = []
     options = Options(min_valid=50, passes=(1, 2), restart="never", device="cpu")
     for _ in range(2):
@@ -358,7 +359,7 @@ def test_what_a_task_raises_becomes_one_sentence(
         pytest.raises(ResourceError, match=sentence),
     ):
         list(
-            execute.run_tasks(
+            submit.run_tasks(
                 session, "take-risks", raise_it, [(error,)], ignore, need=2**20, describe=str
             )
         )

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpipe.config import Options, options_from
 from dpipe.errors import InputError
+from dpipe.options import Options, options_from
 from dpipe.table import open_table, read_block
 
 SECONDS = 20.0

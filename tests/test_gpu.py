@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from tables import mixed_table, write_parts
 
 import dpipe
-from dpipe import kept, memory, plan, tiles
-from dpipe.backend import namespace, to_device, to_host
-from dpipe.config import Options
+from dpipe.device import cache
+from dpipe.device.arrays import namespace, to_device, to_host
+from dpipe.engine import memory, plan, tiles
 from dpipe.errors import ResourceError
 from dpipe.kernels import measures
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.marginals import Own, own_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES
 from dpipe.kernels.moments import (
     Moments,
@@ -42,9 +43,9 @@ from dpipe.kernels.moments import (
     in_quarters,
     tile_moments,
 )
-from dpipe.kernels.own import Own, own_sums, whitened
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.kernels.rerank import joint_spearman
+from dpipe.options import Options
 from dpipe.passes import nonlinear
 from dpipe.session import open_session, worker
 
@@ -310,18 +311,18 @@ def test_select__reads_a_piece_once_while_it_is_kept(
         return read_piece(store, catalogue, columns, start, stop, **more)
 
     monkeypatch.setattr(tiles.moments, "read_piece", counted)
-    kept.pieces.clear()
+    cache.pieces.clear()
     small(folder, threads)
     assert len(reads) >= 8
-    assert 0 < len(kept.pieces) < len(reads)  # those of earlier passes went with them
+    assert 0 < len(cache.pieces) < len(reads)  # those of earlier passes went with them
     assert max(reads.values()) <= 2  # two threads may miss the same piece at a time
     with_room = sum(reads.values())
     threads.run(worker.give_memory_back)
-    assert len(kept.pieces) == 0
+    assert len(cache.pieces) == 0
     reads.clear()
     monkeypatch.setattr(memory, "KEPT_SHARE", 0)
     small(folder, threads, fresh=True)
-    assert len(kept.pieces) == 0
+    assert len(cache.pieces) == 0
     assert sum(reads.values()) > 1.5 * with_room
 
 

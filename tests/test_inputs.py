@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from tables import mixed_table, write_parts
 
 import dpipe
-from dpipe.config import Options
 from dpipe.errors import InputError, ResourceError
 from dpipe.inputs import as_files, take_columns
+from dpipe.options import Options
 from dpipe.selection import Selection
-from dpipe.table import Table, memory, open_table, read_block
+from dpipe.table import Table, frames, open_table, read_block
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 
@@ -109,8 +109,8 @@ def test_every_kind_gives_the_engine_the_same_numbers(values: NDArray[np.float64
 def test_pieces__are_small_and_give_the_same_numbers(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_CELLS", 20)
-    monkeypatch.setattr(memory, "_ROWS", (3, 5))
+    monkeypatch.setattr(frames, "_CELLS", 20)
+    monkeypatch.setattr(frames, "_ROWS", (3, 5))
     values = np.random.default_rng(0).normal(size=(23, 2))
     frame = pd.DataFrame(values, columns=["a", "b"])
     data = {"numpy": values, "dask array": da.from_array(values, chunks=(23, 1))}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from reference import dense_nhsic, published_rdc
 
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.marginals import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES, rdc_draws
 from dpipe.kernels.moments import Moments, expand_ranks, expand_whitened, tile_moments
-from dpipe.kernels.own import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.rerank import average_ranks, joint_spearman
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from dpipe.backend import to_host
+from dpipe.device.arrays import to_host
 from dpipe.kernels import ranks
 from dpipe.kernels.ranks import RankedColumn, rank_column
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpipe import memory
-from dpipe.config import Options
+from dpipe.engine import memory
+from dpipe.options import Options
 from dpipe.pipeline import run
 
 MIB = 2**20

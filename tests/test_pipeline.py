@@ -16,15 +16,15 @@ from conftest import ROOT
 from tables import mixed_table, write_parts
 
 import dpipe
-from dpipe import plan
 from dpipe.allpairs import similarity
+from dpipe.choice.communities import find_communities
+from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
-from dpipe.communities import find_communities
-from dpipe.config import Options
+from dpipe.engine import plan
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
+from dpipe.options import Options
 from dpipe.pipeline import _restarts_after, plan_run
-from dpipe.representatives import choose
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import open_session

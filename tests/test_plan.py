@@ -8,11 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpipe import memory
-from dpipe.config import Options, options_from, parse_size
-from dpipe.errors import InputError, ResourceError
-from dpipe.kernels.measures import BASIS
-from dpipe.plan import (
+from dpipe.engine import memory
+from dpipe.engine.plan import (
     FAN_IN,
     Machine,
     Tiling,
@@ -24,6 +21,9 @@ from dpipe.plan import (
     ranking_blocks,
     tile_grid,
 )
+from dpipe.errors import InputError, ResourceError
+from dpipe.kernels.measures import BASIS
+from dpipe.options import Options, options_from, parse_size
 
 GIB = 2**30
 machines = st.builds(

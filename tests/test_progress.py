@@ -28,7 +28,7 @@ from dpipe.model import (
     StageStarted,
     TaskDone,
 )
-from dpipe.progress import LineConsole, Progress, make_console, printable
+from dpipe.watch.terminal import LineConsole, Progress, make_console, printable
 
 HOSTILE = "[bold]\x1b[31mred\x1b[0m\r\nline\u202e"
 

@@ -30,15 +30,15 @@ import pytest
 from click.testing import CliRunner
 from tables import mixed_table, write_parts
 
-from dpipe import mirror
 from dpipe.cli import main
-from dpipe.config import Options
+from dpipe.credentials import HIDDEN, Secrets, check_url, without_secrets
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.model import Event, PassDone
+from dpipe.options import Options
 from dpipe.passes.prepare import rank_columns
 from dpipe.pipeline import run
 from dpipe.rankstore import Store
-from dpipe.secrets import HIDDEN, Secrets, check_url, without_secrets
+from dpipe.runfolder import mirror
 from dpipe.table import files as files_module
 from dpipe.table import open_table, read_block
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpipe.choice.representatives import Choice, choose, priority_order
 from dpipe.model import Edges
-from dpipe.representatives import Choice, choose, priority_order
 
 NONE = Edges(np.array([], np.int64), np.array([], np.int64), np.array([]))
 

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from dpipe.cli.request import settle
-from dpipe.config import BESIDE_OPTIONS, CHOICES, RANGES, SIZES, Options
 from dpipe.errors import InputError
+from dpipe.options import BESIDE_OPTIONS, CHOICES, RANGES, SIZES, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "dpipe" / "dpipe-schema.json"

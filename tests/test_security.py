@@ -39,9 +39,9 @@ from packaging.version import Version
 import dpipe
 from dpipe import session as session_module
 from dpipe.cli import main
-from dpipe.config import Options
 from dpipe.errors import DpipeError, ResourceError
 from dpipe.model import Event, Note, StageStarted
+from dpipe.options import Options
 from dpipe.pipeline import run
 from dpipe.rankstore import Store
 from dpipe.report import write_report

@@ -23,10 +23,10 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, wait
 
-from dpipe import card
-from dpipe.config import Options
+from dpipe.device import card
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import MemoryReading, Note
+from dpipe.options import Options
 from dpipe.session import (
     Session,
     attach,
@@ -36,7 +36,7 @@ from dpipe.session import (
     open_session,
     worker,
 )
-from dpipe.session import own as own_cluster
+from dpipe.session import local as own_cluster
 from dpipe.session import session as module
 from dpipe.session.worker import process_memory
 
@@ -391,7 +391,7 @@ def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> Non
         textwrap.dedent(
             """
             import os, signal, time
-            from dpipe.config import Options
+            from dpipe.options import Options
             from dpipe.session import open_session
             if __name__ == "__main__":
                 try:

@@ -28,9 +28,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from pyarrow.parquet.core import ParquetReader
 
-from dpipe.config import Options
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.model import Role
+from dpipe.options import Options
 from dpipe.table import (
     Table,
     TableFile,

@@ -18,9 +18,9 @@ import pytest
 from dirty import Dirt, write
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Role
+from dpipe.options import Options
 from dpipe.table import copy_columns, open_table, read_block
 
 PLAIN = Options()
@@ -189,7 +189,7 @@ def test_copy_to_a_full_disk(tmp_path: Path) -> None:
     script = """
 import resource, signal, sys
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
-from dpipe.config import Options
+from dpipe.options import Options
 from dpipe.errors import ResourceError
 from dpipe.table import copy_columns, open_table
 folder = sys.argv[1]

@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dpipe import tiles
+from dpipe.engine import tiles
+from dpipe.engine.plan import Tiling
+from dpipe.engine.tiles import Job, least_by_own_ranks
+from dpipe.kernels.marginals import own_sums, whitened
 from dpipe.kernels.measures import BASIS
-from dpipe.kernels.own import own_sums, whitened
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics
-from dpipe.plan import Tiling
 from dpipe.rankstore import Store, StoredColumn, build_catalogue, write_block
-from dpipe.tiles import Job, least_by_own_ranks
 
 Array = NDArray[np.float64]
 

@@ -28,13 +28,13 @@ from statsmodels.stats.outliers_influence import (  # type: ignore[import-untype
 from tables import mixed_table, write_parts
 
 import dpipe
-from dpipe.certificate import alternatives, decide, follow_chain
-from dpipe.communities import find_communities
-from dpipe.config import Options
+from dpipe.choice.certificate import alternatives, decide, follow_chain
+from dpipe.choice.communities import find_communities
+from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, VerificationError
 from dpipe.kernels.measures import rdc_draws
 from dpipe.model import ColumnStatistics, Decision, Drop, Edges, PassResult
-from dpipe.representatives import choose
+from dpipe.options import Options
 from dpipe.runfolder import DECISIONS_PARQUET, MANIFEST, RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import dependence, verify

@@ -2,7 +2,7 @@
 
 Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``report``, ``verify``, ``doctor``.
 Does not cover: what they do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
-`dpipe.doctor`), progress (see `dpipe.progress`).
+`dpipe.doctor`), progress (see `dpipe.watch.terminal`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dpipe.cli.headings import (
     verbose_option,
 )
 from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
-from dpipe.config import Options
 from dpipe.errors import InputError
+from dpipe.options import Options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dpipe.plan import Plan
+    from dpipe.engine.plan import Plan
 
 
 @click.group(
@@ -76,8 +76,9 @@ def run(
     if request.output_dir is None:
         raise InputError("no output folder was given; name one with --output-dir.")
     ctx.meta[RESUMABLE] = True
-    from dpipe import mirror, pipeline
-    from dpipe.progress import Progress
+    from dpipe import pipeline
+    from dpipe.runfolder import mirror
+    from dpipe.watch.terminal import Progress
 
     options = request.options
     attached = options.scheduler or options.scheduler_file
@@ -103,7 +104,7 @@ def run(
 
 def _final_words(selection: Any, folder: str) -> None:
     """How many columns are left, where the files are, what to do next."""
-    from dpipe.progress import counted
+    from dpipe.watch.terminal import counted
 
     analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
     where = click.format_filename(folder)
@@ -157,7 +158,7 @@ def plan(
     if not request.sources and not (n_rows and n_columns):
         raise InputError("give Parquet files, or both --rows and --columns.")
     from dpipe import pipeline
-    from dpipe.progress import make_console
+    from dpipe.watch.terminal import make_console
 
     made = pipeline.plan_run(
         request.sources or None,
@@ -175,8 +176,8 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
     """A plan as lines and a table."""
     from rich.table import Table
 
-    from dpipe.plan import gib
-    from dpipe.progress import counted
+    from dpipe.engine.plan import gib
+    from dpipe.watch.terminal import counted
 
     machine = made.machine
     yield (
@@ -243,7 +244,7 @@ def similarity(
     request = settle(given, sources, config)
     found = need_sources(request)
     from dpipe import allpairs
-    from dpipe.progress import Progress
+    from dpipe.watch.terminal import Progress
 
     with Progress(request.verbosity) as progress:
         made = allpairs.similarity(
@@ -293,8 +294,8 @@ def apply(
     found = (*sources, *parquet_glob)
     if not found:
         raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
-    from dpipe import mirror
-    from dpipe.progress import counted
+    from dpipe.runfolder import mirror
+    from dpipe.watch.terminal import counted
 
     storage = storage_options_from(storage_options) or None
     with mirror.reading(folder, storage) as local:
@@ -350,8 +351,8 @@ def report(
     folder: str, output: str | None, storage_options: tuple[str, ...], verbose: bool | None
 ) -> None:
     """Render the page of the finished run in DIR again."""
-    from dpipe import mirror
     from dpipe.report import write_report
+    from dpipe.runfolder import mirror
 
     storage = storage_options_from(storage_options) or None
     if output is None and mirror.is_remote(folder):
@@ -388,7 +389,7 @@ def verify(
     verbose: bool | None,
 ) -> None:
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
-    from dpipe import mirror
+    from dpipe.runfolder import mirror
     from dpipe.verify import verify as recompute
 
     storage = storage_options_from(storage_options) or None
@@ -414,7 +415,7 @@ def doctor(given: dict[str, Any], sources: tuple[str, ...], config: str | None) 
     """
     request = settle(given, sources, config)
     from dpipe.doctor import examine
-    from dpipe.progress import Progress
+    from dpipe.watch.terminal import Progress
 
     place = None
     progress = Progress(request.verbosity)

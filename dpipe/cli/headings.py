@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dpipe.cli.failures import VERBOSE, one_sentence, signals
-from dpipe.config import BESIDE_OPTIONS, CHOICES, SIZES, Options
+from dpipe.options import BESIDE_OPTIONS, CHOICES, SIZES, Options
 
 if TYPE_CHECKING:
     pass

@@ -1,7 +1,7 @@
 """From words to options: command line, YAML file and Dask's configuration made into one request.
 
 Covers: merging the sources of options, storage options.
-Does not cover: the checks of values (see `dpipe.config`), files of names (see `dpipe.settings`).
+Does not cover: the checks of values (see `dpipe.options`), files of names (see `dpipe.settings`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import click
 
 from dpipe.cli.failures import SECRETS
-from dpipe.config import BESIDE_OPTIONS, Options, options_from
 from dpipe.errors import InputError
+from dpipe.options import BESIDE_OPTIONS, Options, options_from
 from dpipe.settings import IN_DASK, read_text, split, with_names_of_files
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.backend import Array, namespace
+from dpipe.device.arrays import Array, namespace
 
 # A group of columns is expanded while its functions still sit in a core's cache. A device has no
 # use for that: there every group costs the start of some sixty kernels.

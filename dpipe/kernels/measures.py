@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.backend import Array, namespace
+from dpipe.device.arrays import Array, namespace
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.marginals import Own
 from dpipe.kernels.moments import Moments
-from dpipe.kernels.own import Own
 
 BASIS = 12
 """Functions of the nonlinear measures: HSIC is then within 1e-6 of the dense estimate."""

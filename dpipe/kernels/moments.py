@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.backend import Array, namespace, to_device, to_host
+from dpipe.device.arrays import Array, namespace, to_device, to_host
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.own import Own
+from dpipe.kernels.marginals import Own
 
 # Rows whitened at a time: the functions of a column group then stay in a core's own cache.
 _CACHED_ROWS = 2048

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.backend import Array, namespace, to_host
+from dpipe.device.arrays import Array, namespace, to_host
 
 QUANTILES = (0.025, 0.975)
 """The quantiles of pass 1."""

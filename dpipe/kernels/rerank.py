@@ -7,7 +7,7 @@ Source: Kendall & Gibbons 1990, ch. 3 (average ranks of ties).
 
 from __future__ import annotations
 
-from dpipe.backend import Array, namespace
+from dpipe.device.arrays import Array, namespace
 
 
 def average_ranks(values: Array) -> Array:

@@ -3,7 +3,7 @@
 Covers: exact linear combinations, elimination by variance inflation factor (VIF), who stands for
 each dropped column. Host arrays only: one p x p matrix, however many rows it came from.
 Does not cover: the Gram matrix itself (see `dpipe.passes.vif`), chains of representatives over
-several drops (see `dpipe.certificate`).
+several drops (see `dpipe.choice.certificate`).
 See also: Belsley, Kuh & Welsch 1980 for VIF_j = (R^-1)_jj.
 
 Everything below the public functions works in positions: 0 is the column of best priority.

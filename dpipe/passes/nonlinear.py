@@ -11,9 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpipe.config import Options
-from dpipe.model import PassResult
-from dpipe.passes.context import (
+from dpipe.engine.context import (
     Context,
     Grid,
     Prepared,
@@ -23,6 +21,8 @@ from dpipe.passes.context import (
     settled_edges,
     write_matrix,
 )
+from dpipe.model import PassResult
+from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives
 
 MEASURES = ("hsic", "rdc")

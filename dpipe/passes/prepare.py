@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe import execute, memory
-from dpipe.backend import retried, to_device, to_host
-from dpipe.config import PASS_NAMES, Options
+from dpipe.device.arrays import retried, to_device, to_host
+from dpipe.engine import memory, submit
+from dpipe.engine.context import Context, Prepared, preference
+from dpipe.engine.plan import ranking_blocks
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics, Drop, Note, PassResult
-from dpipe.passes.context import Context, Prepared, preference
-from dpipe.plan import ranking_blocks
+from dpipe.options import PASS_NAMES, Options
 from dpipe.rankstore import (
     Store,
     StoredColumn,
@@ -84,7 +84,7 @@ def prepare(
         block = todo[index][3]
         return f"{len(block)} columns ({block[0]!r} to {block[-1]!r})"
 
-    for _ in execute.run_tasks(
+    for _ in submit.run_tasks(
         context.session,
         "rank-columns",
         rank_columns,
@@ -107,7 +107,7 @@ def _intact_blocks(context: Context) -> set[int]:
     done = sorted(finished_blocks(store, n_rows))
     if not done or not store.local:
         return set(done)
-    checked = execute.run_tasks(
+    checked = submit.run_tasks(
         context.session,
         "check-columns",
         is_intact,

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpipe.communities import find_communities
-from dpipe.config import PASS_NAMES, Options
+from dpipe.choice.communities import find_communities
+from dpipe.choice.representatives import choose
+from dpipe.engine.context import Prepared
+from dpipe.engine.tiles import NEAR
 from dpipe.model import Drop, Edges, Emit, Note, PassResult
-from dpipe.passes.context import Prepared
-from dpipe.representatives import choose
-from dpipe.tiles import NEAR
+from dpipe.options import PASS_NAMES, Options
 
 
 def keep_representatives(

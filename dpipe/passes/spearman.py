@@ -2,12 +2,13 @@
 
 Covers: all-pairs Spearman, exact re-ranking of pairs with missing cells, communities and
 representatives, the matrix.
-Does not cover: the tile grid (`dpipe.execute`) or the rule of choice (`dpipe.representatives`).
+Does not cover: the tile grid (`dpipe.engine.submit`) or the rule of choice
+(`dpipe.choice.representatives`).
 
 A pair of columns with different valid rows is first measured by the columns' own ranks, which
-differs from ranking again inside the pair by a bounded angle (`dpipe.tiles.least_by_own_ranks`).
-Every such pair that could be an edge is ranked again, so the edges are exactly those that a
-pairwise-complete Spearman correlation gives.
+differs from ranking again inside the pair by a bounded angle
+(`dpipe.engine.tiles.least_by_own_ranks`). Every such pair that could be an edge is ranked again, so
+the edges are exactly those that a pairwise-complete Spearman correlation gives.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpipe.model import PassResult
-from dpipe.passes.context import (
+from dpipe.engine.context import (
     Context,
     Grid,
     Prepared,
@@ -25,6 +25,7 @@ from dpipe.passes.context import (
     settled_edges,
     write_matrix,
 )
+from dpipe.model import PassResult
 from dpipe.passes.redundancy import keep_representatives
 
 
@@ -57,7 +58,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
 def spearman_grid(
     context: Context, prepared: Prepared, columns: Sequence[str], **settings: Any
 ) -> Grid:
-    """Spearman tiles of all pairs; `settings` are fields of `dpipe.tiles.Job`."""
+    """Spearman tiles of all pairs; `settings` are fields of `dpipe.engine.tiles.Job`."""
     return run_grid(
         context,
         prepared,

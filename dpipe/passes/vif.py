@@ -16,11 +16,11 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dpipe.config import PASS_NAMES, Options
+from dpipe.engine.context import Context, Prepared, assemble, preference, run_grid
+from dpipe.engine.plan import check_client
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
 from dpipe.model import MILLION, Drop, Note, PassResult
-from dpipe.passes.context import Context, Prepared, assemble, preference, run_grid
-from dpipe.plan import check_client
+from dpipe.options import PASS_NAMES, Options
 
 
 def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:

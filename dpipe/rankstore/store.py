@@ -21,8 +21,8 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.credentials import Secrets, without_secrets
 from dpipe.errors import InputError, ResourceError
-from dpipe.secrets import Secrets, without_secrets
 
 
 class Store:

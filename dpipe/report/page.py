@@ -17,8 +17,8 @@ from itertools import pairwise
 from string import Template
 from typing import Any
 
-from dpipe.config import Options
 from dpipe.model import Decision, MemoryReading
+from dpipe.options import Options
 from dpipe.report import figures, words
 from dpipe.report.payload import dump, payload
 from dpipe.report.results import PassRecord, Results

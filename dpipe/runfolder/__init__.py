@@ -21,6 +21,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpipe.credentials import check_url
 from dpipe.errors import InputError
 from dpipe.model import Decision
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Stale
@@ -36,7 +37,6 @@ from dpipe.runfolder.files import (
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
-from dpipe.secrets import check_url
 
 __all__ = [
     "CHECKPOINT",

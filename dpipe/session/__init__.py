@@ -2,8 +2,8 @@
 
 Covers: opening a session on workers of its own (CPU or one per GPU) or on a running cluster, the
 client that is current here, a pool of threads in this process.
-Does not cover: what a session does (`dpipe.session.session`), submitting tasks (`dpipe.execute`),
-choosing tile sizes (`dpipe.plan`).
+Does not cover: what a session does (`dpipe.session.session`), submitting tasks
+(`dpipe.engine.submit`), choosing tile sizes (`dpipe.engine.plan`).
 
 Two kinds of session behave differently on purpose. An *owned* one is dpipe's to restart, rebuild
 and close. An *attached* one belongs to somebody else: dpipe never calls ``Client.restart`` on it
@@ -30,9 +30,9 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from distributed.deploy.cluster import Cluster
 
-from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Emit, Note, silent
+from dpipe.options import Options
 from dpipe.session.attach import (
     check_versions,
     connect_client,
@@ -40,7 +40,7 @@ from dpipe.session.attach import (
     warn_when_exposed,
 )
 from dpipe.session.device import choose_own_device
-from dpipe.session.own import OwnCluster, warn_when_overcommitted
+from dpipe.session.local import OwnCluster, warn_when_overcommitted
 from dpipe.session.session import Session
 
 __all__ = [

@@ -1,7 +1,7 @@
 """CPU or GPU: what a session computes on, and why.
 
 Covers: the choice for an own and for an attached session, what a worker can have of its card.
-Does not cover: the trial of CuPy itself (`dpipe.card`).
+Does not cover: the trial of CuPy itself (`dpipe.device.card`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 
-from dpipe import card
-from dpipe.config import Options
+from dpipe.device import card
 from dpipe.errors import InputError
 from dpipe.model import Emit, Note
+from dpipe.options import Options
 from dpipe.session.calls import counted
 from dpipe.session.worker import WorkerFacts
 
@@ -66,7 +66,7 @@ def choose_attached_device(
 ) -> tuple[str, int | None]:
     """The device of an attached session, and the bytes each worker can have of its card.
 
-    ``trials`` has every worker try CuPy: address -> `dpipe.card.Trial`.
+    ``trials`` has every worker try CuPy: address -> `dpipe.device.card.Trial`.
     """
     if wanted == "cpu":
         return "cpu", None

@@ -3,7 +3,7 @@
 Covers: reading the memory of every process, restarting workers as one operation with a deadline and
 a fallback, holding their BLAS to one thread a task.
 Does not cover: opening a session (`dpipe.session`), starting and ending processes
-(`dpipe.session.own`).
+(`dpipe.session.local`).
 See also: `dpipe.model.MemoryReading`, the record of the ledger.
 """
 
@@ -25,10 +25,10 @@ import psutil
 from dask.utils import parse_timedelta
 from distributed import Client, Future
 
-from dpipe import card
-from dpipe.config import Options
+from dpipe.device import card
 from dpipe.errors import ResourceError
 from dpipe.model import Emit, MemoryReading, Note, silent
+from dpipe.options import Options
 from dpipe.session.calls import (
     CLUSTER_ERRORS,
     PROBE_SECONDS,
@@ -38,7 +38,7 @@ from dpipe.session.calls import (
     within,
 )
 from dpipe.session.device import choose_attached_device
-from dpipe.session.own import OwnCluster, impatience, kill
+from dpipe.session.local import OwnCluster, impatience, kill
 from dpipe.session.worker import ThreadPin, WorkerFacts, give_memory_back, look, process_memory
 
 RECYCLE_SECONDS = 60.0
@@ -211,7 +211,7 @@ class Session:
         return tuple(a for a in answers.values() if isinstance(a, WorkerFacts))
 
     def _try_cards(self) -> dict[str, Any]:
-        """What came of trying CuPy on every worker: address -> `dpipe.card.Trial`."""
+        """What came of trying CuPy on every worker: address -> `dpipe.device.card.Trial`."""
         try:
             answers: dict[str, Any] = within(
                 self.client, card.PROBE_SECONDS, "run", card.probe, on_error="return"
@@ -426,7 +426,7 @@ _restarts: dict[str, list[tuple[float, float]]] = {}
 def _wait_for_a_quiet_moment(client: Client) -> None:
     """Let the checks for lost workers pass that earlier restarts on this cluster set off.
 
-    See `dpipe.session.own.KeepsNannies`, which an attached cluster is not: there a worker that
+    See `dpipe.session.local.KeepsNannies`, which an attached cluster is not: there a worker that
     happens to be away at such a check loses its nanny, or its job on a batch system.
     """
     address = scheduler_address(client)

@@ -1,7 +1,7 @@
 """What runs inside a worker process for a session.
 
 Covers: what a worker says about itself, memory handed back, threads held to one a task.
-Does not cover: tasks (`dpipe.tiles`), asking the workers (`dpipe.session.Session`).
+Does not cover: tasks (`dpipe.engine.tiles`), asking the workers (`dpipe.session.Session`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import psutil
 from distributed import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
-from dpipe import card, kept
-from dpipe.backend import free_device_memory
+from dpipe.device import cache, card
+from dpipe.device.arrays import free_device_memory
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def look(dask_worker: Any, gpu: bool) -> WorkerFacts:
 def give_memory_back() -> int:
     """Collect garbage and hand free pages to the system; the bytes of resident memory saved."""
     before = process_memory()[0]
-    kept.pieces.clear()
+    cache.pieces.clear()
     free_device_memory()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:

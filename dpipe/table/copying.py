@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpipe.credentials import check_url, without_secrets
 from dpipe.errors import DpipeError, InputError, ResourceError
-from dpipe.secrets import check_url, without_secrets
 from dpipe.table.convert import simpler
 from dpipe.table.decode import decoder
 from dpipe.table.files import (
@@ -88,7 +88,7 @@ def copy_columns(
     Examples
     --------
     >>> import tempfile, pathlib
-    >>> from dpipe.config import Options
+    >>> from dpipe.options import Options
     >>> from dpipe.table import open_table
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> pq.write_table(pa.table({"x": [1], "y": [2], "z": [3]}), folder / "a.parquet")

@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow.parquet.core import ParquetReader
 
+from dpipe.credentials import without_secrets
 from dpipe.errors import ResourceError
-from dpipe.secrets import without_secrets
 from dpipe.table.files import (
     STORAGE_ERRORS,
     BadFile,

@@ -26,8 +26,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.parquet.core import ParquetReader
 
+from dpipe.credentials import check_url, without_secrets
 from dpipe.errors import InputError
-from dpipe.secrets import check_url, without_secrets
 from dpipe.table.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")

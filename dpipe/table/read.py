@@ -82,7 +82,7 @@ def read_block(
     Examples
     --------
     >>> import tempfile, pathlib, pyarrow as pa, pyarrow.parquet as pq
-    >>> from dpipe.config import Options
+    >>> from dpipe.options import Options
     >>> from dpipe.table import open_table
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> pq.write_table(pa.table({"x": [1.5, None], "y": [True, False]}), folder / "a.parquet")

@@ -17,9 +17,9 @@ from itertools import chain
 
 import pyarrow as pa
 
-from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Column, Role
+from dpipe.options import Options
 from dpipe.table.convert import count_numbers
 from dpipe.table.decode import decoder
 from dpipe.table.files import BadFile, StorageOptions

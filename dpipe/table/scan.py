@@ -23,9 +23,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from dpipe.config import Options
 from dpipe.errors import InputError
 from dpipe.model import Role
+from dpipe.options import Options
 from dpipe.table.files import (
     STORAGE_ERRORS,
     BadFile,

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpipe.config import Options, options_from
 from dpipe.errors import InputError, VerificationError
-from dpipe.passes.sample import nonlinear_sample, sample
+from dpipe.options import Options, options_from
 from dpipe.runfolder import COMMUNITIES, DECISIONS_PARQUET, MANIFEST, RUN, SELECTED, RunFolder
 from dpipe.table import Table, open_table
+from dpipe.table.sample import nonlinear_sample, sample
 from dpipe.verify.checks import (
     Claims,
     check_chains,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpipe.config import Options
 from dpipe.model import Decision, Role
+from dpipe.options import Options
 from dpipe.table import Table
 from dpipe.verify.columns import Facts, RankedColumns
 from dpipe.verify.dependence import Nonlinear, score_factor, similar_pairs, spearman

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.polynomial import legendre
 
-from dpipe.config import Options
 from dpipe.kernels.measures import rdc_draws
+from dpipe.options import Options
 from dpipe.verify.columns import RankedColumns, in_order, is_valid
 from dpipe.verify.pairs import all_pairs
 

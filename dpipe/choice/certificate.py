@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from dpipe.config import PASS_NAMES
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
+from dpipe.options import PASS_NAMES
 
 _UNTOUCHED = {
     Role.ID: "identifier, passed through",

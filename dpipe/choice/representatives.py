@@ -2,8 +2,8 @@
 
 Covers: the documented order of columns, the maximal independent set taken in that order, and the
 representative of every dropped column.
-Does not cover: the communities the order looks at (see `dpipe.communities`), or chains of
-representatives over several passes (see `dpipe.certificate`).
+Does not cover: the communities the order looks at (see `dpipe.choice.communities`), or chains of
+representatives over several passes (see `dpipe.choice.certificate`).
 
 Similarities are compared and added as whole millionths, whose sums do not depend on the order they
 are taken in, so the answer does not either: not on the order of columns, rows or tiles.

@@ -2,7 +2,7 @@
 
 Covers: own moments of a column block, moments of a tile over a row split, pieces of the store where
 the job computes, smaller pieces on a card that is full, adding moments.
-Does not cover: what moments become (`dpipe.tiles.edges`).
+Does not cover: what moments become (`dpipe.engine.tiles.edges`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe import kept
-from dpipe.backend import (
+from dpipe.device import cache
+from dpipe.device.arrays import (
     Array,
     Pace,
     free_device_memory,
@@ -27,7 +27,9 @@ from dpipe.backend import (
     to_device,
     to_host,
 )
+from dpipe.engine.tiles.job import Job, open_job, own_name, own_of
 from dpipe.errors import ResourceError
+from dpipe.kernels.marginals import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.kernels.moments import (
     Moments,
     Piece,
@@ -37,9 +39,7 @@ from dpipe.kernels.moments import (
     in_quarters,
     tile_moments,
 )
-from dpipe.kernels.own import Own, OwnSums, own_sums, untied_sums, whitened
 from dpipe.rankstore import Catalogue, Store, read_piece
-from dpipe.tiles.job import Job, open_job, own_name, own_of
 
 _READERS = 8  # threads that read for a card, which would wait for one
 _LONG_READ = 2**16  # rows; shorter reads leave threads nothing but the interpreter's lock
@@ -169,7 +169,7 @@ def _on_card(first: Callable[[], _T], smaller: Callable[[], _T], what: str, devi
     """`first`, or `smaller` on a card that is full; says what to do when that fails as well."""
 
     def last() -> _T:
-        kept.pieces.clear()
+        cache.pieces.clear()
         free_device_memory()
         try:
             return smaller()
@@ -224,7 +224,7 @@ def _piece(
     if job.device == "cpu":
         return read_piece(store, catalogue, columns, start, stop)
     key = (store, job.folder, block, start, stop)
-    piece = kept.pieces.get(key)
+    piece = cache.pieces.get(key)
     if piece is None:
         readers = _READERS if stop - start >= _LONG_READ else 1
         scores, valid = read_piece(
@@ -233,7 +233,7 @@ def _piece(
         mask = None if valid is None else to_device(valid, job.device)
         piece = (to_device(scores, job.device), mask)
         if keep:
-            kept.pieces.put(key, piece, job.kept_bytes)
+            cache.pieces.put(key, piece, job.kept_bytes)
     return piece
 
 

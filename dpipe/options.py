@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+from dpipe.credentials import check_url
 from dpipe.errors import InputError
-from dpipe.secrets import check_url
 
 PASS_NAMES = {0: "sample", 1: "prepare", 2: "spearman", 3: "vif", 4: "nonlinear"}
 CHOICES = {

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe import execute, tiles
-from dpipe.config import Options
+from dpipe.engine import submit, tiles
+from dpipe.engine.plan import Machine, tile_grid
 from dpipe.kernels.measures import MEASURES
 from dpipe.model import Edges, Emit, PassResult
-from dpipe.plan import Machine, tile_grid
+from dpipe.options import Options
 from dpipe.rankstore import Catalogue, Store, StoredColumn, build_catalogue
 from dpipe.session import Session
 
@@ -111,7 +111,7 @@ def run_grid(
     rows
         Sorted draw of rows to look at; all when None.
     settings
-        Further fields of `dpipe.tiles.Job`.
+        Further fields of `dpipe.engine.tiles.Job`.
     """
     catalogue, ordered = build_catalogue(
         {name: prepared[name] for name in names}, context.n_rows, rows
@@ -133,7 +133,7 @@ def run_grid(
     job = tiles.Job(**{**vars(job), "folder": f"{title}-{_key(job, ordered, catalogue)}"})
     catalogue.save(context.store, f"{job.folder}/catalogue.npz")
     job.save(context.store)
-    execute.run_grid(context.session, job, context.store, title, context.emit, ordered)
+    submit.run_grid(context.session, job, context.store, title, context.emit, ordered)
     return Grid(job, catalogue, ordered)
 
 
@@ -188,7 +188,7 @@ def settle(
         for name, (start, stop) in zip(names, batches, strict=True)
         if name.removeprefix(f"{folder}/") not in finished
     ]
-    for _ in execute.run_tasks(
+    for _ in submit.run_tasks(
         context.session,
         "settle-pairs",
         tiles.settle,

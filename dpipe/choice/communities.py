@@ -3,7 +3,7 @@
 Covers: Leiden with the constant Potts model on the graph of similar pairs, made independent of the
 order of columns and of summation order.
 Does not cover: which columns are similar (see `dpipe.passes`) or which one of a community stays
-(see `dpipe.representatives`).
+(see `dpipe.choice.representatives`).
 
 Why igraph's own Leiden and not leidenalg's: with the same graph, objective and stopping rule both
 reach the same quality (over 16 seeds on a real descriptor table the best runs differ by less than

@@ -17,10 +17,10 @@ from typing import Any
 
 import fsspec
 
+from dpipe.credentials import check_url, without_secrets
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Event, PassDone, silent
 from dpipe.runfolder import CHECKPOINT, LOCK, MANIFEST
-from dpipe.secrets import check_url, without_secrets
 
 _STAYS = (LOCK, f"{CHECKPOINT}/ranks-")
 """Beginnings of the names of what is of no use elsewhere."""

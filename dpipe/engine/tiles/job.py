@@ -2,7 +2,8 @@
 
 Covers: the job as a record in the store, the catalogue of columns beside it, the columns' own
 moments, the names of the files that tasks leave.
-Does not cover: which tasks there are (`dpipe.plan`), what they do (the modules beside this one).
+Does not cover: which tasks there are (`dpipe.engine.plan`), what they do (the modules beside
+this one).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from dpipe.engine.plan import Tiling
+from dpipe.kernels.marginals import Own
 from dpipe.kernels.measures import MEASURES, Measure
-from dpipe.kernels.own import Own
-from dpipe.plan import Tiling
 from dpipe.rankstore import Catalogue, Store, load_catalogue
 
 

@@ -1,7 +1,8 @@
 """Pieces of the rank store that a worker keeps on its device between tasks.
 
 Covers: keeping as many as fit, the longest unused leave first.
-Does not cover: what a piece is (`dpipe.tiles`) or how many bytes there are for it (`dpipe.plan`).
+Does not cover: what a piece is (`dpipe.engine.tiles`) or how many bytes there are for it
+(`dpipe.engine.plan`).
 
 A tile needs the pieces of two column blocks, and every block is part of many tiles: reading it from
 disk and copying it over once per task costs more than the products it is needed for.
@@ -13,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from dpipe.backend import Array
+from dpipe.device.arrays import Array
 
 Piece = tuple[Array, Array | None]
 """Scores and validity, the latter None where every cell is valid."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.config import Options
+from dpipe.options import Options
 from dpipe.table import Table, draw_rows
 
 

@@ -2,7 +2,7 @@
 
 Covers: submitting independent tasks and whole grids, yielding what they return as it comes,
 emitting progress and the faults survived, turning a lost cluster into one clear sentence.
-Does not cover: what a task computes (`dpipe.tiles`, `dpipe.passes`), the life of the cluster
+Does not cover: what a task computes (`dpipe.engine.tiles`, `dpipe.passes`), the life of the cluster
 (`dpipe.session`).
 
 Only a few tasks per thread are in flight at any time: a worker then never holds the input of
@@ -29,10 +29,10 @@ from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from dpipe import tiles
+from dpipe.engine import tiles
+from dpipe.engine.plan import FAN_IN, gib
 from dpipe.errors import ResourceError
 from dpipe.model import Emit, Fault, Note, StageStarted, TaskDone
-from dpipe.plan import FAN_IN, gib
 from dpipe.rankstore import Store
 from dpipe.session import Session
 
@@ -107,8 +107,8 @@ def run_grid(
 ) -> None:
     """Compute every tile of a job that the store does not hold yet.
 
-    The tiles are left in the store (see `dpipe.tiles.tile_finish`). ``columns`` are the names of
-    the columns the job's blocks count.
+    The tiles are left in the store (see `dpipe.engine.tiles.tile_finish`). ``columns`` are the
+    names of the columns the job's blocks count.
 
     Raises
     ------

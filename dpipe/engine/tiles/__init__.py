@@ -2,16 +2,17 @@
 
 Covers: own moments of a column block, moments of a tile over a row split, turning moments into
 similarities and edges, settling single pairs exactly.
-Does not cover: which tasks there are (`dpipe.plan`) and when they run (`dpipe.execute`).
+Does not cover: which tasks there are (`dpipe.engine.plan`) and when they run
+(`dpipe.engine.submit`).
 
 Every function here is pure but for finished files in the store: it names its input by paths and
 integers, may run twice, and on any worker.
 """
 
-from dpipe.tiles.edges import NEAR, least_by_own_ranks, tile_finish, tile_whole
-from dpipe.tiles.job import Job, own_name, settled_name, tile_name
-from dpipe.tiles.moments import merge, moments_partial, own_finish, own_partial
-from dpipe.tiles.settle import settle
+from dpipe.engine.tiles.edges import NEAR, least_by_own_ranks, tile_finish, tile_whole
+from dpipe.engine.tiles.job import Job, own_name, settled_name, tile_name
+from dpipe.engine.tiles.moments import merge, moments_partial, own_finish, own_partial
+from dpipe.engine.tiles.settle import settle
 
 __all__ = [
     "NEAR",

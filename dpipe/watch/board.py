@@ -1,8 +1,8 @@
 """The page ``/dpipe`` beside Dask's own dashboard: how a run stands, while it runs.
 
 Covers: an observer of the events of `dpipe.model` that keeps what the page shows, and the page.
-Does not cover: serving it (see `dpipe.recording`), the page that stays (see `dpipe.report`), the
-terminal (see `dpipe.progress`).
+Does not cover: serving it (see `dpipe.watch.scheduler`), the page that stays (see `dpipe.report`),
+the terminal (see `dpipe.watch.terminal`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WARNINGS_SHOWN = 8
 
 def page() -> str:
     """The page: one HTML text, which asks for ``dpipe/state.json`` beside it every second."""
-    return files(__name__).joinpath("page.html").read_text(encoding="utf-8")
+    return files("dpipe.watch").joinpath("page.html").read_text(encoding="utf-8")
 
 
 class Board:

@@ -2,7 +2,7 @@
 
 Covers: serving a page on the scheduler's own server and keeping its state fresh, sampling the
 memory of all workers, Dask's performance report.
-Does not cover: what the page says (see `dpipe.dashboard`), the ledger (see `dpipe.session`).
+Does not cover: what the page says (see `dpipe.watch.board`), the ledger (see `dpipe.session`).
 
 Nothing here may end a run: whatever a scheduler answers, or does not, is at most a Note.
 """

@@ -2,7 +2,8 @@
 
 Covers: every measure of a tile, the fused similarity that decides, the pairs at or above the
 threshold and those that may have to be settled, the files of finished tiles.
-Does not cover: forming moments (`dpipe.tiles.moments`), settling (`dpipe.tiles.settle`).
+Does not cover: forming moments (`dpipe.engine.tiles.moments`), settling
+(`dpipe.engine.tiles.settle`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.backend import Array, retried, to_host
+from dpipe.device.arrays import Array, retried, to_host
+from dpipe.engine.tiles.job import Job, open_job, own_of, tile_name
+from dpipe.engine.tiles.moments import tile
+from dpipe.kernels.marginals import Own
 from dpipe.kernels.measures import MEASURES, Measure
 from dpipe.kernels.moments import Moments
-from dpipe.kernels.own import Own
 from dpipe.rankstore import Catalogue, Store
-from dpipe.tiles.job import Job, open_job, own_of, tile_name
-from dpipe.tiles.moments import tile
 
 NEAR = 0.005
 """Pairs this close below a threshold are reported too: a reader may wish to look at them."""

@@ -21,7 +21,7 @@ from functools import lru_cache, reduce
 
 import numpy as np
 
-from dpipe.backend import Array, namespace, to_device
+from dpipe.device.arrays import Array, namespace, to_device
 from dpipe.kernels.basis import legendre, legendre_sums
 from dpipe.kernels.ranks import untied_scores
 

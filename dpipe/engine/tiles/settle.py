@@ -1,7 +1,7 @@
 """Single pairs measured exactly: inside the pair's own rows, or in float64 throughout.
 
 Covers: a task that settles part of a list of pairs and leaves their values in the store.
-Does not cover: which pairs are in doubt (`dpipe.tiles.edges`).
+Does not cover: which pairs are in doubt (`dpipe.engine.tiles.edges`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.backend import retried, to_device, to_host
+from dpipe.device.arrays import retried, to_device, to_host
+from dpipe.engine.tiles.edges import fuse
+from dpipe.engine.tiles.job import Job, load_own, open_job
+from dpipe.engine.tiles.moments import functions_of
+from dpipe.kernels.marginals import Own
 from dpipe.kernels.moments import Moments, tile_moments
-from dpipe.kernels.own import Own
 from dpipe.kernels.rerank import joint_spearman
 from dpipe.rankstore import Catalogue, Store, read_piece
-from dpipe.tiles.edges import fuse
-from dpipe.tiles.job import Job, load_own, open_job
-from dpipe.tiles.moments import functions_of
 
 # Of a pair, which is as narrow as a tile is wide: a card needs some 150 kernels for each step.
 _CHUNKS_AT_ONCE = 128

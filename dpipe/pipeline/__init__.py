@@ -2,7 +2,7 @@
 
 Covers: opening table and session, running or reusing each pass, restarting workers between passes,
 the results and the ledger; the plan of a run that is not started.
-Does not cover: the passes (`dpipe.passes`), showing progress (`dpipe.progress`), the page
+Does not cover: the passes (`dpipe.passes`), showing progress (`dpipe.watch.terminal`), the page
 (`dpipe.report`), checking a finished run (`dpipe.verify`).
 """
 
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.certificate import alternatives, decide
-from dpipe.config import PASS_NAMES, Options
-from dpipe.dashboard import Board, page
+from dpipe.choice.certificate import alternatives, decide
+from dpipe.credentials import Secrets
+from dpipe.engine.context import Context, Prepared
+from dpipe.engine.plan import Machine, Plan, check_disk, make_plan
 from dpipe.errors import InputError, ResourceError
-from dpipe.journal import Journal, plain_fault
 from dpipe.model import (
     ColumnStatistics,
     Emit,
@@ -39,18 +39,18 @@ from dpipe.model import (
     PlannedPass,
     RunStarted,
 )
+from dpipe.options import PASS_NAMES, Options
 from dpipe.passes import nonlinear, prepare, spearman, vif
-from dpipe.passes.context import Context, Prepared
-from dpipe.passes.sample import nonlinear_sample, sample
-from dpipe.plan import Machine, Plan, check_disk, make_plan
 from dpipe.rankstore import Store
-from dpipe.recording import RECORDS, page_link, recorded, shown
 from dpipe.runfolder import CHECKPOINT, LOCK, Damaged, RunFolder, Stale
-from dpipe.secrets import Secrets
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import use_session
 from dpipe.session.device import own_machine
 from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table
+from dpipe.table.sample import nonlinear_sample, sample
+from dpipe.watch.board import Board, page
+from dpipe.watch.journal import Journal, plain_fault
+from dpipe.watch.scheduler import RECORDS, page_link, recorded, shown
 
 _PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
     2: spearman.run,
@@ -90,7 +90,7 @@ def run(
     sources
         Files, folders, globs or fsspec URLs.
     options
-        See `dpipe.config.Options`; the defaults when None.
+        See `dpipe.options.Options`; the defaults when None.
     output_dir
         Run folder; a temporary one, gone with the result and without a page, when None.
     client
@@ -101,8 +101,9 @@ def run(
     storage_options
         Passed to fsspec; never written anywhere.
     address
-        Of what `output_dir` is the copy of this machine (see `dpipe.mirror`); `output_dir` itself
-        when None. Names the ranks in a scratch folder, so that a later run finds them.
+        Of what `output_dir` is the copy of this machine (see `dpipe.runfolder.mirror`);
+        `output_dir` itself when None. Names the ranks in a scratch folder, so that a
+        later run finds them.
 
     Returns
     -------

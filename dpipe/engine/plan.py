@@ -1,8 +1,8 @@
 """What a run will do, known before anything runs: tiles, tasks, bytes and projected peak memory.
 
 Covers: pure arithmetic from the table's shape, the options and the workers.
-Does not cover: running it (`dpipe.execute`), or measuring it (the ledger).
-See also: `dpipe.memory`, the bytes of single tasks.
+Does not cover: running it (`dpipe.engine.submit`), or measuring it (the ledger).
+See also: `dpipe.engine.memory`, the bytes of single tasks.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dpipe import memory
-from dpipe.config import PASS_NAMES, Options
+from dpipe.engine import memory
 from dpipe.errors import ResourceError
 from dpipe.kernels.measures import BASIS
+from dpipe.options import PASS_NAMES, Options
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""

@@ -3,7 +3,7 @@
 Covers: counting visible cards, bytes and processes on the first one (NVML, no CUDA context), trying
 CuPy once (`probe`).
 Does not cover: choosing a device or opening workers on it (`dpipe.session`), arrays
-(`dpipe.backend`).
+(`dpipe.device.arrays`).
 
 Nothing here but `probe` imports CuPy, because a CUDA context that exists before the workers do
 would keep memory on their card.
@@ -141,7 +141,7 @@ def probe() -> Trial:
 
 def probe_elsewhere() -> Trial:
     """`probe` in a process of its own, which leaves no CUDA context in this one."""
-    command = [sys.executable, "-W", "ignore", "-m", "dpipe.card"]
+    command = [sys.executable, "-W", "ignore", "-m", "dpipe.device.card"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False

@@ -25,6 +25,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from dpipe.engine.plan import gib
 from dpipe.model import (
     Decision,
     Event,
@@ -36,7 +37,6 @@ from dpipe.model import (
     StageStarted,
     TaskDone,
 )
-from dpipe.plan import gib
 
 _WAITING = "opening the input"
 _REASONS_SHOWN = 4

@@ -2,7 +2,7 @@
 
 Covers: notes, the ledger, finished passes and faults as they are told; what a pass cost, for the
 run that takes it over from a checkpoint.
-Does not cover: showing any of it while the run lasts (`dpipe.progress`, `dpipe.dashboard`).
+Does not cover: showing any of it while the run lasts (`dpipe.watch.terminal`, `dpipe.watch.board`).
 """
 
 from __future__ import annotations

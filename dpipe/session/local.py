@@ -32,12 +32,12 @@ from distributed import Client, LocalCluster, SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
-from dpipe import card
-from dpipe.config import Options
-from dpipe.environment import worker_environment
+from dpipe.device import card
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Note
+from dpipe.options import Options
 from dpipe.session.calls import first_line
+from dpipe.session.environment import worker_environment
 from dpipe.session.worker import SilentEnd
 
 GRACE_SECONDS = 2.0

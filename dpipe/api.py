@@ -1,0 +1,177 @@
+"""The functions of the Python interface.
+
+Covers: `select`, which runs the whole pipeline; `spearman`, `hsic` and `rdc`, which give all-pairs
+similarities; files for data that is already in memory.
+Does not cover: the command line (`dpipe.cli`), the scikit-learn selector (`dpipe.estimator`).
+
+Importing this module is cheap; Dask, Arrow and the rest load with the first call.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dpipe.model import Similarity
+    from dpipe.options import Options
+    from dpipe.selection import Selection
+
+
+def select(
+    data: Any,
+    *,
+    columns: Sequence[str] | None = None,
+    client: Any = None,
+    output_dir: Any = None,
+    storage_options: Any = None,
+    observers: Any = (),
+    **options: Any,
+) -> Selection:
+    """Select the columns of a table that no other kept column makes redundant.
+
+    Parameters
+    ----------
+    data
+        Parquet files, folders, globs or fsspec URLs: one or a list. Or data in memory: a pandas,
+        polars or pyarrow table (whatever has ``__arrow_c_stream__``), a NumPy array (n, p), a Dask
+        DataFrame or Dask Array. Such data is written to temporary Parquet files, uncompressed: as
+        many bytes of disk as of memory, and one row group of memory. They lie in `scratch_dir`,
+        else in `output_dir`, else in the system's temporary folder; a Dask collection is written
+        partition by partition where it is computed, never brought together. A later run with the
+        same `output_dir` does not continue a run on data in memory, and ``dpipe verify`` does not
+        find its input: give files where that matters.
+    columns
+        Names of the columns of an array; "0", "1", ... when None.
+    client
+        Dask client, cluster or scheduler address; None uses the current client, if there is one,
+        else opens a local session and closes it again.
+    output_dir
+        Folder for the results, from which an interrupted run continues; a temporary one if None.
+    storage_options
+        Passed to fsspec.
+    observers
+        Callables that receive every event of the run (see `dpipe.model`).
+    **options
+        Any option of ``dpipe run``, with underscores, as in ``spearman_threshold=0.9``. What is not
+        given here is taken from Dask's configuration under ``dpipe:``.
+
+    Returns
+    -------
+    dpipe.selection.Selection
+        ``selected``, ``decisions``, ``communities``, ``ledger``, ``save``, ``report``, ``explain``.
+
+    Raises
+    ------
+    InputError
+        For bad input or options: one sentence saying what to do.
+    ResourceError
+        When the cluster, memory or disk do not suffice.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> result = dpipe.select("examples/nci/*.parquet", keep=["rdkit_MolWt"])  # doctest: +SKIP
+    >>> len(result.selected), result.explain("rdkit_HeavyAtomMolWt")  # doctest: +SKIP
+    >>> reduced = result.apply(frame)  # doctest: +SKIP
+    """
+    from dpipe.options import options_from
+    from dpipe.pipeline import run
+    from dpipe.settings import with_configured
+
+    resolved = options_from(with_configured(options))
+    folder = resolved.scratch_dir or output_dir
+    with _files(data, columns, client, resolved, folder) as (sources, connection):
+        return run(
+            sources,
+            resolved,
+            output_dir=output_dir,
+            client=connection,
+            observers=observers,
+            storage_options=storage_options,
+        )
+
+
+def spearman(
+    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+) -> Similarity:
+    """All-pairs Spearman correlation; missing cells pair by pair.
+
+    Parameters
+    ----------
+    data, columns, client, options
+        As in `select`. ``missing="exact"`` ranks every pair with missing cells again, as pandas
+        does; by default such pairs use the columns' own ranks.
+
+    Returns
+    -------
+    Similarity
+        ``values`` (p, p) float32 and ``columns``.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> matrix = dpipe.spearman("examples/nci/*.parquet")  # doctest: +SKIP
+    """
+    return _similarity(data, "spearman", columns, client, options)
+
+
+def hsic(
+    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+) -> Similarity:
+    """All-pairs normalised copula HSIC in [0, 1] (Gretton et al. 2005); arguments as `spearman`.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> matrix = dpipe.hsic("examples/nci/*.parquet")  # doctest: +SKIP
+    """
+    return _similarity(data, "hsic", columns, client, options)
+
+
+def rdc(
+    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+) -> Similarity:
+    """All-pairs RDC in [0, 1] (Lopez-Paz et al. 2013); arguments as `spearman`.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> matrix = dpipe.rdc("examples/nci/*.parquet", rdc_seeds=1)  # doctest: +SKIP
+    """
+    return _similarity(data, "rdc", columns, client, options)
+
+
+def _similarity(
+    data: Any,
+    measure: str,
+    columns: Sequence[str] | None,
+    client: Any,
+    options: dict[str, Any],
+) -> Similarity:
+    from dpipe.allpairs import similarity
+    from dpipe.options import options_from
+    from dpipe.settings import with_configured
+
+    resolved = options_from({"min_valid": 2, **with_configured(options)})
+    with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
+        return similarity(sources, measure, options=resolved, client=connection)
+
+
+@contextmanager
+def _files(
+    data: Any, columns: Sequence[str] | None, client: Any, options: Options, folder: Any
+) -> Iterator[tuple[Sequence[str], Any]]:
+    """The files that hold the data, and the connection: a Dask collection is computed on it too."""
+    from dpipe.inputs import as_files
+
+    with ExitStack() as stack:
+        if hasattr(data, "__dask_graph__"):
+            from dpipe.session import client_for
+
+            target = client or options.scheduler or options.scheduler_file
+            client = stack.enter_context(client_for(target))
+        files = as_files(data, columns=columns, client=client, folder=folder)
+        yield stack.enter_context(files), client

@@ -1,0 +1,1 @@
+"""From edges to groups, from groups to what is kept, from drops to decisions."""

@@ -1,0 +1,1 @@
+"""Which array library computes, and what the card says."""

@@ -1,0 +1,1 @@
+"""From tiles to tasks: what a pass hands to the workers."""

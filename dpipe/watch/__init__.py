@@ -1,0 +1,1 @@
+"""Who listens to a run: terminal, page on the scheduler, run.json."""
