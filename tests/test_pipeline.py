@@ -24,7 +24,8 @@ from dpipe.engine import plan
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.options import Options
-from dpipe.pipeline import _restarts_after, plan_run
+from dpipe.pipeline import plan_run
+from dpipe.pipeline.driver import restarts_after
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import open_session
@@ -476,7 +477,7 @@ def test_select__without_checkpoint_nothing_is_left_to_go_on_from(
     ("passes", "after"), [((1, 2, 3, 4), [1, 3]), ((1, 2, 4), [1, 2]), ((1, 4), [1]), ((1,), [])]
 )
 def test_passes_2_and_4_begin_with_fresh_workers(passes: tuple[int, ...], after: list[int]) -> None:
-    assert [number for number in passes if _restarts_after(number, passes)] == after
+    assert [number for number in passes if restarts_after(number, passes)] == after
 
 
 def test_select__the_rows_of_pass_4_do_not_depend_on_the_names_of_files(

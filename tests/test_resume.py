@@ -17,8 +17,8 @@ import trials
 from trials import Reference, make_reference, make_table, wait_for
 
 import dpipe
-from dpipe import pipeline
 from dpipe.model import Event, Note, PassDone, TaskDone
+from dpipe.pipeline import resume
 
 start = functools.partial(trials.start, verbose=True)
 
@@ -273,7 +273,7 @@ def test_an_input_that_changed_is_named_and_read_again(again: Any, tmp_path: Pat
 
 
 def test_another_version_of_dpipe_trusts_nothing(again: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pipeline, "_version", lambda name="dpipe": "99.0")
+    monkeypatch.setattr(resume, "version", lambda name="dpipe": "99.0")
     reused, said, _ = again()
     assert reused == [False] * 4
     assert "pass 1 is done again, because the version of dpipe changed." in said

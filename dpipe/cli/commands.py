@@ -95,7 +95,7 @@ def run(
             output_dir=folder,
             observers=(progress, send),
             storage_options=request.storage_options,
-            address=request.output_dir if mirror.is_remote(request.output_dir) else None,
+            mirrors=request.output_dir if mirror.is_remote(request.output_dir) else None,
         )
     progress.summary(selection.decisions)
     if request.verbosity >= 0:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.credentials import check_url
-from dpipe.errors import InputError
+from dpipe.errors import InputError, ResourceError
 from dpipe.model import Decision
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Stale
 from dpipe.runfolder.files import (
@@ -97,6 +97,10 @@ class RunFolder(Files):
     ----------
     path
         A local folder; nothing is touched before `create`, `lock` or the first write.
+    mirrors
+        URL that it is a local copy of (see `dpipe.runfolder.mirror`).
+    temporary
+        Whether it goes with the answer, so that nobody will read what only files tell.
 
     Raises
     ------
@@ -113,7 +117,13 @@ class RunFolder(Files):
     (('MolWt', 'TPSA'), ())
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mirrors: str | None = None,
+        temporary: bool = False,
+    ) -> None:
         text = os.fspath(path)
         check_url(text)
         if "://" in text:
@@ -122,6 +132,9 @@ class RunFolder(Files):
             )
         super().__init__(Path(text).absolute())
         self.checkpoints = Checkpoints(self)
+        self.temporary = temporary
+        self.address = mirrors or str(self.path)
+        """Where the folder is for its user, which a copy of a later run shares."""
 
     def create(self) -> Self:
         """Make the folder, and that of the checkpoints in it, and check that it can be written.
@@ -151,6 +164,20 @@ class RunFolder(Files):
             yield self
         finally:
             release_lock(self.path / LOCK, descriptor)
+
+    def check_present(self) -> None:
+        """Refuse to go on in a folder that somebody removed, though writing would make it anew.
+
+        Raises
+        ------
+        ResourceError
+            When the lock is gone.
+        """
+        if not (self.path / LOCK).exists():
+            raise ResourceError(
+                f"the output folder {self.path} was removed while the run went on; "
+                "run the same command again to start anew."
+            )
 
     def _remove_partial_files(self) -> None:
         for folder in (self.path, self.path / CHECKPOINT):

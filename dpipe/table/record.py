@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 
+from dpipe.credentials import Secrets
 from dpipe.errors import InputError
 from dpipe.model import Column, Role
 from dpipe.table.words import nearest
@@ -71,7 +72,8 @@ class Table:
 
     ``notes`` tell the user about drift, widening and whatever was left out, one sentence each;
     ``skipped`` are files left out because they were bad, with the reason; ``coerced`` are the text
-    columns that are read as numbers.
+    columns that are read as numbers. ``storage_options`` open its files; they are no part of the
+    JSON.
     """
 
     files: tuple[TableFile, ...]
@@ -80,6 +82,7 @@ class Table:
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     coerced: tuple[str, ...] = ()
+    storage_options: Secrets = field(default_factory=Secrets, repr=False, compare=False)
 
     @cached_property
     def n_rows(self) -> int:
@@ -144,7 +147,9 @@ class Table:
 
     def to_json(self) -> str:
         """The record as JSON text, for tasks to read."""
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)})
+        record = dataclasses.asdict(self)
+        del record["storage_options"]
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **record})
 
     @classmethod
     def from_json(cls, text: str) -> Table:

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from dpipe.credentials import Secrets
 from dpipe.errors import InputError
 from dpipe.model import Role
 from dpipe.options import Options
@@ -63,7 +64,7 @@ def open_table(
     options : Options
         ``id_columns``, ``exclude``, ``keep``, ``prefer``, ``on_bad_file`` and ``coerce_strings``.
     storage_options : mapping or None
-        Passed to fsspec for URLs; never stored.
+        Passed to fsspec for URLs; the table carries them, and writes them nowhere.
 
     Returns
     -------
@@ -86,6 +87,7 @@ def open_table(
     >>> table.n_rows, table.features, table.column("x").dtype
     (2, ('x',), 'double')
     """
+    storage_options = Secrets(storage_options)
     found = find_files(sources, storage_options)
     scans, skipped = _scan_all(found.paths, options.on_bad_file, storage_options)
     if not any(scan.n_rows for scan in scans):
@@ -104,6 +106,7 @@ def open_table(
         notes=(*found.notes, *_file_notes(files), *roles.notes()),
         skipped=tuple(skipped),
         coerced=roles.coerced,
+        storage_options=storage_options,
     )
     _check_features(table)
     return table

@@ -13,10 +13,11 @@ from typing import Any
 
 from dpipe.model import Emit, Event, Fault, MemoryRead, MemoryReading, Note, PassDone
 from dpipe.runfolder import RunFolder
+from dpipe.watch.board import Board
 
 
 class Journal:
-    """Collects what a run says, and passes it on.
+    """Collects what a run says, and passes it on: to its observers and to the page ``/dpipe``.
 
     Parameters
     ----------
@@ -28,7 +29,8 @@ class Journal:
 
     def __init__(self, folder: RunFolder, observers: Sequence[Emit]) -> None:
         self._folder = folder
-        self._observers = tuple(observers)
+        self.board = Board()
+        self._observers: tuple[Emit, ...] = (*observers, self.board)
         self.notes: list[Note] = []
         self.readings: list[MemoryReading] = []
         self.passes: list[PassDone] = []

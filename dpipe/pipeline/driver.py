@@ -1,0 +1,252 @@
+"""The driver of a run: session and rank store opened, each pass run or reused, workers restarted.
+
+Covers: the passes in order, one session for those that have to run, what failures say.
+Does not cover: which results of a run before still hold (`dpipe.pipeline.resume`), the files that
+a finished run leaves (`dpipe.pipeline.record`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dpipe.engine.context import Context, Prepared
+from dpipe.engine.plan import Plan, check_disk, make_plan
+from dpipe.errors import ResourceError
+from dpipe.model import (
+    MemoryRead,
+    Note,
+    PassDone,
+    PassResult,
+    PassStarted,
+    PlannedPass,
+    RunStarted,
+)
+from dpipe.options import PASS_NAMES, Options
+from dpipe.passes import nonlinear, prepare, spearman, vif
+from dpipe.pipeline.record import Finished, write_results
+from dpipe.pipeline.resume import Resume
+from dpipe.runfolder import RunFolder
+from dpipe.selection import Selection
+from dpipe.session import use_session
+from dpipe.table import Table
+from dpipe.table.sample import nonlinear_sample, sample
+from dpipe.watch.board import page
+from dpipe.watch.journal import Journal
+from dpipe.watch.scheduler import page_link, recorded, shown
+
+_PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
+    2: spearman.run,
+    3: vif.run,
+    4: nonlinear.run,
+}
+
+
+class Run:
+    """The state of one run while it lasts."""
+
+    def __init__(
+        self, table: Table, options: Options, folder: RunFolder, journal: Journal, client: Any
+    ) -> None:
+        self.table = table
+        self.options = options
+        self.folder = folder
+        self.journal = journal
+        self._client = client
+        self._resume = Resume(table, options, folder, journal)
+        self._rows = sample(table, options)
+        self.n_rows = table.n_rows if self._rows is None else len(self._rows)
+        self._plan: dict[str, Any] | None = None  # of the run before while no session is open
+
+    def select(self, sources: Sequence[str]) -> Selection:
+        """Run the passes, or take them over, and write the results."""
+        for note in self.table.notes:
+            self.journal(Note(note, "notice"))
+        for path, reason in self.table.skipped:
+            self.journal(Note(f"left out {path}: {reason}", "warning"))
+        if self.options.write_table:
+            self.folder.claim_table()  # refused now rather than after hours
+        if self.options.fresh:
+            self.folder.checkpoints.clear()
+        try:
+            results = self._passes()
+            self.folder.check_present()
+            return write_results(
+                Finished(
+                    self.table,
+                    self.options,
+                    self.folder,
+                    self.journal,
+                    tuple(sources),
+                    tuple(results),
+                    self.n_rows,
+                    self._plan,
+                )
+            )
+        finally:
+            if not self.options.checkpoint:
+                with suppress(OSError):
+                    self.folder.checkpoints.clear()
+
+    # Passes
+
+    def _passes(self) -> list[PassResult]:
+        """Run or reuse each pass."""
+        with ExitStack() as stack:
+            context: Context | None = None
+            prepared: Prepared | None = None
+            results: list[PassResult] = []
+            columns: tuple[str, ...] = self.table.features
+            key = ""
+            for number in sorted(self.options.passes):
+                depends = self._resume.depends(number, key)
+                began = time.monotonic()
+                reused = self._resume.reusable(number, depends, len(columns))
+                self.journal(PassStarted(number, PASS_NAMES[number], len(columns)))
+                if reused is not None:
+                    result = reused
+                    cost = self._resume.recall(number)
+                    self._plan = cost["plan"]
+                    seconds = cost["seconds"]
+                else:
+                    if context is None:
+                        context = stack.enter_context(self._context())
+                    with self._failures_of(number):
+                        if prepared is None:
+                            prepared = prepare.prepare(
+                                context, self.table, prepare.rules_of(self.options), self._rows
+                            )
+                        result = self._run_pass(context, number, prepared, columns)
+                    seconds = time.monotonic() - began
+                    self.folder.check_present()
+                    self._resume.save(
+                        depends, result, prepared, {"seconds": seconds, "plan": self._plan}
+                    )
+                    context.store.remove(f"{PASS_NAMES[number]}-")
+                key = self.folder.checkpoints.key(number) or ""
+                self.journal(
+                    PassDone(
+                        number,
+                        PASS_NAMES[number],
+                        len(columns),
+                        len(result.kept),
+                        seconds,
+                        reused is not None,
+                    )
+                )
+                columns = result.kept
+                results.append(result)
+        return results
+
+    @contextmanager
+    def _failures_of(self, number: int) -> Iterator[None]:
+        """Say which pass a failure belongs to, and that it can be continued."""
+        name = f"pass {number} ({PASS_NAMES[number]})"
+        try:
+            yield
+        except ResourceError as error:
+            self.folder.check_present()
+            raise ResourceError(f"{name}: {error}") from error
+        except FileNotFoundError as error:
+            self.folder.check_present()
+            raise ResourceError(
+                f"{name}: {error.filename or error} was removed while the run needed it; "
+                "run the same command again to continue."
+            ) from error
+
+    def _run_pass(
+        self, context: Context, number: int, prepared: Prepared, columns: Sequence[str]
+    ) -> PassResult:
+        if number == 1:
+            result = prepare.decide(prepared, columns, self.options)
+            names, codes = prepare.rank_sample(context.store, prepared)
+            self.folder.write_npy("rank_sample.npy", codes)
+            self.folder.write_columns("rank_sample_columns.txt", names)
+        elif not columns:  # an earlier pass left nothing: there are no tiles to compute
+            result = PassResult(number, PASS_NAMES[number], (), ())
+        else:
+            result = _PASSES[number](context, prepared, columns)
+        self.journal(MemoryRead(context.session.read_memory("after", number)))
+        if restarts_after(number, self.options.passes):
+            self.journal(MemoryRead(context.session.recycle(number)))
+        return result
+
+    # Session and scratch
+
+    @contextmanager
+    def _context(self) -> Iterator[Context]:
+        with ExitStack() as stack:
+            session = stack.enter_context(use_session(self.options, self._client, self.journal))
+            context = Context(
+                session=session,
+                store=self._resume.rank_store(),
+                options=self.options,
+                emit=self.journal,
+                n_rows=self.n_rows,
+                folder=self.folder,
+                storage_options=self.table.storage_options,
+                nonlinear_rows=nonlinear_sample(self.table, self._rows, self.options),
+            )
+            plan = self._checked_plan(context)
+            self._plan = dataclasses.asdict(plan)
+            stack.enter_context(shown(session, page(), self.journal.board.state, self.journal))
+            self.journal(
+                RunStarted(
+                    n_rows=self.n_rows,
+                    n_features=len(self.table.features),
+                    n_workers=session.n_workers,
+                    device=session.device,
+                    dashboard=session.dashboard,
+                    page=page_link(session),
+                    memory_limit=session.memory_limit,
+                    scratch_bytes=plan.scratch_bytes,
+                    passes=tuple(
+                        PlannedPass(each.number, each.name, each.tasks, each.worker_bytes)
+                        for each in plan.passes
+                    ),
+                )
+            )
+            self.journal(MemoryRead(session.read_memory("start", 0)))
+            if not self.folder.temporary:  # somebody will read what Dask recorded
+                stack.enter_context(recorded(session, self.folder.write_text, self.journal))
+            try:
+                yield context
+            except BaseException:
+                if not self.options.checkpoint:
+                    with suppress(OSError, ResourceError):  # which would hide what went wrong
+                        context.store.remove()
+                raise
+            if self.options.checkpoint:
+                context.store.remove_partial()
+            else:
+                context.store.remove()
+
+    def _checked_plan(self, context: Context) -> Plan:
+        n_features = len(self.table.features)
+        plan = make_plan(
+            self.n_rows,
+            n_features,
+            self.options,
+            context.machine,
+            row_group=self.table.row_group,
+        )
+        root = context.store.root
+        if "://" not in root and not context.store.names():
+            parent = Path(root).parent
+            parent.mkdir(parents=True, exist_ok=True)
+            check_disk(plan, shutil.disk_usage(parent).free, str(parent))
+        return plan
+
+
+def restarts_after(number: int, passes: Sequence[int]) -> bool:
+    """Whether the workers get fresh processes after a pass: before 2 and 4, whatever came before.
+
+    Not between 2 and 3, which works on the client but for one Gram matrix.
+    """
+    later = [other for other in sorted(passes) if other > number]
+    return bool(later) and (number == 1 or later[0] == 4)

@@ -1,0 +1,50 @@
+"""The plan of a run that is not started.
+
+Covers: planning for files, or for a shape alone, on an own session of this machine.
+Does not cover: what a plan is (`dpipe.engine.plan`), printing it (`dpipe.cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpipe.engine.plan import Machine, Plan, make_plan
+from dpipe.errors import InputError
+from dpipe.options import Options
+from dpipe.session.device import own_machine
+from dpipe.table import open_table
+from dpipe.table.sample import sample
+
+
+def plan_run(
+    sources: Sequence[str] | None,
+    options: Options,
+    *,
+    rows: int | None = None,
+    columns: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of a run on an own session of this machine, without starting anything.
+
+    Raises
+    ------
+    InputError
+        When neither files nor a shape are given.
+    ResourceError
+        When the run cannot fit.
+    """
+    row_group = None
+    if sources:
+        table = open_table(sources, options=options, storage_options=storage_options)
+        drawn = sample(table, options)
+        rows = table.n_rows if drawn is None else len(drawn)
+        columns = len(table.features)
+        row_group = table.row_group
+    if not rows or not columns:
+        raise InputError("give Parquet files, or both --rows and --columns.")
+    cores, memory = own_machine()
+    workers = options.workers or max(1, cores // options.threads_per_worker)
+    limit = options.memory_limit or memory // workers
+    machine = Machine(workers, options.threads_per_worker, limit)
+    return make_plan(rows, columns, options, machine, row_group=row_group)

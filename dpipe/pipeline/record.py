@@ -1,0 +1,169 @@
+"""What a finished run leaves: decisions, communities, the reduced table, run.json, the page.
+
+Covers: writing the results of a run, removing those of a run before, rendering the page.
+Does not cover: how a file is written (`dpipe.runfolder`), what the page shows (`dpipe.report`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpipe.choice.certificate import alternatives, decide
+from dpipe.model import ColumnStatistics, Emit, Note, PassResult
+from dpipe.options import Options
+from dpipe.pipeline.resume import MATRICES, saved_extra, version
+from dpipe.runfolder import CHECKPOINT, RunFolder
+from dpipe.selection import Selection
+from dpipe.table import Table, conflicting, copy_columns
+from dpipe.watch.journal import Journal, plain_fault
+from dpipe.watch.scheduler import RECORDS
+
+_STATISTICS = f"{CHECKPOINT}/statistics.json"
+_RESULTS = (
+    "selected.txt",
+    "decisions.parquet",
+    "decisions.csv",
+    "communities.json",
+    "run.json",
+    "report.html",
+    *RECORDS,
+    *(
+        f"{name}{end}"
+        for name in ("spearman", "hsic", "rdc", "rank_sample")
+        for end in (".npy", "_columns.txt")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose passes are done.
+
+    Attributes
+    ----------
+    table, options, folder, journal
+        As the run had them.
+    sources
+        What the caller named as input.
+    results
+        Of every pass, in order.
+    n_rows
+        Rows that took part.
+    plan
+        The plan of the newest pass that was computed, None when none ever was.
+    """
+
+    table: Table
+    options: Options
+    folder: RunFolder
+    journal: Journal
+    sources: tuple[str, ...]
+    results: tuple[PassResult, ...]
+    n_rows: int
+    plan: dict[str, Any] | None
+
+
+def write_results(run: Finished) -> Selection:
+    """Write all results but the page, and remove those of a run before."""
+    folder = run.folder
+    selected = run.results[-1].kept
+    stored = saved_extra(folder, 1, "statistics")
+    statistics = [ColumnStatistics(**entry) for entry in stored]
+    decisions = decide(run.table.columns, statistics, run.results, run.options.keep)
+    communities = alternatives(selected, run.results)
+    folder.write_selected(selected)
+    folder.write_decisions(decisions)
+    folder.write_communities(communities)
+    folder.write_json(_STATISTICS, {"columns": stored})
+    _write_table(run, [d.column for d in decisions if d.decision != "dropped"])
+    folder.write_run(_record(run))
+    _drop_old_results(run)
+    readings = tuple(run.journal.readings)
+    return Selection(selected, decisions, communities, readings, folder.path)
+
+
+def _write_table(run: Finished, columns: Sequence[str]) -> None:
+    """Leave the reduced table when it is asked for, and none of an earlier run."""
+    storage_options = run.table.storage_options
+    left_out: tuple[str, ...] = ()
+    if run.options.write_table:
+        left_out = conflicting(run.table, columns, storage_options)
+    for name in left_out:
+        run.journal(
+            Note(
+                f"column {name!r} is not in the reduced table: its types in different files "
+                "do not meet.",
+                "warning",
+            )
+        )
+    columns = [name for name in columns if name not in left_out]
+    if run.options.write_table and columns:
+        target = run.folder.claim_table()
+        run.folder.record_table(
+            copy_columns(run.table, columns, target, storage_options, overwrite=True)
+        )
+    else:
+        run.folder.remove_table()
+
+
+def _drop_old_results(run: Finished) -> None:
+    """Keep the matrices that a pass of this run left, now or before, and no others."""
+    unwanted = {name for names in MATRICES.values() for name in names}
+    for number in run.options.passes:
+        unwanted -= saved_extra(run.folder, number, "matrices").keys()
+    run.folder.prune_results({*_RESULTS, *run.journal.files} - unwanted)
+
+
+def _record(run: Finished) -> dict[str, Any]:
+    table, options, journal = run.table, run.options, run.journal
+    return {
+        "versions": _versions(),
+        "options": dataclasses.asdict(options),
+        "input": {
+            # Absolute, so that `dpipe verify` finds them from any folder.
+            "sources": [s if "://" in s else os.path.abspath(s) for s in run.sources],
+            "fingerprint": table.fingerprint,
+            "files": [file.path for file in table.files],
+            "rows": table.n_rows,
+            "rows_used": run.n_rows,
+            "features": len(table.features),
+            "columns": len(table.columns),
+            "skipped": [list(entry) for entry in table.skipped],
+        },
+        "seeds": {"seed": options.seed, "rdc_seeds": options.rdc_seeds},
+        "plan": run.plan,
+        "passes": [dataclasses.asdict(done) for done in journal.passes],
+        "near_threshold": {
+            str(result.number): [list(pair) for pair in result.near_threshold]
+            for result in run.results
+        },
+        "ledger": [dataclasses.asdict(reading) for reading in journal.readings],
+        "notes": [dataclasses.asdict(note) for note in journal.notes],
+        "faults": [plain_fault(fault) for fault in journal.faults],
+    }
+
+
+def render_page(folder: RunFolder, emit: Emit) -> None:
+    """Render the report; a page that fails to render must not cost a finished run."""
+    from dpipe.report import write_report
+
+    try:
+        write_report(folder.path)
+    except Exception as error:
+        emit(
+            Note(
+                f"the page could not be rendered ({error}); the results are complete, and "
+                f"`dpipe report {folder.path}` tries again.",
+                "warning",
+            )
+        )
+
+
+def _versions() -> dict[str, str]:
+    names = ("dpipe", "numpy", "pyarrow", "dask", "distributed", "igraph")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -1,0 +1,179 @@
+"""What a run takes over from the one before: finished passes, and the ranks of its input.
+
+Covers: what the answer of a pass follows from, whether the one a run before left still holds, what
+is kept beside it, the name and the life of the rank store.
+Does not cover: how a checkpoint is written and judged (`dpipe.runfolder.checkpoints`), running what
+has to be done again (`dpipe.pipeline.driver`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpipe.engine.context import Prepared
+from dpipe.model import Note, PassResult
+from dpipe.options import Options
+from dpipe.rankstore import Store
+from dpipe.runfolder import CHECKPOINT, Damaged, RunFolder, Stale
+from dpipe.table import Table
+from dpipe.watch.journal import Journal
+
+_SAID = {
+    "version": "the version of dpipe",
+    "input": "the input",
+    "previous": "what the pass before it left",
+}
+"""How a reason to do a pass again is put, where it is no option."""
+MATRICES: Mapping[int, tuple[str, ...]] = {
+    1: ("rank_sample.npy", "rank_sample_columns.txt"),
+    2: ("spearman.npy", "spearman_columns.txt"),
+    4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),
+}
+
+
+class Resume:
+    """What the run before left in a folder, and what this one leaves for the next.
+
+    Parameters
+    ----------
+    table, options, folder, journal
+        As a run has them.
+    """
+
+    def __init__(self, table: Table, options: Options, folder: RunFolder, journal: Journal) -> None:
+        self._table = table
+        self._options = options
+        self._folder = folder
+        self._journal = journal
+
+    def depends(self, number: int, previous: str) -> dict[str, Any]:
+        """All that the answer of a pass follows from."""
+        shared = {"version": version(), "input": self._table.fingerprint, "previous": previous}
+        return shared | {
+            f"options.{name}": value for name, value in self._options.affecting(number).items()
+        }
+
+    def reusable(
+        self, number: int, depends: Mapping[str, Any], n_columns: int
+    ) -> PassResult | None:
+        """What a pass of the run before decided, if it still holds; notes say why not."""
+        found = self._folder.checkpoints.load(number, depends)
+        if isinstance(found, PassResult):
+            if (reason := self._missing_matrix(number, n_columns)) is not None:
+                self._journal(Note(f"pass {number} is done again, because {reason}.", "notice"))
+                return None
+            self._journal(Note(f"pass {number} is taken from the run before."))
+            return found
+        if isinstance(found, Stale):
+            changed = ", ".join(
+                _SAID.get(name, name.removeprefix("options.")) for name in found.fields
+            )
+            self._journal(
+                Note(f"pass {number} is done again, because {changed} changed.", "notice")
+            )
+        elif isinstance(found, Damaged):
+            self._journal(Note(f"pass {number} is done again: {found.reason}.", "warning"))
+        return None
+
+    def _missing_matrix(self, number: int, n_columns: int) -> str | None:
+        """The first matrix of a reused pass that is absent or changed; None when all is there."""
+        if not n_columns or 4 * n_columns**2 > self._options.matrix_budget:
+            return None
+        names = MATRICES.get(number, ())
+        left = saved_extra(self._folder, number, "matrices")
+        # By content: a run that was broken off may have put its own in their place.
+        return next(
+            (
+                f"{name} is missing or of another run"
+                for name in names
+                if left.get(name) is None or left[name] != _digest(self._folder.path / name)
+            ),
+            None,
+        )
+
+    def recall(self, number: int) -> dict[str, Any]:
+        """Take over what a reused pass cost in the run that computed it."""
+        cost: dict[str, Any] = saved_extra(self._folder, number, "cost")
+        self._journal.recall(cost)
+        return cost
+
+    def save(
+        self,
+        depends: Mapping[str, Any],
+        result: PassResult,
+        prepared: Prepared,
+        cost: Mapping[str, Any],
+    ) -> None:
+        """Keep a pass, with what the results need of it beside its decisions."""
+        number = result.number
+        beside: dict[str, Any] = {
+            "matrices": {
+                name: _digest(self._folder.path / name)
+                for name in MATRICES.get(number, ())
+                if name in self._folder.written
+            },
+            "cost": self._journal.measured() | dict(cost),
+        }
+        if number == 1:
+            beside["statistics"] = [
+                dataclasses.asdict(entry.statistics) for _, entry in prepared.values()
+            ]
+        arrays = {
+            name: np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+            for name, value in beside.items()
+        }
+        self._folder.checkpoints.save(number, depends, result, arrays)
+
+    def rank_store(self) -> Store:
+        """The rank store of this input and these pass-1 options."""
+        depends = json.dumps(self.depends(1, ""), sort_keys=True, default=str)
+        # Runs may share a scratch folder, but never a store: each cleans up its own.
+        stem = f"ranks-{hashlib.sha256(self._folder.address.encode()).hexdigest()[:8]}"
+        name = f"{stem}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
+        parent = self._options.scratch_dir or str(self._folder.path / CHECKPOINT)
+        if "://" not in parent:
+            for old in Path(parent).glob(
+                "ranks-*" if self._options.scratch_dir is None else f"{stem}-*"
+            ):
+                if old.name != name:
+                    shutil.rmtree(old, ignore_errors=True)
+        store = Store(
+            f"{parent}/{name}",
+            self._table.storage_options if "://" in parent else None,
+            durable=self._options.checkpoint,
+        )
+        if self._options.fresh:
+            store.remove()
+        store.remove_partial()
+        return store
+
+
+def saved_extra(folder: RunFolder, number: int, name: str) -> Any:
+    """What `Resume.save` left beside the decisions of a pass."""
+    return json.loads(folder.checkpoints.load_arrays(number)[name].tobytes())
+
+
+def version(name: str = "dpipe") -> str:
+    """A package's version; a checkout that is on the path but not installed has none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"
+
+
+def _digest(path: Path) -> str | None:
+    """The checksum of a file, None without one."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
