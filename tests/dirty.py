@@ -285,10 +285,23 @@ def coerced_columns() -> Iterator[Dirt]:
         options=options,
         notes=read,
     )
+    for word in ("NA", "n/a", "#N/A", "<NA>", "NULL", "None", " - ", "?", "."):
+        yield _one(
+            f"{word!r} stands for a missing cell",
+            ["1.5", word, "2", word],
+            options=options,
+            notes=[(*read[0], "0 cells ")],
+        )
     left_out = {"others": _left_out("x"), "options": options}
-    yield _one("too little of it is numbers", ["1", "2", "b", "4"], **left_out)
-    yield _one("decimal commas are no numbers", ["1,5", "2,5"], **left_out)
-    yield _one("underscores are no numbers", ["1_000", "2_000"], **left_out)
+    yield _one(
+        "too little of it is numbers",
+        ["1", "2", "NA", "b", "b", "c"],
+        notes=[("'x'", "60%", "'b'", "at most 5%")],
+        **left_out,
+    )
+    without = {"notes": [("'x'", "text without numbers")], **left_out}
+    yield _one("decimal commas are no numbers", ["1,5", "2,5"], **without)
+    yield _one("underscores are no numbers", ["1_000", "2_000"], **without)
     yield _one("no text at all", pa.array([None, None], pa.string()), **left_out)
     yield _one("blank text", ["", " "], **left_out)
     yield _two(

@@ -31,7 +31,7 @@ from dpipe.model import Decision, Drop, PassResult
 from dpipe.runfolder import Damaged, RunFolder, Stale, escape_name, plain, unescape_name
 from dpipe.runfolder.files import digest
 from dpipe.runfolder.plain import digest_of
-from dpipe.table import files
+from dpipe.table import find
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,8 +108,8 @@ HOLD = """
 
 
 def test_readers_of_tables_know_a_run_folder() -> None:
-    assert (runfolder.DECISIONS_PARQUET, runfolder.TABLE) == files.RUN_RESULTS
-    assert runfolder.MANIFEST == files.RUN_MARK
+    assert (runfolder.DECISIONS_PARQUET, runfolder.TABLE) == find.RUN_RESULTS
+    assert runfolder.MANIFEST == find.RUN_MARK
 
 
 def test_two_processes_exclude_each_other(folder: RunFolder) -> None:

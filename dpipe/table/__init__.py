@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dpipe.table.copying import conflicting, copy_columns
 from dpipe.table.draw import draw_rows
-from dpipe.table.files import as_sources
+from dpipe.table.find import as_sources
 from dpipe.table.read import Block, read_block
 from dpipe.table.record import Table, TableFile
 from dpipe.table.scan import check_unchanged, open_table

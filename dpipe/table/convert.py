@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -189,26 +191,50 @@ def _texts(array: pa.Array) -> list[str | None]:
         return [None if cell is None else cell.decode(errors="replace") for cell in cells]
 
 
-def count_numbers(column: pa.ChunkedArray) -> tuple[int, int]:
-    """Cells that hold something, and those of them that hold no number; blanks hold nothing."""
-    filled = failed = 0
-    for chunk in column.chunks:
-        if isinstance(chunk, pa.DictionaryArray):
-            chunk = chunk.dictionary_decode()
-        present = len(chunk) - chunk.null_count
-        if is_text(chunk.type):
-            parsed = text_as_float64(chunk)
-            lost = parsed.null_count - chunk.null_count
-            blank = _count_blank(chunk) if lost else 0
-            present -= blank
-            failed += lost - blank
-        filled += present
-    return filled, failed
+MISSING_WORDS = frozenset({"", "na", "n/a", "#n/a", "<na>", "null", "none", "-", "--", "?", "."})
+"""Texts that stand for a missing cell, in lower case and without the space around them."""
 
 
-def _count_blank(chunk: pa.Array) -> int:
-    try:
-        trimmed = pc.utf8_trim_whitespace(chunk.cast(pa.large_string()))
-    except pa.ArrowInvalid:  # bytes that are no UTF-8
-        return sum(text is not None and not text.strip() for text in _texts(chunk))
-    return pc.sum(pc.equal(trimmed, "")).as_py() or 0
+@dataclass
+class TextCells:
+    """What the cells of a text column hold.
+
+    Attributes
+    ----------
+    numbers, missing
+        Cells that hold a number; cells that are null or hold a word for missing.
+    others
+        Texts that are neither, and how many cells hold each.
+    """
+
+    numbers: int = 0
+    missing: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Count the cells of some more rows; those of a numeric type are numbers."""
+        for chunk in column.chunks:
+            if isinstance(chunk, pa.DictionaryArray):
+                chunk = chunk.dictionary_decode()
+            self.missing += chunk.null_count
+            self.numbers += len(chunk) - chunk.null_count
+            if is_text(chunk.type) and text_as_float64(chunk).null_count > chunk.null_count:
+                self._add_text(chunk)
+
+    def _add_text(self, chunk: pa.Array) -> None:
+        """Take the texts that are no numbers out of the numbers."""
+        coded = chunk.drop_null().dictionary_encode()
+        counts = np.bincount(coded.indices.to_numpy(), minlength=len(coded.dictionary))
+        for text, count in zip(_texts(coded.dictionary), counts.tolist(), strict=True):
+            if text is None or parse_number(text) is not None:
+                continue
+            self.numbers -= count
+            if text.strip().lower() in MISSING_WORDS:
+                self.missing += count
+            else:
+                self.others[text] += count
+
+    @property
+    def n_others(self) -> int:
+        """Cells that hold neither a number nor a word for missing."""
+        return self.others.total()

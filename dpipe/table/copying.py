@@ -29,7 +29,6 @@ from dpipe.table.convert import simpler
 from dpipe.table.decode import decoder
 from dpipe.table.files import (
     STORAGE_ERRORS,
-    SUFFIXES,
     StorageOptions,
     brief,
     changed,
@@ -37,6 +36,7 @@ from dpipe.table.files import (
     is_url,
     read_footer,
 )
+from dpipe.table.find import SUFFIXES
 from dpipe.table.record import Table, TableFile
 from dpipe.table.scan import in_threads
 from dpipe.table.schema import widen_types

@@ -1,22 +1,20 @@
-"""Finding Parquet files and opening them: paths, folders, globs and fsspec URLs.
+"""Opening one Parquet file, local or through fsspec.
 
-Covers: which files a source means, opening one file, reading its footer once.
-Does not cover: what the schemas mean together (see `dpipe.table.schema`).
+Covers: opening a file, reading its footer once, readers that notice a changed file.
+Does not cover: which files a source means (see `dpipe.table.find`), what the schemas mean together
+(see `dpipe.table.schema`).
 
-A path that exists is never taken for a glob, so names with ``*``, ``[``, ``#`` or spaces work. The
-footer is read and hashed as bytes and parsed from them: whoever reads data from a file later
+The footer is read and hashed as bytes and parsed from them: whoever reads data from a file later
 compares the hash, so a file that changed in between is found before its values are used.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,21 +24,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.parquet.core import ParquetReader
 
-from dpipe.credentials import check_url, without_secrets
+from dpipe.credentials import without_secrets
 from dpipe.errors import InputError
-from dpipe.table.words import listed, nearest
 
-SUFFIXES = (".parquet", ".parq", ".pq")
-RUN_MARK = "checkpoint/manifest.json"
-"""The file that tells a run folder (see `dpipe.runfolder`)."""
-RUN_RESULTS = ("decisions.parquet", "table")
-"""What is Parquet in a run folder: a file and a folder."""
 STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
 
 _TAIL = 64 * 1024
 _STREAM = 256 * 1024
-_GLOB = re.compile(r"[*?\[]")
 _PAUSES = (0.2, 1.0)
 """Seconds between the tries of a remote read."""
 
@@ -73,234 +64,9 @@ class Footer:
     digest: str
 
 
-# Which files
-
-
-@dataclass(frozen=True)
-class Found:
-    """The files that the sources mean, sorted by path, and what a user should know about them."""
-
-    paths: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def as_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    """One source or several as a list of text."""
-    if isinstance(sources, str | os.PathLike):
-        sources = [sources]
-    return [os.fspath(source) for source in sources]
-
-
-def find_files(
-    sources: Iterable[str | os.PathLike[str]], storage_options: StorageOptions = None
-) -> Found:
-    """Files that `sources` mean: sorted by path, each once.
-
-    Raises
-    ------
-    InputError
-        When a source does not exist, matches nothing, or is a folder without Parquet files.
-    """
-    paths: dict[str, str] = {}
-    hidden: list[str] = []
-    linked: list[str] = []
-    results: list[str] = []
-    for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
-        for path in _expand(os.fspath(source), storage_options, hidden, results):
-            identity = path if is_url(path) else os.path.realpath(path)
-            known = paths.setdefault(identity, path)
-            if known != path:
-                linked.append(max(known, path))
-                paths[identity] = min(known, path)
-    if not paths:
-        raise InputError("no input was given; name Parquet files, folders or globs.")
-    return Found(tuple(sorted(paths.values())), tuple(_path_notes(paths, hidden, linked, results)))
-
-
-def _path_notes(
-    paths: Mapping[str, str],
-    hidden: Sequence[str],
-    linked: Sequence[str],
-    results: Sequence[str],
-) -> Iterator[str]:
-    if hidden:
-        yield (
-            "files whose name or folder begins with . or _ are left out: "
-            f"{listed(sorted(set(hidden)))}."
-        )
-    if results:
-        yield f"results of runs of dpipe are left out: {listed(sorted(set(results)))}."
-    if linked:
-        yield f"links to files that are read anyway are left out: {listed(linked)}."
-    keyed = {part for path in paths.values() for part in path.split("/")[:-1] if "=" in part}
-    if keyed:
-        yield (
-            f"folder names that look like values are not read as columns: {listed(sorted(keyed))}."
-        )
-
-
 def is_url(path: str) -> bool:
     """Whether a path goes through fsspec."""
     return "://" in path
-
-
-def _expand(
-    source: str, storage_options: StorageOptions, hidden: list[str], results: list[str]
-) -> list[str]:
-    """The files one source means; what exists is taken as it is, never as a pattern."""
-    if source.startswith("file://"):
-        source = _local_of_url(source)
-    elif is_url(source):
-        return _expand_url(source, storage_options, hidden)
-    if not os.path.lexists(source):
-        source = os.path.expanduser(source)
-    source = os.path.abspath(source)
-    if os.path.isdir(source):
-        found = _walk(source, _local_walk, hidden)
-        return _require(_without_results(found, source, results), source)
-    if os.path.lexists(source):
-        return [source]
-    if not _GLOB.search(source):
-        raise InputError(f"{source} does not exist{_neighbour(source)}.")
-    matches = sorted(glob.glob(_with_literal_start(source, os.path.lexists), recursive=True))
-    found = _expand_matches(matches, os.path.isdir, _local_walk, hidden)
-    top = os.path.dirname(_GLOB.split(source)[0])
-    return _require(_without_results(found, top, results), source)
-
-
-def _without_results(paths: Sequence[str], top: str, results: list[str]) -> list[str]:
-    """The paths without what runs left below `top`: often the run folder lies beside its input."""
-    inputs: list[str] = []
-    for path in paths:
-        (results if _is_result(path, top) else inputs).append(path)
-    return inputs
-
-
-def _is_result(path: str, top: str) -> bool:
-    """Whether a file was left by a run whose folder is `top` or lies below it."""
-    folder, name = os.path.split(path)
-    folders = [folder] if name == RUN_RESULTS[0] else []
-    while len(folder) > len(top):
-        folder, name = os.path.split(folder)
-        folders += [folder] if name == RUN_RESULTS[1] else []
-    return any(os.path.exists(os.path.join(each, RUN_MARK)) for each in folders)
-
-
-def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:
-    """The pattern with ``*?[`` escaped in the folders that exist by that very name."""
-    parts = pattern.split("/")
-    literal = 1
-    while literal < len(parts) and exists("/".join(parts[: literal + 1])):
-        literal += 1
-    return "/".join([*map(glob.escape, parts[:literal]), *parts[literal:]])
-
-
-def _local_walk(top: str) -> Iterator[tuple[str, Any, Any]]:
-    """`os.walk` that follows links, each folder once, and does not hide what it cannot list.
-
-    Folders whose name begins with . or _ hold what programs keep for themselves (snapshots,
-    half-written output) and are not entered.
-    """
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"the folder {error.filename} {reason_of(error)}.") from error
-
-    seen: set[str] = set()
-    for folder, inner, names in os.walk(top, followlinks=True, onerror=fail):
-        inner[:] = [
-            each
-            for each in inner
-            if not each.startswith((".", "_")) and _first_visit(os.path.join(folder, each), seen)
-        ]
-        yield folder, inner, names
-
-
-def _first_visit(folder: str, seen: set[str]) -> bool:
-    real = os.path.realpath(folder)
-    first = real not in seen
-    seen.add(real)
-    return first
-
-
-def _expand_matches(
-    matches: Sequence[str],
-    is_folder: Callable[[str], bool],
-    walk: Callable[[str], Iterable[tuple[str, Any, Any]]],
-    hidden: list[str],
-) -> list[str]:
-    """Matches of a glob; a folder among them stands for the Parquet files in it."""
-    paths: list[str] = []
-    for match in matches:
-        paths += _walk(match.rstrip("/"), walk, hidden) if is_folder(match) else [match]
-    return paths
-
-
-def _expand_url(url: str, storage_options: StorageOptions, hidden: list[str]) -> list[str]:
-    if "::" in url:
-        raise InputError(f"{url} chains file systems, which is not supported; name one URL.")
-    check_url(url)
-    try:
-        fs, path = filesystem(url, storage_options)
-        walk = partial(fs.walk, on_error="raise")
-        if fs.isdir(path):
-            found = _require(_walk(path, walk, hidden), url)
-        elif fs.exists(path):
-            found = [path]
-        elif _GLOB.search(path):
-            matches = sorted(fs.glob(_with_literal_start(path, fs.exists)))
-            found = _require(_expand_matches(matches, fs.isdir, walk, hidden), url)
-        else:
-            raise InputError(f"{url} does not exist.")
-        return [fs.unstrip_protocol(each) for each in found]
-    except InputError:
-        raise
-    except Exception as error:  # whatever the storage library of this URL raises
-        reason = without_secrets(brief(error), storage_options)
-        raise InputError(f"{url} cannot be reached ({reason}).") from error
-
-
-def _local_of_url(url: str) -> str:
-    """The path of a file:// URL; taken literally first, as fsspec does, then percent-decoded."""
-    from urllib.parse import unquote
-
-    path = "/" + url.removeprefix("file://").lstrip("/")
-    return path if os.path.lexists(path) or "%" not in path else unquote(path)
-
-
-def _walk(
-    top: str, walk: Callable[[str], Iterable[tuple[str, Any, Any]]], hidden: list[str]
-) -> list[str]:
-    paths: list[str] = []
-    for folder, _, names in walk(top):
-        inner = folder[len(top) :].split("/")
-        for name in names:
-            if not name.lower().endswith(SUFFIXES):
-                continue
-            path = f"{folder.rstrip('/')}/{name}"
-            private = any(part.startswith((".", "_")) for part in [*inner, name])
-            (hidden if private else paths).append(path)
-    return paths
-
-
-def _require(paths: list[str], source: str) -> list[str]:
-    if paths:
-        return paths
-    if _GLOB.search(source) and not os.path.isdir(source):
-        raise InputError(f"no file matches {source}.")
-    raise InputError(
-        f"the folder {source} holds no Parquet file (a name that ends in {', '.join(SUFFIXES)})."
-    )
-
-
-def _neighbour(path: str) -> str:
-    folder, name = os.path.split(path)
-    try:
-        return nearest(name, os.listdir(folder))
-    except OSError:
-        return ""
-
-
-# One file
 
 
 def filesystem(url: str, storage_options: StorageOptions) -> tuple[Any, str]:

@@ -20,12 +20,12 @@ import pyarrow as pa
 from dpipe.errors import InputError
 from dpipe.model import Column, Role
 from dpipe.options import Options
-from dpipe.table.convert import count_numbers
+from dpipe.table.convert import TextCells
 from dpipe.table.decode import decoder
 from dpipe.table.files import BadFile, StorageOptions
 from dpipe.table.record import Layout, TableFile
 from dpipe.table.schema import Kind, kind_of, widen, widen_types
-from dpipe.table.words import columns_phrase, listed, nearest, plural
+from dpipe.table.words import columns_phrase, listed, nearest, plural, quoted
 
 _NUMBER_CELLS = 19, 20
 """Text is read as numbers when at least this share of its filled cells are numbers."""
@@ -110,11 +110,11 @@ class Roles:
         self._storage_options = storage_options
         self._roles = {name: self._plain_role(name, use) for name, use in uses.items()}
         text = [name for name, use in uses.items() if self._may_hold_numbers(name, use)]
-        self._unreadable: dict[str, int] = {}
+        self._text: dict[str, TextCells] = {}
         self._suggested: list[str] = []
         if options.coerce_strings:
-            self._unreadable = self._find_numbers(text)
-            self._roles.update(dict.fromkeys(self._unreadable, Role.FEATURE))
+            self._text = self._read_text(text)
+            self._roles.update(dict.fromkeys(self.coerced, Role.FEATURE))
         else:
             self._suggested = self._find_numbers_in_sample(text)
 
@@ -126,7 +126,7 @@ class Roles:
     @property
     def coerced(self) -> tuple[str, ...]:
         """Columns with text that is read as numbers."""
-        return tuple(self._unreadable)
+        return tuple(name for name, cells in self._text.items() if _mostly_numbers(cells))
 
     def _plain_role(self, name: str, use: Use) -> Role:
         if name in self._options.exclude:
@@ -144,29 +144,26 @@ class Roles:
             and Kind.OTHER not in use.kinds
         )
 
-    def _find_numbers(self, names: Sequence[str]) -> dict[str, int]:
-        """Columns whose filled cells are numbers, nearly all; with the cells that are none.
+    def _read_text(self, names: Sequence[str]) -> dict[str, TextCells]:
+        """What the cells of text columns hold.
 
-        A column is given up as soon as the rest of the table can no longer save it.
+        A column is given up as soon as the rest of the table can no longer make it numbers, so
+        that a column of names is not read to its end.
         """
         rows_left = sum(file.n_rows for file in self._files)
-        filled = dict.fromkeys(names, 0)
-        failed = dict.fromkeys(names, 0)
+        cells = {name: TextCells() for name in names}
+        hopeful = list(names)
         for file in self._files:
             rows_left -= file.n_rows
-            if not file.n_rows or not failed:
+            if not file.n_rows or not hopeful:
                 continue
             layout = self._layouts[file.layout]
             with decoder(file, layout, self._storage_options) as source:
-                for part in source.parts(list(failed)):
+                for part in source.parts(hopeful):
                     for name, column in part.columns.items():
-                        more_filled, more_failed = count_numbers(column)
-                        filled[name] += more_filled
-                        failed[name] += more_failed
-            for name in list(failed):
-                if not _mostly_numbers(filled[name] + rows_left, failed[name]):
-                    del failed[name]
-        return {name: count for name, count in failed.items() if filled[name]}
+                        cells[name].add(column)
+            hopeful = [name for name in hopeful if _may_be_numbers(cells[name], rows_left)]
+        return cells
 
     def _find_numbers_in_sample(self, names: Sequence[str]) -> list[str]:
         """Columns whose text holds numbers in the first rows of the first file that has text."""
@@ -195,8 +192,9 @@ class Roles:
         with decoder(file, layout, self._storage_options, streamed=True) as source:
             for batch in source.batches(names, _SAMPLE_ROWS, [group]):
                 for name in names:
-                    filled, failed = count_numbers(pa.chunked_array([batch.column(name)]))
-                    if filled and _mostly_numbers(filled, failed):
+                    cells = TextCells()
+                    cells.add(pa.chunked_array([batch.column(name)]))
+                    if _mostly_numbers(cells):
                         yield name
                 return
 
@@ -253,12 +251,18 @@ class Roles:
             )
 
     def _text_notes(self) -> Iterator[str]:
-        if self._unreadable:
-            lost = sum(self._unreadable.values())
+        if self.coerced:
+            others = sum(self._text[name].n_others for name in self.coerced)
             yield (
                 f"{columns_phrase(self.coerced)}: text read as numbers; "
-                f"{plural(lost, 'cell')} without a number counted as missing."
+                f"{plural(others, 'cell')} without a number counted as missing."
             )
+        for name, cells in self._text.items():
+            if name not in self.coerced and cells.numbers:
+                yield _why_not_numbers(name, cells)
+        names = [name for name, cells in self._text.items() if cells.others and not cells.numbers]
+        if names:
+            yield f"{columns_phrase(names)}: text without numbers, left out of the analysis."
         if self._suggested:
             yield (
                 f"{columns_phrase(self._suggested)}: text that looks like numbers, left out of "
@@ -274,6 +278,23 @@ class Roles:
             yield f"--keep has no effect on columns that are not numeric: {listed(idle)}."
 
 
-def _mostly_numbers(filled: int, failed: int) -> bool:
+def _may_be_numbers(cells: TextCells, more: int) -> bool:
+    """Whether enough of the filled cells are numbers, if `more` cells to come are numbers."""
     good, of = _NUMBER_CELLS
-    return of * (filled - failed) >= good * filled
+    return of * (cells.numbers + more) >= good * (cells.numbers + more + cells.n_others)
+
+
+def _mostly_numbers(cells: TextCells) -> bool:
+    return cells.numbers > 0 and _may_be_numbers(cells, 0)
+
+
+def _why_not_numbers(name: str, cells: TextCells) -> str:
+    """Why text that holds some numbers is not read as numbers."""
+    good, of = _NUMBER_CELLS
+    share = cells.n_others / (cells.numbers + cells.n_others)
+    text, _ = min(cells.others.items(), key=lambda item: (-item[1], item[0]))
+    return (
+        f"{columns_phrase([name])}: {share:.0%} of the filled cells read hold no number (most "
+        f"often {quoted(text)}), left out of the analysis; --coerce-strings reads a column of "
+        f"which at most {(of - good) / of:.0%} do."
+    )

@@ -1,7 +1,7 @@
 """Opening a table: footers in, one unified schema with roles, notes and a fingerprint out.
 
 Covers: `open_table`, `check_unchanged`.
-Does not cover: which files a source means (see `dpipe.table.files`), what a column is (see
+Does not cover: which files a source means (see `dpipe.table.find`), what a column is (see
 `dpipe.table.roles`).
 
 Footers are read once and forgotten: of each file only its rows, row groups and a hash stay, and
@@ -33,9 +33,9 @@ from dpipe.table.files import (
     Footer,
     StorageOptions,
     changed,
-    find_files,
     read_footer,
 )
+from dpipe.table.find import find_files
 from dpipe.table.record import Layout, Table, TableFile
 from dpipe.table.roles import Roles, Use, check_options
 from dpipe.table.schema import count_leaves
