@@ -39,7 +39,8 @@ from distributed import LocalCluster
 from benchmarks import common
 from dpipe.allpairs import similarity
 from dpipe.device.arrays import Array, namespace, set_precision, to_device, to_host
-from dpipe.engine.context import Context, run_grid
+from dpipe.engine.context import Context
+from dpipe.engine.grid import run_grid
 from dpipe.engine.plan import Machine, even_blocks, tile_grid
 from dpipe.kernels.marginals import Own, own_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from dpipe.credentials import Secrets
-from dpipe.engine.context import Context, assemble, run_grid, settled_edges
+from dpipe.engine.context import Context
+from dpipe.engine.grid import assemble, run_grid, settled_edges
 from dpipe.errors import InputError
 from dpipe.kernels.measures import MEASURES
 from dpipe.model import Emit, Event, Similarity

@@ -19,7 +19,7 @@ import signal
 import time
 from typing import Any
 
-from dpipe.engine import context, plan
+from dpipe.engine import grid, plan
 
 CLIENT = "FAULTY_CLIENT"
 FAULT = "FAULTY"
@@ -35,7 +35,7 @@ plan._NARROWEST_TILE = 6
 plan._WIDEST_TILE = dict.fromkeys(plan._WIDEST_TILE, 12)
 plan._CHUNK_ROWS = dict.fromkeys(plan._CHUNK_ROWS, 300)
 plan._FEWEST_CHUNK_ROWS = 100
-context._PAIRS_A_BATCH = 4
+grid._PAIRS_A_BATCH = 4
 
 
 def _strikes(kind: str, path: object) -> bool:

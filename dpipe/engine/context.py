@@ -1,29 +1,24 @@
-"""What every pass works with, and what the passes share.
+"""What every pass works with.
 
-Covers: the context of a run, priorities of columns, running a tile grid down to settled edges,
-assembling a matrix from its tiles.
-Does not cover: the rules of a pass (its own module) or their order (`dpipe.pipeline`).
+Covers: the context of a run, where its matrices go, priorities of columns.
+Does not cover: the grid of tiles (`dpipe.engine.grid`), the rules of a pass (its own module) or
+their order (`dpipe.pipeline`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.engine import submit, tiles
-from dpipe.engine.plan import Machine, tile_grid
-from dpipe.kernels.measures import MEASURES
-from dpipe.model import Edges, Emit, PassResult
+from dpipe.engine.plan import Machine
+from dpipe.model import Emit
 from dpipe.options import Options
-from dpipe.rankstore import Catalogue, Store, StoredColumn, build_catalogue
+from dpipe.rankstore import Store, StoredColumn
 from dpipe.session import Session
 
 Prepared = Mapping[str, tuple[int, StoredColumn]]
@@ -75,209 +70,3 @@ def preference(name: str, options: Options) -> tuple[bool, int]:
     """Sort key of the user's wishes: asked to be kept, then the place in the preference list."""
     place = options.prefer.index(name) if name in options.prefer else len(options.prefer)
     return name not in options.keep, place
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A finished grid: its job, its catalogue and the names of the catalogue's columns."""
-
-    job: tiles.Job
-    catalogue: Catalogue
-    names: tuple[str, ...]
-
-
-def run_grid(
-    context: Context,
-    prepared: Prepared,
-    names: Sequence[str],
-    title: str,
-    measures: Sequence[str],
-    *,
-    rows: NDArray[np.int64] | None = None,
-    **settings: Any,
-) -> Grid:
-    """Compute `measures` for all pairs of `names`; tiles that a former run finished are kept.
-
-    Parameters
-    ----------
-    context, prepared
-        The run and its rank store.
-    names
-        Columns to compare.
-    title
-        What the pass is called in task names, as in ``moments-spearman``.
-    measures
-        Names of measures of one basis size.
-    rows
-        Sorted draw of rows to look at; all when None.
-    settings
-        Further fields of `dpipe.engine.tiles.Job`.
-    """
-    catalogue, ordered = build_catalogue(
-        {name: prepared[name] for name in names}, context.n_rows, rows
-    )
-    functions = max(MEASURES[name].functions for name in measures)
-    complete = catalogue.n_complete
-    tiling = tile_grid(
-        catalogue.n_rows, complete, len(catalogue) - complete, functions, context.machine
-    )
-    job = tiles.Job(
-        folder="",
-        tiling=tiling,
-        measures=tuple(measures),
-        device=context.session.device,
-        precision=context.options.precision,
-        kept_bytes=context.machine.kept_bytes,
-        **settings,
-    )
-    job = tiles.Job(**{**vars(job), "folder": f"{title}-{_key(job, ordered, catalogue)}"})
-    catalogue.save(context.store, f"{job.folder}/catalogue.npz")
-    job.save(context.store)
-    submit.run_grid(context.session, job, context.store, title, context.emit, ordered)
-    return Grid(job, catalogue, ordered)
-
-
-def _key(job: tiles.Job, names: Sequence[str], catalogue: Catalogue) -> str:
-    """Names the folder of a grid's tiles by all that their content depends on."""
-    depends = asdict(job) | {"kept_bytes": 0}  # what is kept decides speed only
-    content = json.dumps([depends, list(names)]).encode()
-    return hashlib.sha256(content + catalogue.rows.tobytes()).hexdigest()[:12]
-
-
-def finished_tiles(context: Context, grid: Grid) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Every tile of a finished grid: (I, J, its arrays)."""
-    for i, j in grid.job.tiling.tiles:
-        name = tiles.tile_name(grid.job.folder, i, j)
-        yield i, j, context.store.read_arrays(name)
-
-
-def settled_edges(context: Context, grid: Grid) -> Edges:
-    """All pairs a grid reported, those in doubt replaced by their exact value.
-
-    Pairs that turn out to have no similarity are left out.
-    """
-    parts = [arrays for _, _, arrays in finished_tiles(context, grid)]
-    i, j, value, exact = (
-        np.concatenate([part[key] for part in parts]) for key in ("i", "j", "value", "exact")
-    )
-    open_pairs = np.flatnonzero(~exact)
-    if len(open_pairs):
-        value = value.copy()
-        value[open_pairs] = settle(context, grid, i[open_pairs], j[open_pairs])
-    defined = ~np.isnan(value)
-    return Edges.sorted(i[defined], j[defined], value[defined])
-
-
-def settle(
-    context: Context, grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Exact similarities of single pairs, (len(i),), computed on the workers.
-
-    Each batch is left in the store when it is done, so that a later run repeats none of them.
-    """
-    order, cuts = _batches(context, grid, i, j)
-    pairs = np.stack([i[order], j[order]])
-    folder, key = grid.job.folder, hashlib.sha256(pairs.tobytes()).hexdigest()[:12]
-    listed = f"{folder}/pairs-{key}.npz"
-    context.store.write_arrays(listed, {"i": pairs[0], "j": pairs[1]})
-    batches = list(itertools.pairwise(cuts))
-    names = [tiles.settled_name(folder, key, start, stop) for start, stop in batches]
-    finished = context.store.names(folder)
-    todo = [
-        (context.store, folder, listed, name, int(start), int(stop))
-        for name, (start, stop) in zip(names, batches, strict=True)
-        if name.removeprefix(f"{folder}/") not in finished
-    ]
-    for _ in submit.run_tasks(
-        context.session,
-        "settle-pairs",
-        tiles.settle,
-        todo,
-        context.emit,
-        need=context.machine.task_budget,
-        describe=lambda index: f"{todo[index][-1] - todo[index][-2]} pairs of columns",
-    ):
-        pass
-    values = np.empty(len(i))
-    values[order] = np.concatenate([context.store.read_arrays(name)["value"] for name in names])
-    return values
-
-
-_COLUMN_BYTES = 64  # a row of a column that is ranked again: score, order, groups, ranks
-_PAIRS_A_BATCH = 512
-
-
-def _batches(
-    context: Context, grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[int]]:
-    """Order pairs so that neighbours share their valid rows and columns; where batches end.
-
-    A batch ranks every column once per set of valid rows, and its columns fit a task.
-    """
-    pattern = grid.catalogue.pattern
-    columns = context.machine.task_budget // (grid.catalogue.n_rows * _COLUMN_BYTES)
-    size = max(1, min(_PAIRS_A_BATCH, columns // 2))
-    order = np.lexsort((j, i, pattern[j], pattern[i]))
-    return order, [*range(0, len(i), size), len(i)]
-
-
-def assemble(
-    context: Context,
-    grid: Grid,
-    measure: str,
-    columns: Sequence[str],
-    edges: Edges | None,
-    out: NDArray[Any],
-) -> None:
-    """Put a measure's tiles together in the order of `columns`, settled values last.
-
-    Parameters
-    ----------
-    columns
-        All columns of the grid, in the order of the matrix's rows.
-    edges
-        Settled pairs (in the grid's own numbers) to write over the tiles' values.
-    out
-        (p, p) array to fill.
-    """
-    position = {name: index for index, name in enumerate(columns)}
-    place = np.array([position[name] for name in grid.names], dtype=np.int64)
-    for i, j, arrays in finished_tiles(context, grid):
-        rows, cols = (place[slice(*grid.job.tiling.blocks[block])] for block in (i, j))
-        values = arrays[f"matrix_{measure}"]
-        out[np.ix_(rows, cols)] = values
-        out[np.ix_(cols, rows)] = values.T
-    if edges is not None:
-        rows, cols = place[edges.i], place[edges.j]
-        out[rows, cols] = edges.value
-        out[cols, rows] = edges.value
-
-
-def write_matrix(
-    context: Context, grid: Grid, measure: str, columns: Sequence[str], edges: Edges | None
-) -> None:
-    """Write ``MEASURE.npy`` and its column names into the run folder, when it is to be written."""
-    if context.folder is None or not grid.job.matrix:
-        return
-    size = len(columns)
-    with context.folder.array_file(f"{measure}.npy", (size, size), np.float32) as out:
-        assemble(context, grid, measure, columns, edges, out)
-    context.folder.write_columns(f"{measure}_columns.txt", columns)
-
-
-def by_name(edges: Edges, names: Sequence[str], columns: Sequence[str]) -> Edges:
-    """Edges between numbers of `names` as edges between numbers of `columns`."""
-    position = {name: index for index, name in enumerate(columns)}
-    place = np.array([position[name] for name in names], dtype=np.int64)
-    return Edges.sorted(place[edges.i], place[edges.j], edges.value)
-
-
-def keep_order(kept: set[str], columns: Sequence[str]) -> tuple[str, ...]:
-    """The kept columns in input order."""
-    return tuple(name for name in columns if name in kept)
-
-
-def without(result: PassResult, columns: Sequence[str]) -> tuple[str, ...]:
-    """Columns a pass received less those it dropped, in input order."""
-    dropped = {drop.column for drop in result.drops}
-    return tuple(name for name in columns if name not in dropped)

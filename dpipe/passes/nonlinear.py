@@ -11,16 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpipe.engine.context import (
-    Context,
-    Grid,
-    Prepared,
-    by_name,
-    run_grid,
-    settle,
-    settled_edges,
-    write_matrix,
-)
+from dpipe.engine.context import Context, Prepared
+from dpipe.engine.grid import Grid, by_name, run_grid, settle, settled_edges, write_matrix
 from dpipe.model import PassResult
 from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives

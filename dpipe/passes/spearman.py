@@ -16,15 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpipe.engine.context import (
-    Context,
-    Grid,
-    Prepared,
-    by_name,
-    run_grid,
-    settled_edges,
-    write_matrix,
-)
+from dpipe.engine.context import Context, Prepared
+from dpipe.engine.grid import Grid, by_name, run_grid, settled_edges, write_matrix
 from dpipe.model import PassResult
 from dpipe.passes.redundancy import keep_representatives
 

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dpipe.engine.context import Context, Prepared, assemble, preference, run_grid
+from dpipe.engine.context import Context, Prepared, preference
+from dpipe.engine.grid import assemble, run_grid
 from dpipe.engine.plan import check_client
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
 from dpipe.model import MILLION, Drop, Note, PassResult
