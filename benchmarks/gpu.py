@@ -42,7 +42,7 @@ from dpipe.device.arrays import Array, namespace, set_precision, to_device, to_h
 from dpipe.engine.context import Context
 from dpipe.engine.grid import run_grid
 from dpipe.engine.plan import Machine, even_blocks, tile_grid
-from dpipe.kernels.marginals import Own, own_sums, whitened
+from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
@@ -138,12 +138,12 @@ def measure_gram(device: str, scale: float, precision: str) -> dict[str, float]:
     return figures
 
 
-def _contraction(name: str, moments: Moments, scores: Array, _: None, there: Own) -> float:
+def _contraction(name: str, moments: Moments, scores: Array, _: None, there: Marginals) -> float:
     """Seconds a pair to make one measure of a diagonal tile's moments."""
-    own = Own(**{field: to_host(array) for field, array in there.arrays().items()})
+    marginals = Marginals(**{field: to_host(array) for field, array in there.arrays().items()})
 
     def contract() -> Array:
-        return MEASURES[name].contract(moments, own, own, {})
+        return MEASURES[name].contract(moments, marginals, marginals, {})
 
     wait_for(contract())
     start = time.perf_counter()
@@ -151,13 +151,13 @@ def _contraction(name: str, moments: Moments, scores: Array, _: None, there: Own
     return (time.perf_counter() - start) / (len(scores) * (len(scores) + 1) / 2)
 
 
-def _columns(width: int, rows: int, device: str, seed: int) -> tuple[Array, None, Own]:
-    """Scores of complete columns without ties where the device computes, and their own moments."""
+def _columns(width: int, rows: int, device: str, seed: int) -> tuple[Array, None, Marginals]:
+    """Scores of complete columns without ties where the device computes, and their marginals."""
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((width, rows)), axis=1)
     scores = ((order + 0.5) / rows - 0.5).astype(np.float32)
-    own = whitened(own_sums(scores.astype(np.float64), BASIS, None))
-    return to_device(scores, device), None, own.on_device(device)
+    marginals = whitened(marginal_sums(scores.astype(np.float64), BASIS, None))
+    return to_device(scores, device), None, marginals.on_device(device)
 
 
 # Ranks

@@ -26,7 +26,7 @@ FAULT = "FAULTY"
 LOG = "FAULTY_LOG"  # a file that lists every file of a finished task
 SECONDS = "FAULTY_SECONDS"  # how long a task takes at least, by how long its file takes
 
-_FINISHED = ("*/block-*.json", "*/own-*.npz", "*/tile-*.npz", "*/settled-*.npz")
+_FINISHED = ("*/block-*.json", "*/marginals-*.npz", "*/tile-*.npz", "*/settled-*.npz")
 _kind, _, _pattern = os.environ.get(FAULT, "none -").partition(" ")
 _replace = os.replace
 _open = builtins.open

@@ -269,7 +269,7 @@ def test_retried__leaves_other_errors_alone() -> None:
 
 
 def test_kept__the_longest_unused_leaves_first() -> None:
-    pieces = cache.Kept()
+    pieces = cache.PieceCache()
     piece = (np.zeros(10, dtype=np.float32), np.zeros(10, dtype=bool))  # 50 bytes
     for key in "abc":
         pieces.put(key, piece, room=100)

@@ -33,7 +33,7 @@ from dpipe.engine import memory, plan, tiles
 from dpipe.errors import ResourceError
 from dpipe.kernels import measures
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.marginals import Own, own_sums, whitened
+from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES
 from dpipe.kernels.moments import (
     Moments,
@@ -127,30 +127,30 @@ def test_legendre__equals_the_host(device: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_own_sums__equal_the_host(device: str, missing: bool) -> None:
+def test_marginal_sums__equal_the_host(device: str, missing: bool) -> None:
     scores, valid = stacked(missing)
     scores = scores.astype(np.float64)
-    here = own_sums(scores, BASIS, valid)
-    there = own_sums(to_device(scores, device), BASIS, moved(valid, device))
+    here = marginal_sums(scores, BASIS, valid)
+    there = marginal_sums(to_device(scores, device), BASIS, moved(valid, device))
     assert_on_device(there.total)
     np.testing.assert_array_equal(to_host(there.count), here.count)
     np.testing.assert_allclose(to_host(there.total), here.total, atol=1e-9)
 
 
-def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], list[Own]]:
-    """Two overlapping column blocks on a device, and their own moments on the host."""
+def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], list[Marginals]]:
+    """Two overlapping column blocks on a device, and their marginal moments on the host."""
     scores, valid = stacked(missing)
-    blocks, owns = [], []
+    blocks, changes = [], []
     for part in (slice(0, 9), slice(5, None)):
         mask = None if valid is None else valid[part]
-        own = whitened(own_sums(scores[part].astype(np.float64), functions, mask))
-        owns.append(own)
+        marginals = whitened(marginal_sums(scores[part].astype(np.float64), functions, mask))
+        changes.append(marginals)
         there, there_mask = to_device(scores[part], device), moved(mask, device)
         if functions == 1:
             blocks.append(expand_ranks(there, there_mask))
         else:
-            blocks.append(expand_whitened(there, there_mask, own.on_device(device)))
-    return blocks, owns
+            blocks.append(expand_whitened(there, there_mask, marginals.on_device(device)))
+    return blocks, changes
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -179,11 +179,11 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
     measure = MEASURES[name]
 
     def values(where: str) -> NDArray[np.float64]:
-        (left, right), owns = pieces(measure.functions, missing, where)
+        (left, right), changes = pieces(measure.functions, missing, where)
         moments: Moments = tile_moments(left, right).total()
         if contracted == "on the host":
             moments = moments.to_host()
-        found = measure.contract(moments, owns[0], owns[1], {})
+        found = measure.contract(moments, changes[0], changes[1], {})
         if where == device and contracted == "on the device":
             assert_on_device(found)
         return to_host(found)
@@ -199,11 +199,11 @@ def test_measures__of_a_diagonal_tile_are_contracted_once(
     device: str, name: str, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "_PAIRS_AT_ONCE", 20)  # a few rows at a time
-    (left, _), (own, _) = pieces(BASIS, missing, device)
+    (left, _), (marginals, _) = pieces(BASIS, missing, device)
     moments = tile_moments(left, None).total()
-    same = dataclasses.replace(own)  # equal, but not the one object
-    whole = to_host(MEASURES[name].contract(moments, own, same, {}))
-    half = to_host(MEASURES[name].contract(moments, own, own, {}))
+    same = dataclasses.replace(marginals)  # equal, but not the one object
+    whole = to_host(MEASURES[name].contract(moments, marginals, same, {}))
+    half = to_host(MEASURES[name].contract(moments, marginals, marginals, {}))
     np.testing.assert_allclose(half, half.T, atol=1e-6, rtol=0)
     np.testing.assert_allclose(half, whole, atol=1e-6, rtol=0)
 
@@ -311,18 +311,18 @@ def test_select__reads_a_piece_once_while_it_is_kept(
         return read_piece(store, catalogue, columns, start, stop, **more)
 
     monkeypatch.setattr(tiles.moments, "read_piece", counted)
-    cache.pieces.clear()
+    cache.CACHE.clear()
     small(folder, threads)
     assert len(reads) >= 8
-    assert 0 < len(cache.pieces) < len(reads)  # those of earlier passes went with them
+    assert 0 < len(cache.CACHE) < len(reads)  # those of earlier passes went with them
     assert max(reads.values()) <= 2  # two threads may miss the same piece at a time
     with_room = sum(reads.values())
     threads.run(worker.give_memory_back)
-    assert len(cache.pieces) == 0
+    assert len(cache.CACHE) == 0
     reads.clear()
     monkeypatch.setattr(memory, "KEPT_SHARE", 0)
     small(folder, threads, fresh=True)
-    assert len(cache.pieces) == 0
+    assert len(cache.CACHE) == 0
     assert sum(reads.values()) > 1.5 * with_room
 
 
@@ -370,13 +370,13 @@ def test_as_tf32__keeps_ten_bits() -> None:
 @pytest.mark.parametrize("missing", [False, True])
 def test_tf32__stays_within_the_margin_that_is_settled_again(missing: bool) -> None:
     """A bound of the error, found by rounding on the CPU what cuBLAS would round."""
-    (left, right), owns = pieces(BASIS, missing, "cpu")
+    (left, right), changes = pieces(BASIS, missing, "cpu")
     exact = tile_moments(left, right).total()
     rounded = [Piece(as_tf32(side.functions), side.valid) for side in (left, right)]
     coarse = tile_moments(*rounded).total()
     errors = {}
     for name in ("hsic", "rdc"):
-        values = [MEASURES[name].contract(m, *owns, {}) for m in (exact, coarse)]
+        values = [MEASURES[name].contract(m, *changes, {}) for m in (exact, coarse)]
         errors[name] = float(np.max(np.abs(values[0] - values[1])))
         assert 1e-6 < errors[name] < 3e-3, name
     assert sum(errors.values()) / 2 < nonlinear.MARGIN["tf32"] / 3

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from reference import dense_nhsic, published_rdc
 
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.marginals import Own, OwnSums, own_sums, untied_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES, rdc_draws
+from dpipe.kernels.draws import rdc_draws
+from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
+from dpipe.kernels.measures import BASIS, MEASURES
 from dpipe.kernels.moments import Moments, expand_ranks, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.rerank import average_ranks, joint_spearman
@@ -50,22 +51,22 @@ def prepared(columns: list[Array]) -> tuple[NDArray[np.float32], NDArray[np.bool
     return scores, np.stack([full if c.valid is None else c.valid for c in ranked])
 
 
-def own_of(
+def marginals_of(
     scores: NDArray[np.float32], valid: NDArray[np.bool_] | None, functions: int, chunk: int
-) -> Own:
+) -> Marginals:
     parts = []
     for start in range(0, scores.shape[1], chunk):
         rows = slice(start, start + chunk)
         mask = None if valid is None else valid[:, rows]
-        parts.append(own_sums(scores[:, rows].astype(float), functions, mask))
-    return whitened(reduce(OwnSums.__iadd__, parts))
+        parts.append(marginal_sums(scores[:, rows].astype(float), functions, mask))
+    return whitened(reduce(MarginalSums.__iadd__, parts))
 
 
 def matrices(columns: list[Array], names: list[str], chunk: int = 10**9) -> dict[str, Array]:
     """Similarities of all pairs through the kernels, as one diagonal tile."""
     scores, valid = prepared(columns)
     functions = max(MEASURES[name].functions for name in names)
-    own = own_of(scores, valid, functions, chunk)
+    marginals = marginals_of(scores, valid, functions, chunk)
     total: Moments | None = None
     for start in range(0, scores.shape[1], chunk):
         rows = slice(start, start + chunk)
@@ -73,17 +74,17 @@ def matrices(columns: list[Array], names: list[str], chunk: int = 10**9) -> dict
         if functions == 1:
             piece = expand_ranks(scores[:, rows], mask)
         else:
-            piece = expand_whitened(scores[:, rows], mask, own)
+            piece = expand_whitened(scores[:, rows], mask, marginals)
         moments = tile_moments(piece, None)
         total = moments.total() if total is None else total.__iadd__(moments)
     assert total is not None
-    return {name: MEASURES[name].contract(total, own, own, {}) for name in names}
+    return {name: MEASURES[name].contract(total, marginals, marginals, {}) for name in names}
 
 
 @pytest.mark.parametrize("n", [1, 2, 101, 20_000])
-def test_own_sums_of_untied_columns_are_known_without_looking(n: int) -> None:
+def test_marginal_sums_of_untied_columns_are_known_without_looking(n: int) -> None:
     column = np.random.default_rng(n).permutation(n).astype(float)
-    looked = own_sums(rank_column(column).scores[None].astype(float), BASIS, None)
+    looked = marginal_sums(rank_column(column).scores[None].astype(float), BASIS, None)
     known = untied_sums(n, BASIS)
     assert known.count == looked.count == n
     np.testing.assert_allclose(known.total, looked.total, rtol=0, atol=1e-13 * n)
@@ -116,7 +117,7 @@ def test_spearman__complete_columns_equal_scipy(seed: int) -> None:
     np.testing.assert_allclose(matrices(columns, ["spearman"])["spearman"], expected, atol=1e-6)
 
 
-def test_spearman__missing_cells_use_own_ranks_on_joint_rows() -> None:
+def test_spearman__missing_cells_use_marginal_ranks_on_joint_rows() -> None:
     rng = np.random.default_rng(5)
     columns = [column.copy() for column in shapes(900, 5).values()]
     for column in columns[::2]:
@@ -157,12 +158,12 @@ def test_rdc__is_the_published_recipe_with_the_same_draws(seed: int) -> None:
 def test_rdc__degree_is_seed_free_and_sees_finer_shapes() -> None:
     table = shapes(3000, 1)
     scores, _ = prepared([table["x"], table["sine"]])
-    own = own_of(scores, None, BASIS, 10**9)
-    moments = tile_moments(expand_whitened(scores, None, own), None).total()
+    marginals = marginals_of(scores, None, BASIS, 10**9)
+    moments = tile_moments(expand_whitened(scores, None, marginals), None).total()
     contract = MEASURES["rdc"].contract
-    cubic = contract(moments, own, own, {"degree": 3})[0, 1]
-    fine = contract(moments, own, own, {"degree": BASIS})[0, 1]
-    assert contract(moments, own, own, {"degree": 3, "seed": 9})[0, 1] == cubic
+    cubic = contract(moments, marginals, marginals, {"degree": 3})[0, 1]
+    fine = contract(moments, marginals, marginals, {"degree": BASIS})[0, 1]
+    assert contract(moments, marginals, marginals, {"degree": 3, "seed": 9})[0, 1] == cubic
     assert cubic < 0.6 < 0.9 < fine
 
 

@@ -40,7 +40,7 @@ KILLS = (
     "kill-before */spearman.npy",
     "kill-before */checkpoint/manifest.json",
     "kill-after */checkpoint/pass-2.json",
-    "kill-before */vif-*/own-*.npz",
+    "kill-before */vif-*/marginals-*.npz",
     "kill-after */vif-*/tile-*.npz",
     "kill-before */checkpoint/pass-3.json",
     "kill-before */nonlinear-*/tile-*.npz",

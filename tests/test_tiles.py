@@ -1,7 +1,7 @@
-"""What a task decides by itself: pairs to rank again, columns whose own moments are known.
+"""What a task decides by itself: pairs to rank again, columns whose marginal moments are known.
 
-Covers: the bound on how far a column's own ranks may turn from its ranks inside a pair, for any
-values, ties and missing cells, and that it is the best there is; own moments of a column block.
+Covers: the bound on how far a column's marginal ranks may turn from its ranks inside a pair, for
+any values, ties and missing cells, and that it is the best there is; marginal moments of a block.
 Does not cover: that each such pair is ranked again (`test_pipeline`).
 """
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from dpipe.engine import tiles
 from dpipe.engine.plan import Tiling
-from dpipe.engine.tiles import Job, least_by_own_ranks
-from dpipe.kernels.marginals import own_sums, whitened
+from dpipe.engine.tiles import Job, least_by_marginal_ranks
+from dpipe.kernels.marginals import marginal_sums, whitened
 from dpipe.kernels.measures import BASIS
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics
@@ -51,7 +51,7 @@ def check(x: Array, y: Array) -> float:
         column[valid] = ranks_inside(values, valid)
     exact = rho(ranks_inside(x, joint), ranks_inside(y, joint))
     least = float(
-        least_by_own_ranks(
+        least_by_marginal_ranks(
             min(exact, 1.0),
             np.array([[joint.sum()]], dtype=float),
             np.array([[valid_x.sum()]]),
@@ -99,11 +99,13 @@ def test_the_bound_is_reached(lost: float) -> None:
 
 def test_nothing_lost_nothing_below_the_threshold() -> None:
     count, n = np.array([[50.0]]), np.array([[50]])
-    assert least_by_own_ranks(0.9, count, n, n)[0, 0] == pytest.approx(0.9)
+    assert least_by_marginal_ranks(0.9, count, n, n)[0, 0] == pytest.approx(0.9)
 
 
 def test_no_threshold_no_pair() -> None:
-    least = least_by_own_ranks(np.inf, np.ones((1, 1)), np.ones((3, 1), int), np.ones((1, 2), int))
+    least = least_by_marginal_ranks(
+        np.inf, np.ones((1, 1)), np.ones((3, 1), int), np.ones((1, 2), int)
+    )
     assert least.shape == (3, 2)
     assert np.isinf(least).all()
 
@@ -135,12 +137,14 @@ def test_own_moments_of_a_block(
     half = catalogue.n_rows // 2
     tiling = Tiling(BASIS, ((0, len(columns)),), ((0, half), (half, catalogue.n_rows)), 100)
     Job("job", tiling, ("hsic",)).save(store)
-    tiles.own_finish(store, "job", 0, [tiles.own_partial(store, "job", 0, s) for s in (0, 1)])
-    found = store.read_arrays(tiles.own_name("job", 0))
+    tiles.marginals_finish(
+        store, "job", 0, [tiles.marginals_partial(store, "job", 0, s) for s in (0, 1)]
+    )
+    found = store.read_arrays(tiles.marginals_name("job", 0))
 
     rows = slice(None) if drawn is None else drawn
     for k, r in enumerate(ranked):
         mask = None if r.valid is None else r.valid[None, rows]
-        own = whitened(own_sums(r.scores[None, rows].astype(float), BASIS, mask))
+        marginals = whitened(marginal_sums(r.scores[None, rows].astype(float), BASIS, mask))
         for name in ("count", "mean", "covariance"):
-            np.testing.assert_allclose(found[name][k], getattr(own, name)[0], atol=1e-11)
+            np.testing.assert_allclose(found[name][k], getattr(marginals, name)[0], atol=1e-11)

@@ -32,7 +32,7 @@ from dpipe.choice.certificate import alternatives, decide, follow_chain
 from dpipe.choice.communities import find_communities
 from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, VerificationError
-from dpipe.kernels.measures import rdc_draws
+from dpipe.kernels.draws import rdc_draws
 from dpipe.model import ColumnStatistics, Decision, Drop, Edges, PassResult
 from dpipe.options import Options
 from dpipe.runfolder import DECISIONS_PARQUET, MANIFEST, RunFolder

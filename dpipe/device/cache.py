@@ -20,7 +20,7 @@ Piece = tuple[Array, Array | None]
 """Scores and validity, the latter None where every cell is valid."""
 
 
-class Kept:
+class PieceCache:
     """Pieces by key, within bounds that each `put` names; safe among threads."""
 
     def __init__(self) -> None:
@@ -60,5 +60,5 @@ def _size(piece: Piece) -> int:
     return sum(int(array.nbytes) for array in piece if array is not None)
 
 
-pieces = Kept()
+CACHE = PieceCache()
 """What this process keeps."""

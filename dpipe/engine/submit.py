@@ -116,7 +116,7 @@ def run_grid(
         When the cluster is lost or a task keeps killing workers.
     """
     finished = store.names(job.folder)
-    if job.needs_own:
+    if job.needs_marginals:
         _run_own(session, job, store, finished, name, emit, columns)
     todo = [(i, j) for i, j in job.tiling.tiles if _base(tiles.tile_name("", i, j)) not in finished]
     splits = len(job.tiling.splits)
@@ -162,30 +162,32 @@ def _run_own(
     emit: Emit,
     columns: Sequence[str],
 ) -> None:
-    """Own moments of every column block that has none yet."""
+    """Marginal moments of every column block that has none yet."""
     blocks = [
         block
         for block in range(len(job.tiling.blocks))
-        if _base(tiles.own_name("", block)) not in finished
+        if _base(tiles.marginals_name("", block)) not in finished
     ]
     splits = len(job.tiling.splits)
-    emit(StageStarted(f"own-{name}", len(blocks) * splits))
+    emit(StageStarted(f"marginals-{name}", len(blocks) * splits))
 
     def submit(index: int) -> _Unit:
         block = blocks[index]
         partials = [
-            _submit(session, f"own-{name}", tiles.own_partial, store, job.folder, block, s)
+            _submit(
+                session, f"marginals-{name}", tiles.marginals_partial, store, job.folder, block, s
+            )
             for s in range(splits)
         ]
         last = _submit(
-            session, f"whiten-{name}", tiles.own_finish, store, job.folder, block, partials
+            session, f"whiten-{name}", tiles.marginals_finish, store, job.folder, block, partials
         )
         return _Unit(index, tuple(partials), last)
 
     def describe(index: int) -> str:
         return _words(columns, *job.tiling.blocks[blocks[index]])
 
-    stage = _Stage(session, f"own-{name}", emit, job.tiling.task_bytes, describe)
+    stage = _Stage(session, f"marginals-{name}", emit, job.tiling.task_bytes, describe)
     for _ in stage.run(len(blocks), submit, splits):
         pass
 

@@ -1,4 +1,4 @@
-"""A column's own moments, and the change of basis that whitens it.
+"""A column's marginal moments, and the change of basis that whitens it.
 
 Covers: sums of one column's basis functions over its valid rows, and from them the linear map
 phi = W (psi - mean) whose covariance over those rows is the identity, and whether a column needs
@@ -38,7 +38,7 @@ _STRIP = 2**13  # rows summed at a time: their functions stay in a core's cache
 
 
 @dataclass
-class OwnSums:
+class MarginalSums:
     """Sums over a column's valid rows: ``count`` (b,) of 1, ``total`` (b, 2K) of psi_1 to psi_2K.
 
     Products of two functions up to psi_K are sums of functions up to psi_2K, so these hold all
@@ -48,14 +48,14 @@ class OwnSums:
     count: Array
     total: Array
 
-    def __iadd__(self, other: OwnSums) -> OwnSums:
+    def __iadd__(self, other: MarginalSums) -> MarginalSums:
         self.count += other.count
         self.total += other.total
         return self
 
 
 @dataclass(frozen=True)
-class Own:
+class Marginals:
     """What the measures know of single columns (host arrays, float64).
 
     Attributes
@@ -82,13 +82,13 @@ class Own:
     loading: np.ndarray
     plain: np.ndarray
 
-    def __getitem__(self, part: slice) -> Own:
-        return Own(*(getattr(self, name)[part] for name in _FIELDS))
+    def __getitem__(self, part: slice) -> Marginals:
+        return Marginals(*(getattr(self, name)[part] for name in _FIELDS))
 
-    def on_device(self, device: str) -> Own:
+    def on_device(self, device: str) -> Marginals:
         """The same with arrays where `device` computes; ``plain``, which steers, stays here."""
         moved = {name: to_device(array, device) for name, array in self.arrays().items()}
-        return Own(**(moved | {"plain": self.plain}))
+        return Marginals(**(moved | {"plain": self.plain}))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields by name, as they are stored on disk."""
@@ -102,7 +102,7 @@ class Own:
 _FIELDS = ("count", "mean", "covariance", "whiten", "loading", "plain")
 
 
-def own_sums(scores: Array, functions: int, valid: Array | None) -> OwnSums:
+def marginal_sums(scores: Array, functions: int, valid: Array | None) -> MarginalSums:
     """Sums of one row chunk.
 
     Parameters
@@ -121,35 +121,35 @@ def own_sums(scores: Array, functions: int, valid: Array | None) -> OwnSums:
     else:
         count = valid.sum(axis=-1, dtype=xp.float64)
         valid = valid.astype(xp.float64)
-    return OwnSums(count, legendre_sums(scores, 2 * functions, valid))
+    return MarginalSums(count, legendre_sums(scores, 2 * functions, valid))
 
 
-def untied_sums(n: int, functions: int) -> OwnSums:
+def untied_sums(n: int, functions: int) -> MarginalSums:
     """Sums of a complete column of n rows without ties: the same for every such column.
 
     Examples
     --------
     >>> import numpy as np
     >>> scores = (np.random.default_rng(0).permutation(1000) + 0.5) / 1000 - 0.5
-    >>> one = own_sums(scores[None], 3, None)
+    >>> one = marginal_sums(scores[None], 3, None)
     >>> bool(np.allclose(untied_sums(1000, 3).total, one.total, atol=1e-3))
     True
     """
     total = np.array([_untied_total(n, functions)])
-    return OwnSums(np.array([float(n)]), total)
+    return MarginalSums(np.array([float(n)]), total)
 
 
 @lru_cache(maxsize=4)
 def _untied_total(n: int, functions: int) -> tuple[float, ...]:
     strips = [
-        own_sums(
+        marginal_sums(
             untied_scores(n, start, min(start + _STRIP, n))[None].astype(np.float64),
             functions,
             None,
         )
         for start in range(0, n, _STRIP)
     ]
-    return tuple(reduce(OwnSums.__iadd__, strips).total[0])
+    return tuple(reduce(MarginalSums.__iadd__, strips).total[0])
 
 
 @lru_cache
@@ -158,11 +158,11 @@ def _products(functions: int) -> np.ndarray:
     nodes, weights = np.polynomial.legendre.leggauss(4 * functions + 1)
     basis = legendre(nodes[None] / 2, 2 * functions)[0]
     basis = np.concatenate([np.ones((1, len(nodes))), basis])
-    own = basis[1 : functions + 1]
-    return np.asarray(np.einsum("ax,bx,mx,x->abm", own, own, basis, weights / 2, optimize=True))
+    first = basis[1 : functions + 1]
+    return np.asarray(np.einsum("ax,bx,mx,x->abm", first, first, basis, weights / 2, optimize=True))
 
 
-def whitened(sums: OwnSums) -> Own:
+def whitened(sums: MarginalSums) -> Marginals:
     """The change of basis of each column from its sums (host arrays)."""
     weight = np.maximum(sums.count, 1)
     functions = sums.total.shape[1] // 2
@@ -179,4 +179,4 @@ def whitened(sums: OwnSums) -> Own:
     loading = directions * np.where(lives, scale, 0)[:, None, :]
     whiten = directions.transpose(0, 2, 1) * inverse[:, :, None]
     plain = variances[:, 0] > _PLAIN_VARIANCE
-    return Own(sums.count, mean, covariance, whiten, loading, plain)
+    return Marginals(sums.count, mean, covariance, whiten, loading, plain)

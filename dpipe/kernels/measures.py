@@ -19,7 +19,8 @@ import numpy as np
 
 from dpipe.device.arrays import Array, namespace
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.marginals import Own
+from dpipe.kernels.draws import rdc_draws
+from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.moments import Moments
 
 BASIS = 12
@@ -28,7 +29,6 @@ BASIS = 12
 HSIC_BANDWIDTH = 1 - 1 / np.sqrt(2)
 """Median distance of two uniform draws, the usual bandwidth of the Gaussian kernel."""
 
-RDC_FEATURES = 20
 RDC_SCALE = 1 / 6
 RDC_TOLERANCE = 1e-7
 
@@ -48,10 +48,10 @@ class Measure:
         K, the basis functions a column is expanded in; 1 keeps the ranks in float64, more are
         float32, and whitened where a column needs it.
     contract
-        (moments, own_i, own_j, parameters) -> (b_i, b_j) similarities, NaN where undefined. On the
-        diagonal the two are one and the same object, and the tile is taken to be symmetric.
-    needs_own
-        Whether `contract` reads the columns' own moments.
+        (moments, marginals_i, marginals_j, parameters) -> (b_i, b_j) similarities, NaN where
+        undefined. On the diagonal the two are one object, and the tile is taken to be symmetric.
+    needs_marginals
+        Whether `contract` reads the columns' marginal moments.
     pairwise
         Whether a pair with too few common rows is undefined.
     dtype
@@ -60,34 +60,19 @@ class Measure:
 
     name: str
     functions: int
-    contract: Callable[[Moments, Own | None, Own | None, Mapping[str, Any]], Array]
-    needs_own: bool
+    contract: Callable[[Moments, Marginals | None, Marginals | None, Mapping[str, Any]], Array]
+    needs_marginals: bool
     pairwise: bool = True
     dtype: str = "float32"
 
 
-def rdc_draws(seed: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The random features of RDC: `count` draws of (w, b), each (20,) standard normal.
-
-    One draw serves all columns, so a column's name or position never changes its value.
-
-    Examples
-    --------
-    >>> (w, b), = rdc_draws(seed=0, count=1)
-    >>> w.shape, b.shape
-    ((20,), (20,))
-    """
-    children = np.random.SeedSequence(seed).spawn(count)
-    generators = [np.random.Generator(np.random.PCG64(child)) for child in children]
-    return [
-        (rng.standard_normal(RDC_FEATURES), rng.standard_normal(RDC_FEATURES)) for rng in generators
-    ]
-
-
 def _spearman(
-    moments: Moments, own_i: Own | None, own_j: Own | None, parameters: Mapping[str, Any]
+    moments: Moments,
+    marginals_i: Marginals | None,
+    marginals_j: Marginals | None,
+    parameters: Mapping[str, Any],
 ) -> Array:
-    """Pearson correlation of the columns' own ranks over jointly valid rows."""
+    """Pearson correlation of the columns' marginal ranks over jointly valid rows."""
     xp = namespace(moments.product)
     count = xp.maximum(moments.count, 1)
     mean_i = moments.sum_i[:, 0, :] / count
@@ -101,14 +86,19 @@ def _spearman(
 
 
 def _gram(
-    moments: Moments, own_i: Own | None, own_j: Own | None, parameters: Mapping[str, Any]
+    moments: Moments,
+    marginals_i: Marginals | None,
+    marginals_j: Marginals | None,
+    parameters: Mapping[str, Any],
 ) -> Array:
     """Cosine of the rank scores with missing cells at the mean rank: positive semi-definite."""
-    assert own_i is not None and own_j is not None
+    assert marginals_i is not None and marginals_j is not None
     xp = namespace(moments.product)
     norms = [
-        xp.asarray(np.sqrt(own.count * (own.covariance[:, 0, 0] + own.mean[:, 0] ** 2)))
-        for own in (own_i, own_j)
+        xp.asarray(
+            np.sqrt(marginals.count * (marginals.covariance[:, 0, 0] + marginals.mean[:, 0] ** 2))
+        )
+        for marginals in (marginals_i, marginals_j)
     ]
     scale = norms[0][:, None] * norms[1][None, :]
     return xp.where(scale > 0, moments.product[:, 0, :, 0] / xp.where(scale > 0, scale, 1), xp.nan)
@@ -121,9 +111,9 @@ def _covariances(moments: Moments) -> Callable[[slice, slice], Array]:
     mean_j = moments.sum_j.transpose(2, 0, 1) / count[:, :, None]  # (b_i or 1, b_j, K)
 
     def rows(part: slice, others: slice) -> Array:
-        own_part = part if count.shape[0] > 1 else slice(None)
-        own_others = others if count.shape[1] > 1 else slice(None)
-        n = count[own_part, own_others]
+        seen_part = part if count.shape[0] > 1 else slice(None)
+        seen_others = others if count.shape[1] > 1 else slice(None)
+        n = count[seen_part, seen_others]
         seen = others if moments.sum_i.shape[2] > 1 else slice(None)
         mean_i = moments.sum_i[part, :, seen] / n[:, None, :]
         seen_j = mean_j[part if len(mean_j) > 1 else slice(None), others]
@@ -167,47 +157,61 @@ def _project(covariance: Array, left: Array, right: Array) -> Array:
 
 
 def _hsic(
-    moments: Moments, own_i: Own | None, own_j: Own | None, parameters: Mapping[str, Any]
+    moments: Moments,
+    marginals_i: Marginals | None,
+    marginals_j: Marginals | None,
+    parameters: Mapping[str, Any],
 ) -> Array:
     """Normalised HSIC of the ranks under a Gaussian kernel, in [0, 1]."""
-    assert own_i is not None and own_j is not None
+    assert marginals_i is not None and marginals_j is not None
     xp = namespace(moments.product)
     root = _kernel_root(BASIS, parameters.get("bandwidth", HSIC_BANDWIDTH))
-    left, right = (xp.asarray(own.on_gram(root.T @ own.loading)) for own in (own_i, own_j))
-    scale_i, scale_j = (xp.asarray(_self_hsic(root, own)) for own in (own_i, own_j))
+    left, right = (
+        xp.asarray(marginals.on_gram(root.T @ marginals.loading))
+        for marginals in (marginals_i, marginals_j)
+    )
+    scale_i, scale_j = (
+        xp.asarray(_self_hsic(root, marginals)) for marginals in (marginals_i, marginals_j)
+    )
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
         return (_project(covariance, left[part], right[others]) ** 2).sum(axis=(2, 3)).T
 
     scale = scale_i[:, None] * scale_j[None, :]
-    values = _by_rows(moments, contract, own_i is own_j) / xp.where(scale > 0, scale, 1)
+    values = _by_rows(moments, contract, marginals_i is marginals_j) / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 
-def _self_hsic(root: np.ndarray, own: Own) -> np.ndarray:
+def _self_hsic(root: np.ndarray, marginals: Marginals) -> np.ndarray:
     """Square root of each column's HSIC with itself."""
-    side = root.T @ own.loading
+    side = root.T @ marginals.loading
     return np.asarray(np.sqrt(((side @ side.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))
 
 
 def _rdc(
-    moments: Moments, own_i: Own | None, own_j: Own | None, parameters: Mapping[str, Any]
+    moments: Moments,
+    marginals_i: Marginals | None,
+    marginals_j: Marginals | None,
+    parameters: Mapping[str, Any],
 ) -> Array:
     """Randomized dependence coefficient: the median over draws, in [0, 1]."""
-    assert own_i is not None and own_j is not None
+    assert marginals_i is not None and marginals_j is not None
     xp = namespace(moments.product)
     spans = _feature_spans(
         parameters.get("seed", 0), parameters.get("seeds", 5), parameters.get("degree")
     )
-    values = xp.stack([_canonical(moments, own_i, own_j, span) for span in spans])
+    values = xp.stack([_canonical(moments, marginals_i, marginals_j, span) for span in spans])
     return xp.median(values, axis=0)
 
 
-def _canonical(moments: Moments, own_i: Own, own_j: Own, features: np.ndarray) -> Array:
+def _canonical(
+    moments: Moments, marginals_i: Marginals, marginals_j: Marginals, features: np.ndarray
+) -> Array:
     """Largest canonical correlation of the features (K, m) of every pair of columns."""
     xp = namespace(moments.product)
     left, right = (
-        xp.asarray(own.on_gram(_orthonormal_span(own.loading, features))) for own in (own_i, own_j)
+        xp.asarray(marginals.on_gram(_orthonormal_span(marginals.loading, features)))
+        for marginals in (marginals_i, marginals_j)
     )
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
@@ -215,7 +219,7 @@ def _canonical(moments: Moments, own_i: Own, own_j: Own, features: np.ndarray) -
         gram = xp.matmul(inner, inner.transpose(0, 1, 3, 2))
         return xp.linalg.eigvalsh(gram)[..., -1].T
 
-    values = xp.sqrt(xp.clip(_by_rows(moments, contract, own_i is own_j), 0, 1))
+    values = xp.sqrt(xp.clip(_by_rows(moments, contract, marginals_i is marginals_j), 0, 1))
     varies = (np.any(side != 0, axis=(1, 2)) for side in (left, right))
     defined_i, defined_j = varies
     return xp.where(defined_i[:, None] & defined_j[None, :], values, xp.nan)
@@ -283,9 +287,9 @@ def _feature_spans(seed: int, seeds: int, degree: int | None) -> tuple[np.ndarra
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
-        Measure("spearman", 1, _spearman, needs_own=False),
-        Measure("gram", 1, _gram, needs_own=True, pairwise=False, dtype="float64"),
-        Measure("hsic", BASIS, _hsic, needs_own=True),
-        Measure("rdc", BASIS, _rdc, needs_own=True),
+        Measure("spearman", 1, _spearman, needs_marginals=False),
+        Measure("gram", 1, _gram, needs_marginals=True, pairwise=False, dtype="float64"),
+        Measure("hsic", BASIS, _hsic, needs_marginals=True),
+        Measure("rdc", BASIS, _rdc, needs_marginals=True),
     )
 }

@@ -21,7 +21,7 @@ import numpy as np
 
 from dpipe.device.arrays import Array, namespace, to_device, to_host
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.marginals import Own
+from dpipe.kernels.marginals import Marginals
 
 # Rows whitened at a time: the functions of a column group then stay in a core's own cache.
 _CACHED_ROWS = 2048
@@ -139,7 +139,7 @@ def expand_ranks(scores: Array, valid: Array | None, scratch: Scratch | None = N
 def expand_whitened(
     scores: Array,
     valid: Array | None,
-    own: Own,
+    marginals: Marginals,
     dtype: str = "float32",
     scratch: Scratch | None = None,
 ) -> Piece:
@@ -154,9 +154,9 @@ def expand_whitened(
         (b, r) centred ranks, 0 where missing.
     valid
         (b, r) bool, or None for a complete block.
-    own
+    marginals
         The columns' change of basis, with arrays where `scores` lives but for ``plain``, which
-        the host reads (`Own.on_device`).
+        the host reads (`Marginals.on_device`).
     dtype
         Type of the functions: float32 for a Gram, float64 to settle a close pair.
     scratch
@@ -164,43 +164,45 @@ def expand_whitened(
     """
     xp = namespace(scores)
     b, rows = scores.shape
-    k = own.mean.shape[1]
+    k = marginals.mean.shape[1]
     functions = (scratch or Scratch()).empty(xp, (b, k, rows), dtype)
     mask = None if valid is None else valid.astype(dtype)
     if xp is not np:
-        _expand_on_device(scores, mask, own, functions)
+        _expand_on_device(scores, mask, marginals, functions)
         return Piece(functions, mask)
-    for first, last in _runs(own.plain):
+    for first, last in _runs(marginals.plain):
         part = slice(first, last)
         some_valid = None if mask is None else mask[part]
-        if own.plain[first]:
+        if marginals.plain[first]:
             some = scores[part].astype(dtype, copy=False)
             legendre(some, k, some_valid, out=functions[part])
         else:
-            change = own.whiten[part], own.mean[part]
+            change = marginals.whiten[part], marginals.mean[part]
             _whiten(scores[part], some_valid, *change, functions[part])
     return Piece(functions, mask)
 
 
-def _expand_on_device(scores: Array, mask: Array | None, own: Own, functions: Array) -> None:
+def _expand_on_device(
+    scores: Array, mask: Array | None, marginals: Marginals, functions: Array
+) -> None:
     """Fill `functions`, whitening the columns that need it in as few kernels as possible.
 
     Stretches of columns would start some sixty kernels each, and a table of counts and continuous
     columns has hundreds of stretches.
     """
     xp = namespace(scores)
-    kinds = [np.flatnonzero(own.plain), np.flatnonzero(~own.plain)]
+    kinds = [np.flatnonzero(marginals.plain), np.flatnonzero(~marginals.plain)]
     for plain, columns in zip((True, False), kinds, strict=True):
         if len(columns) == 0:
             continue
-        everything = len(columns) == len(own.plain)
+        everything = len(columns) == len(marginals.plain)
         part = slice(None) if everything else xp.asarray(columns)
         some, valid = scores[part], None if mask is None else mask[part]
         values = functions if everything else xp.empty_like(functions[: len(columns)])
         if plain:
             legendre(some.astype(values.dtype, copy=False), values.shape[1], valid, out=values)
         else:
-            _whiten(some, valid, own.whiten[part], own.mean[part], values)
+            _whiten(some, valid, marginals.whiten[part], marginals.mean[part], values)
         if not everything:
             functions[part] = values
 

@@ -5,10 +5,10 @@ representatives, the matrix.
 Does not cover: the tile grid (`dpipe.engine.submit`) or the rule of choice
 (`dpipe.choice.representatives`).
 
-A pair of columns with different valid rows is first measured by the columns' own ranks, which
+A pair of columns with different valid rows is first measured by the columns' marginal ranks, which
 differs from ranking again inside the pair by a bounded angle
-(`dpipe.engine.tiles.least_by_own_ranks`). Every such pair that could be an edge is ranked again, so
-the edges are exactly those that a pairwise-complete Spearman correlation gives.
+(`dpipe.engine.tiles.least_by_marginal_ranks`). Every such pair that could be an edge is ranked
+again, so the edges are exactly those that a pairwise-complete Spearman correlation gives.
 """
 
 from __future__ import annotations

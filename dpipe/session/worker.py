@@ -116,7 +116,7 @@ def look(dask_worker: Any, gpu: bool) -> WorkerFacts:
 def give_memory_back() -> int:
     """Collect garbage and hand free pages to the system; the bytes of resident memory saved."""
     before = process_memory()[0]
-    cache.pieces.clear()
+    cache.CACHE.clear()
     free_device_memory()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.polynomial import legendre
 
-from dpipe.kernels.measures import rdc_draws
+from dpipe.kernels.draws import rdc_draws
 from dpipe.options import Options
 from dpipe.verify.columns import RankedColumns, in_order, is_valid
 from dpipe.verify.pairs import all_pairs
@@ -74,9 +74,9 @@ def similar_pairs(
 ) -> Found:
     """Every pair of `names` whose |rho| reaches `threshold`, with its rho.
 
-    All pairs are first measured by the columns' own ranks, which is exact for complete columns and
-    off by a bounded angle for others; those that may reach the threshold are then ranked alone. In
-    a small table all pairs with missing cells are.
+    All pairs are first measured by the columns' marginal ranks, which is exact for complete columns
+    and off by a bounded angle for others; those that may reach the threshold are then ranked alone.
+    In a small table all pairs with missing cells are.
     """
     names = in_order(names, columns)
     incomplete = sum(not columns.is_complete(name) for name in names)
@@ -92,7 +92,7 @@ def similar_pairs(
         whole = all(columns.is_complete(name) for name in (*left, *right))
         low: float | Floats = threshold - 1e-9 if whole else -math.inf
         if not whole and not is_small:
-            low = _least_by_own_ranks(
+            low = _least_by_marginal_ranks(
                 threshold, sums.count, *(_n_valid(columns, s) for s in (left, right))
             )
         may_reach = (np.abs(sums.correlation()) >= low) & (sums.count >= min_valid)
@@ -106,8 +106,10 @@ def _n_valid(columns: RankedColumns, names: Sequence[str]) -> Floats:
     return np.array([columns.facts[name].n_valid for name in names], dtype=np.float64)
 
 
-def _least_by_own_ranks(threshold: float, count: Floats, n_left: Floats, n_right: Floats) -> Floats:
-    """Own ranks turn by at most the arcsine of the share of its rows that a column loses."""
+def _least_by_marginal_ranks(
+    threshold: float, count: Floats, n_left: Floats, n_right: Floats
+) -> Floats:
+    """Marginal ranks turn by at most the arcsine of the share of its rows that a column loses."""
     lost = 1 - count / np.maximum(n_left, 1)[:, None], 1 - count / np.maximum(n_right, 1)
     turned = math.acos(threshold) + sum(np.arcsin(np.clip(share, 0, 1)) for share in lost)
     return np.asarray(np.cos(np.minimum(turned, math.pi / 2)) - 1e-9)

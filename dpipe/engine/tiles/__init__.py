@@ -1,6 +1,6 @@
 """What a task of the tile grid does: read pieces of the rank store, return or leave small arrays.
 
-Covers: own moments of a column block, moments of a tile over a row split, turning moments into
+Covers: marginal moments of a column block, moments of a tile over a row split, turning moments into
 similarities and edges, settling single pairs exactly.
 Does not cover: which tasks there are (`dpipe.engine.plan`) and when they run
 (`dpipe.engine.submit`).
@@ -9,20 +9,20 @@ Every function here is pure but for finished files in the store: it names its in
 integers, may run twice, and on any worker.
 """
 
-from dpipe.engine.tiles.edges import NEAR, least_by_own_ranks, tile_finish, tile_whole
-from dpipe.engine.tiles.job import Job, own_name, settled_name, tile_name
-from dpipe.engine.tiles.moments import merge, moments_partial, own_finish, own_partial
+from dpipe.engine.tiles.edges import NEAR, least_by_marginal_ranks, tile_finish, tile_whole
+from dpipe.engine.tiles.job import Job, marginals_name, settled_name, tile_name
+from dpipe.engine.tiles.moments import marginals_finish, marginals_partial, merge, moments_partial
 from dpipe.engine.tiles.settle import settle
 
 __all__ = [
     "NEAR",
     "Job",
-    "least_by_own_ranks",
+    "least_by_marginal_ranks",
+    "marginals_finish",
+    "marginals_name",
+    "marginals_partial",
     "merge",
     "moments_partial",
-    "own_finish",
-    "own_name",
-    "own_partial",
     "settle",
     "settled_name",
     "tile_finish",

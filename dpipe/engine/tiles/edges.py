@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.device.arrays import Array, retried, to_host
-from dpipe.engine.tiles.job import Job, open_job, own_of, tile_name
+from dpipe.engine.tiles.job import Job, marginals_of, open_job, tile_name
 from dpipe.engine.tiles.moments import tile
-from dpipe.kernels.marginals import Own
+from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measures import MEASURES, Measure
 from dpipe.kernels.moments import Moments
 from dpipe.rankstore import Catalogue, Store
@@ -51,12 +51,12 @@ def _similarities(
     store: Store, job: Job, i: int, j: int, moments: Moments
 ) -> dict[str, NDArray[np.float64]]:
     """Each measure's (b_i, b_j) similarities, NaN where undefined, a unit diagonal."""
-    own_i = own_of(store, job, i)
-    own_j = own_i if i == j else own_of(store, job, j)
+    marginals_i = marginals_of(store, job, i)
+    marginals_j = marginals_i if i == j else marginals_of(store, job, j)
     count = to_host(moments.count)
     values = {}
     for measure in job.specs:
-        value = _contract(job, measure, moments, own_i, own_j)
+        value = _contract(job, measure, moments, marginals_i, marginals_j)
         if measure.pairwise:
             value = np.where(count < job.min_valid, np.nan, value)
         if i == j:
@@ -68,12 +68,16 @@ def _similarities(
 
 
 def _contract(
-    job: Job, measure: Measure, moments: Moments, own_i: Own | None, own_j: Own | None
+    job: Job,
+    measure: Measure,
+    moments: Moments,
+    marginals_i: Marginals | None,
+    marginals_j: Marginals | None,
 ) -> NDArray[np.float64]:
     """One measure of a tile, computed where the job computes; on the host if a card is full."""
 
     def on(place: Callable[[Moments], Moments]) -> NDArray[np.float64]:
-        return to_host(measure.contract(place(moments), own_i, own_j, job.parameters))
+        return to_host(measure.contract(place(moments), marginals_i, marginals_j, job.parameters))
 
     return retried(
         job.device, lambda: on(lambda m: m.on_device(job.device)), lambda: on(Moments.to_host)
@@ -107,7 +111,7 @@ def _edges(
     least: float | NDArray[np.float64] = job.threshold - job.margin
     if job.tiling.functions == 1:
         n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
-        least = least_by_own_ranks(job.threshold, count, n_i, n_j)
+        least = least_by_marginal_ranks(job.threshold, count, n_i, n_j)
     least = np.minimum(least, job.threshold - NEAR)
     found = np.abs(fused) >= least - 1e-6  # never true of NaN
     if job.exact:
@@ -121,17 +125,17 @@ def _edges(
     return {"i": rows, "j": columns, "value": value, "exact": exact}
 
 
-def least_by_own_ranks(
+def least_by_marginal_ranks(
     threshold: float,
     count: NDArray[np.float64],
     n_i: NDArray[np.int64],
     n_j: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """How small abs(rho) by own ranks can be where rho by ranks inside the pair is `threshold`.
+    """How small abs(rho) by marginal ranks can be where rho inside the pair is `threshold`.
 
-    Own ranks of a column that loses the share l of its valid rows to the pair are (1 - l) t + l G
-    with the pair's ranks t and some distribution function G. Their angle to t is widest where G
-    is a step, and then arcsin l; angles add up at worst.
+    Marginal ranks are a column's ranks among all its valid rows. Where it loses the share l of them
+    to the pair they are (1 - l) t + l G with the pair's ranks t and some distribution function G.
+    Their angle to t is widest where G is a step, and then arcsin l; angles add up at worst.
 
     Parameters
     ----------
@@ -144,8 +148,8 @@ def least_by_own_ranks(
 
     Examples
     --------
-    >>> least = least_by_own_ranks(0.95, np.array([[90.0]]), np.array([[100]]), np.array([[90]]))
-    >>> least.round(3)
+    >>> count, n_i, n_j = np.array([[90.0]]), np.array([[100]]), np.array([[90]])
+    >>> least_by_marginal_ranks(0.95, count, n_i, n_j).round(3)
     array([[0.914]])
     """
     if threshold > 1:
@@ -165,7 +169,7 @@ def _is_exact(
 ) -> NDArray[np.bool_]:
     """Whether a pair's value needs no settling.
 
-    Spearman of two columns with the same valid rows is exact: their own ranks are the pair's.
+    Spearman of two columns with the same valid rows is exact: their marginal ranks are the pair's.
     A float32 measure is good enough anywhere but near the threshold.
     """
     if job.tiling.functions == 1:

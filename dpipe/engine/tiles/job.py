@@ -1,7 +1,7 @@
 """What the tasks of one tile grid share, and where they find it.
 
-Covers: the job as a record in the store, the catalogue of columns beside it, the columns' own
-moments, the names of the files that tasks leave.
+Covers: the job as a record in the store, the catalogue of columns beside it, the columns'
+marginal moments, the names of the files that tasks leave.
 Does not cover: which tasks there are (`dpipe.engine.plan`), what they do (the modules beside
 this one).
 """
@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from dpipe.engine.plan import Tiling
-from dpipe.kernels.marginals import Own
+from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measures import MEASURES, Measure
 from dpipe.rankstore import Catalogue, Store, load_catalogue
 
@@ -40,7 +40,7 @@ class Job:
         Similarity that makes an edge.
     margin
         How far below the threshold a pair is still reported, because a float32 measure has to be
-        settled there. (Spearman with missing cells has a bound of its own, `least_by_own_ranks`.)
+        settled there. (Spearman with missing cells has its own bound, `least_by_marginal_ranks`.)
     exact
         Whether every pair that may have to be settled is reported, however weak.
     min_valid
@@ -79,9 +79,9 @@ class Job:
         return tuple(MEASURES[name] for name in self.measures)
 
     @property
-    def needs_own(self) -> bool:
-        """Whether the columns' own moments come first."""
-        return self.tiling.functions > 1 or any(measure.needs_own for measure in self.specs)
+    def needs_marginals(self) -> bool:
+        """Whether the columns' marginal moments come first."""
+        return self.tiling.functions > 1 or any(measure.needs_marginals for measure in self.specs)
 
 
 @lru_cache(maxsize=4)
@@ -101,9 +101,9 @@ def open_job(store: Store, folder: str) -> tuple[Job, Catalogue]:
     return _load_job(store, folder), load_catalogue(store, f"{folder}/catalogue.npz")
 
 
-def own_name(folder: str, block: int) -> str:
-    """File of a block's own moments."""
-    return f"{folder}/own-{block:05d}.npz"
+def marginals_name(folder: str, block: int) -> str:
+    """File of a block's marginal moments."""
+    return f"{folder}/marginals-{block:05d}.npz"
 
 
 def tile_name(folder: str, i: int, j: int) -> str:
@@ -117,11 +117,11 @@ def settled_name(folder: str, key: str, start: int, stop: int) -> str:
 
 
 @lru_cache(maxsize=8)
-def load_own(store: Store, folder: str, block: int) -> Own:
-    """The own moments of a block of columns (kept for the next tiles of that block)."""
-    return Own(**store.read_arrays(own_name(folder, block)))
+def load_marginals(store: Store, folder: str, block: int) -> Marginals:
+    """The marginal moments of a block of columns (kept for the next tiles of that block)."""
+    return Marginals(**store.read_arrays(marginals_name(folder, block)))
 
 
-def own_of(store: Store, job: Job, block: int) -> Own | None:
-    """The own moments of a block of columns, None where no measure of the job needs them."""
-    return load_own(store, job.folder, block) if job.needs_own else None
+def marginals_of(store: Store, job: Job, block: int) -> Marginals | None:
+    """The marginal moments of a block of columns, None where no measure of the job needs them."""
+    return load_marginals(store, job.folder, block) if job.needs_marginals else None

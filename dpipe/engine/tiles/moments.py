@@ -1,7 +1,7 @@
 """Moments of columns and of tiles: the tasks that read the rank store.
 
-Covers: own moments of a column block, moments of a tile over a row split, pieces of the store where
-the job computes, smaller pieces on a card that is full, adding moments.
+Covers: marginal moments of a column block, moments of a tile over a row split, pieces of the store
+where the job computes, smaller pieces on a card that is full, adding moments.
 Does not cover: what moments become (`dpipe.engine.tiles.edges`).
 """
 
@@ -27,9 +27,9 @@ from dpipe.device.arrays import (
     to_device,
     to_host,
 )
-from dpipe.engine.tiles.job import Job, open_job, own_name, own_of
+from dpipe.engine.tiles.job import Job, marginals_name, marginals_of, open_job
 from dpipe.errors import ResourceError
-from dpipe.kernels.marginals import Own, OwnSums, own_sums, untied_sums, whitened
+from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
 from dpipe.kernels.moments import (
     Moments,
     Piece,
@@ -46,8 +46,8 @@ _LONG_READ = 2**16  # rows; shorter reads leave threads nothing but the interpre
 _SUMMED_ROWS = 2048  # a few columns of them stay in a core's cache through all functions
 
 
-def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | None:
-    """Own sums of one column block over one row split (host arrays).
+def marginals_partial(store: Store, folder: str, block: int, split: int) -> MarginalSums | None:
+    """Marginal sums of one column block over one row split (host arrays).
 
     Only of its columns with ties or missing cells; None without any.
     """
@@ -57,7 +57,7 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | 
         return None
     part = slice(None) if tied.all() else to_device(np.flatnonzero(tied), job.device)
 
-    def sums(strip_rows: int, keep: bool = True) -> OwnSums:
+    def sums(strip_rows: int, keep: bool = True) -> MarginalSums:
         parts, pace = [], Pace(job.device)
         for start, stop in _chunks(job, split):
             scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
@@ -65,11 +65,11 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | 
                 strip = slice(row, row + strip_rows)
                 mask = None if valid is None else valid[part, strip]
                 parts.append(
-                    own_sums(scores[part, strip].astype("float64"), job.tiling.functions, mask)
+                    marginal_sums(scores[part, strip].astype("float64"), job.tiling.functions, mask)
                 )
             pace.step()
-        total = reduce(OwnSums.__iadd__, parts)
-        return OwnSums(to_host(total.count), to_host(total.total))
+        total = reduce(MarginalSums.__iadd__, parts)
+        return MarginalSums(to_host(total.count), to_host(total.total))
 
     first, last = job.tiling.blocks[block]
     strip = _SUMMED_ROWS if job.device == "cpu" else job.tiling.chunk_rows
@@ -77,23 +77,25 @@ def own_partial(store: Store, folder: str, block: int, split: int) -> OwnSums | 
     return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS, keep=False), what, job.device)
 
 
-def own_finish(store: Store, folder: str, block: int, parts: Sequence[OwnSums | None]) -> None:
-    """Leave a block's own moments for the tiles."""
+def marginals_finish(
+    store: Store, folder: str, block: int, parts: Sequence[MarginalSums | None]
+) -> None:
+    """Leave a block's marginal moments for the tiles."""
     job, catalogue = open_job(store, folder)
     untied = _untied(job, catalogue, block)
-    sums = OwnSums(np.empty(len(untied)), np.empty((len(untied), 2 * job.tiling.functions)))
+    sums = MarginalSums(np.empty(len(untied)), np.empty((len(untied), 2 * job.tiling.functions)))
     if untied.any():
         known = untied_sums(catalogue.n_rows, job.tiling.functions)
         sums.count[untied], sums.total[untied] = known.count, known.total
     measured = [part for part in parts if part is not None]
     if measured:
-        total = reduce(OwnSums.__iadd__, measured)
+        total = reduce(MarginalSums.__iadd__, measured)
         sums.count[~untied], sums.total[~untied] = total.count, total.total
-    store.write_arrays(own_name(folder, block), whitened(sums).arrays())
+    store.write_arrays(marginals_name(folder, block), whitened(sums).arrays())
 
 
 def _untied(job: Job, catalogue: Catalogue, block: int) -> NDArray[np.bool_]:
-    """Which columns of a block have own sums that need no look at their ranks."""
+    """Which columns of a block have marginal sums that need no look at their ranks."""
     return catalogue.untied[slice(*job.tiling.blocks[block])]
 
 
@@ -169,7 +171,7 @@ def _on_card(first: Callable[[], _T], smaller: Callable[[], _T], what: str, devi
     """`first`, or `smaller` on a card that is full; says what to do when that fails as well."""
 
     def last() -> _T:
-        cache.pieces.clear()
+        cache.CACHE.clear()
         free_device_memory()
         try:
             return smaller()
@@ -190,10 +192,10 @@ def _expander(
     store: Store, job: Job, catalogue: Catalogue, block: int, part: slice, keep: bool
 ) -> Callable[[int, int], Piece]:
     """A function giving the functions of block `block`, or part of it, on rows [start, stop)."""
-    own = own_of(store, job, block)
+    marginals = marginals_of(store, job, block)
     change = None
-    if own is not None and job.tiling.functions > 1:
-        change = own[part].on_device(job.device)
+    if marginals is not None and job.tiling.functions > 1:
+        change = marginals[part].on_device(job.device)
     scratch = Scratch()
 
     def expand(start: int, stop: int) -> Piece:
@@ -206,7 +208,7 @@ def _expander(
 def functions_of(
     scores: Array,
     valid: Array | None,
-    change: Own | None,
+    change: Marginals | None,
     scratch: Scratch | None = None,
     dtype: str = "float32",
 ) -> Piece:
@@ -224,7 +226,7 @@ def _piece(
     if job.device == "cpu":
         return read_piece(store, catalogue, columns, start, stop)
     key = (store, job.folder, block, start, stop)
-    piece = cache.pieces.get(key)
+    piece = cache.CACHE.get(key)
     if piece is None:
         readers = _READERS if stop - start >= _LONG_READ else 1
         scores, valid = read_piece(
@@ -233,7 +235,7 @@ def _piece(
         mask = None if valid is None else to_device(valid, job.device)
         piece = (to_device(scores, job.device), mask)
         if keep:
-            cache.pieces.put(key, piece, job.kept_bytes)
+            cache.CACHE.put(key, piece, job.kept_bytes)
     return piece
 
 

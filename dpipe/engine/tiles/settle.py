@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine.tiles.edges import fuse
-from dpipe.engine.tiles.job import Job, load_own, open_job
+from dpipe.engine.tiles.job import Job, load_marginals, open_job
 from dpipe.engine.tiles.moments import functions_of
-from dpipe.kernels.marginals import Own
+from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.moments import Moments, tile_moments
 from dpipe.kernels.rerank import joint_spearman
 from dpipe.rankstore import Catalogue, Store, read_piece
@@ -75,8 +75,8 @@ def _rerank(
 
 def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -> float:
     """The fused similarity of one pair in float64 throughout."""
-    own = [_own_of_column(store, job, column) for column in (i, j)]
-    changes = [of_one.on_device(job.device) for of_one in own]
+    marginals = [_marginals_of_column(store, job, column) for column in (i, j)]
+    changes = [of_one.on_device(job.device) for of_one in marginals]
     total: Moments | None = None
     step = job.tiling.chunk_rows * (8 if job.device == "cpu" else _CHUNKS_AT_ONCE)
     for start in range(0, catalogue.n_rows, step):
@@ -94,14 +94,14 @@ def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -
     if moments.count[0, 0] < job.min_valid:
         return float("nan")
     values = {
-        measure.name: to_host(measure.contract(moments, own[0], own[1], job.parameters))
+        measure.name: to_host(measure.contract(moments, marginals[0], marginals[1], job.parameters))
         for measure in job.specs
     }
     return float(fuse(job, values)[0, 0])
 
 
-def _own_of_column(store: Store, job: Job, column: int) -> Own:
+def _marginals_of_column(store: Store, job: Job, column: int) -> Marginals:
     for block, (start, stop) in enumerate(job.tiling.blocks):
         if start <= column < stop:
-            return load_own(store, job.folder, block)[column - start : column - start + 1]
+            return load_marginals(store, job.folder, block)[column - start : column - start + 1]
     raise IndexError(column)
