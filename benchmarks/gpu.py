@@ -227,7 +227,7 @@ def _seconds_of_pairs(context: Context, prepared: Any, number: int) -> float:
     return time.perf_counter() - start
 
 
-def _ready_store(store: Store, rows: int, columns: int) -> dict[str, tuple[int, StoredColumn]]:
+def _ready_store(store: Store, rows: int, columns: int) -> dict[str, StoredColumn]:
     """A rank store of columns without ties, in an order of their own each."""
     rng = np.random.default_rng(0)
     nothing = {f.name: 0.0 for f in dataclasses.fields(ColumnStatistics)}
@@ -238,11 +238,11 @@ def _ready_store(store: Store, rows: int, columns: int) -> dict[str, tuple[int, 
             name = f"x{first + slot:05d}"
             counts = {"n_rows": rows, "n_valid": rows, "n_unique": rows, "rank_hash": name}
             statistics = ColumnStatistics(**(nothing | {"name": name} | counts))  # type: ignore[arg-type]
-            stored.append(StoredColumn(statistics, None, slot, -1, ""))
+            stored.append(StoredColumn(statistics, number, slot, -1, ""))
             order = rng.permutation(rows)
             scores.append(((order + 0.5) / rows - 0.5).astype(np.float32))
         write_block(store, number, stored, scores, [])
-        prepared |= {column.statistics.name: (number, column) for column in stored}
+        prepared |= {column.statistics.name: column for column in stored}
     return prepared
 
 

@@ -89,7 +89,7 @@ def similarity(
         store = stack.enter_context(_scratch(options.scratch_dir, storage))
         session = stack.enter_context(use_session(options, client, emit))
         context = Context(session, store, options, emit, table.n_rows, storage_options=storage)
-        prepared = prepare.prepare(context, table, {}, None)
+        prepared = prepare.prepare(context, table, None)
         if measure == "spearman":
             exact = options.missing == "exact"
             grid = spearman.spearman_grid(

@@ -52,7 +52,7 @@ class Filled:
         self.store = store
         self.scores: dict[str, NDArray[np.float32]] = {}
         self.valid: dict[str, NDArray[np.bool_]] = {}
-        prepared: dict[str, tuple[int, StoredColumn]] = {}
+        prepared: dict[str, StoredColumn] = {}
         for block in range(2):
             columns, scores, masks = [], [], []
             for k in (0, 2, 4, 1, 3):  # complete ones first, as pass 1 writes them
@@ -65,10 +65,10 @@ class Filled:
                 if k % 2:
                     masks.append(np.packbits(valid))
                 column = StoredColumn(
-                    statistics(name), None, slot, valid_slot, name if k % 2 else ""
+                    statistics(name), block, slot, valid_slot, name if k % 2 else ""
                 )
                 columns.append(column)
-                prepared[name] = (block, column)
+                prepared[name] = column
             write_block(store, block, columns, scores, masks)
         self.prepared = prepared
 
@@ -144,11 +144,11 @@ def test_read_piece__of_a_few_rows_of_many_takes_little_memory(tmp_path: Path) -
     columns = [rng.random(n, dtype=np.float32) for _ in range(width)]
     mask = np.packbits(np.ones(n, dtype=np.uint8))
     facts = replace(statistics("c", n), n_rows=n)
-    stored = [StoredColumn(facts, None, k, 0, "holes") for k in range(width)]
+    stored = [StoredColumn(facts, 0, k, 0, "holes") for k in range(width)]
     store = Store(str(tmp_path / "ranks"))
     write_block(store, 0, stored, columns, [mask])
     rows = np.linspace(0, n - 1, 500).astype(np.int64)
-    named = {f"c{k}": (0, column) for k, column in enumerate(stored)}
+    named = {f"c{k}": column for k, column in enumerate(stored)}
     catalogue, _ = build_catalogue(named, n, rows)
     tracemalloc.start()
     scores, valid = read_piece(store, catalogue, range(width), 0, len(rows))
@@ -175,7 +175,7 @@ def test_catalogue__puts_complete_columns_first_and_comes_back(filled: Filled) -
 def test_blocks__come_back_as_they_were_written(filled: Filled) -> None:
     columns = read_block_columns(filled.store, 1)
     assert {column.statistics.name: replace(column, checksum=0) for column in columns} == {
-        name: column for name, (block, column) in filled.prepared.items() if block == 1
+        name: column for name, column in filled.prepared.items() if column.block == 1
     }
     assert finished_blocks(filled.store, ROWS) == {0, 1}
 

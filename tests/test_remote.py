@@ -342,7 +342,7 @@ def test_only_what_is_secret_is_hidden() -> None:
 def test_a_task_that_fails_does_not_write_its_options_into_a_log(
     client: Any, tmp_path: Path
 ) -> None:
-    arguments = (Store(str(tmp_path)), Secrets({"key": SECRET}), 0, ["x"], {}, (), "cpu")
+    arguments = (Store(str(tmp_path)), Secrets({"key": SECRET}), "table.json", 0, ["x"], "cpu")
     assert SECRET not in repr(arguments)
     future = client.submit(rank_columns, *arguments)
     with pytest.raises(FileNotFoundError):

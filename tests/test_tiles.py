@@ -128,11 +128,11 @@ def test_own_moments_of_a_block(
     store = Store(str(tmp_path / "ranks"))
     masks = [np.packbits(r.valid) for r in ranked if r.valid is not None]
     stored = [
-        StoredColumn(statistics(f"c{k}", r), None, k, -1 if r.valid is None else 0, "")
+        StoredColumn(statistics(f"c{k}", r), 0, k, -1 if r.valid is None else 0, "")
         for k, r in enumerate(ranked)
     ]
     write_block(store, 0, stored, [r.scores for r in ranked], masks)
-    catalogue, _ = build_catalogue({s.statistics.name: (0, s) for s in stored}, 600, drawn)
+    catalogue, _ = build_catalogue({s.statistics.name: s for s in stored}, 600, drawn)
     catalogue.save(store, "job/catalogue.npz")
     half = catalogue.n_rows // 2
     tiling = Tiling(BASIS, ((0, len(columns)),), ((0, half), (half, catalogue.n_rows)), 100)

@@ -21,8 +21,8 @@ from dpipe.options import Options
 from dpipe.rankstore import Store, StoredColumn
 from dpipe.session import Session
 
-Prepared = Mapping[str, tuple[int, StoredColumn]]
-"""Column name -> (block, where it lies in the block): what pass 1 leaves in the rank store."""
+Prepared = Mapping[str, StoredColumn]
+"""Column name -> its statistics and where it lies: what pass 1 leaves in the rank store."""
 
 
 class MatrixFolder(Protocol):

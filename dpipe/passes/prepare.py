@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +25,7 @@ from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics, Drop, Note, PassResult
 from dpipe.options import PASS_NAMES, Options
 from dpipe.rankstore import (
+    FORMAT,
     Store,
     StoredColumn,
     finished_blocks,
@@ -33,22 +35,25 @@ from dpipe.rankstore import (
 )
 from dpipe.table import Block, Table, read_block
 
-TABLE_NAME = "table.json"
 ROWS_NAME = "rows.npz"
 
-Rules = Mapping[str, float]
-"""The thresholds of pass 1 by option name; empty to store every column that has a value."""
+
+def ranks_key(table: Table, rows: NDArray[np.int64] | None, version: str) -> str:
+    """Names the ranks by all that they follow from: input, columns, rows; no option that decides.
+
+    Parameters
+    ----------
+    table, rows
+        As in `prepare`.
+    version
+        Of dpipe: another one trusts nothing that this one left.
+    """
+    drawn = "" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()
+    content = [FORMAT, version, table.fingerprint, table.features, table.coerced, drawn]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def rules_of(options: Options) -> Rules:
-    """The rules a run asks for."""
-    names = ("min_valid", "max_missing_ratio", "variance_threshold")
-    return {name: float(getattr(options, name)) for name in names}
-
-
-def prepare(
-    context: Context, table: Table, rules: Rules, rows: NDArray[np.int64] | None
-) -> Prepared:
+def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> Prepared:
     """Rank every feature column into the rank store; blocks already there are kept.
 
     Parameters
@@ -57,21 +62,25 @@ def prepare(
         The run.
     table
         The open table, whose features are ranked.
-    rules
-        See `Rules`; columns they reject are described but not stored.
     rows
         Sorted rows that take part, or None for all.
     """
     store, names = context.store, table.features
-    exempt, device = context.options.keep, context.session.device
-    store.write(TABLE_NAME, table.to_json().encode())
+    record = _write_record(store, table)
     if rows is not None:
         store.write_arrays(ROWS_NAME, {"rows": rows})
     blocks = ranking_blocks(context.n_rows, len(names), table.row_group, context.machine)
     blocks = _resumable(store, blocks)
     done = _intact_blocks(context)
     todo = [
-        (store, context.storage_options, number, names[start:stop], rules, exempt, device)
+        (
+            store,
+            context.storage_options,
+            record,
+            number,
+            names[start:stop],
+            context.session.device,
+        )
         for number, (start, stop) in enumerate(blocks)
         if number not in done
     ]
@@ -81,7 +90,7 @@ def prepare(
     need = memory.ranking_bytes(context.n_rows, widest, table.row_group)
 
     def describe(index: int) -> str:
-        block = todo[index][3]
+        block = todo[index][4]
         return f"{len(block)} columns ({block[0]!r} to {block[-1]!r})"
 
     for _ in submit.run_tasks(
@@ -95,10 +104,24 @@ def prepare(
     ):
         pass
     return {
-        column.statistics.name: (number, column)
+        column.statistics.name: column
         for number in range(len(blocks))
         for column in read_block_columns(store, number)
     }
+
+
+def _write_record(store: Store, table: Table) -> str:
+    """Leave the record of the table for the tasks; its name in the store.
+
+    It is named by its content: a worker keeps the record it has parsed, and the same table may
+    be found in another folder by the next run.
+    """
+    content = table.to_json().encode()
+    name = f"table-{hashlib.sha256(content).hexdigest()[:16]}.json"
+    if not store.has(name):
+        store.remove("table-")
+        store.write(name, content)
+    return name
 
 
 def _intact_blocks(context: Context) -> set[int]:
@@ -131,51 +154,41 @@ def _resumable(store: Store, blocks: list[tuple[int, int]]) -> list[tuple[int, i
 def rank_columns(
     store: Store,
     storage_options: Mapping[str, Any],
+    record: str,
     number: int,
     names: Sequence[str],
-    rules: Rules,
-    exempt: Sequence[str],
     device: str,
 ) -> None:
-    """Task: read one column block, rank its columns, write the block.
-
-    Columns that `rules` reject are described but not stored, unless they are `exempt`.
-    """
-    table = _load_table(store)
+    """Task: read one column block, rank its columns, write the block."""
+    table = _load_table(store, record)
     rows = store.read_arrays(ROWS_NAME)["rows"] if store.has(ROWS_NAME) else None
     block = read_block(table, names, rows, storage_options)
-    columns: list[StoredColumn] = []
+    statistics: list[ColumnStatistics] = []
     scores: dict[str, NDArray[np.float32]] = {}
     masks: dict[str, NDArray[np.uint8]] = {}
     for position, name in enumerate(names):
         ranked = _rank(block.values[position], device)
-        statistics = _statistics(name, position, block, ranked)
-        columns.append(StoredColumn(statistics, reject(statistics, rules), -1, -1, ""))
-        if columns[-1].reason is None or name in exempt:
-            # The ranks take the place of the values, which nobody needs any more.
-            scores[name] = block.values[position].view(np.float32)[: ranked.scores.size]
-            scores[name][:] = ranked.scores
-            if ranked.valid is not None:
-                masks[name] = np.packbits(ranked.valid)
+        statistics.append(_statistics(name, position, block, ranked))
+        # The ranks take the place of the values, which nobody needs any more.
+        scores[name] = block.values[position].view(np.float32)[: ranked.scores.size]
+        scores[name][:] = ranked.scores
+        if ranked.valid is not None:
+            masks[name] = np.packbits(ranked.valid)
     store.write_arrays(_sample_name(number), _sample(scores, masks, block.values.shape[1]))
-    order = sorted(scores, key=lambda name: name in masks)  # complete columns first
+    order = sorted(names, key=lambda name: name in masks)  # complete columns first
     slots = {name: slot for slot, name in enumerate(order)}
     valid_slots = {name: slot for slot, name in enumerate(masks)}
-    write_block(
-        store,
-        number,
-        [
-            dataclasses.replace(
-                column,
-                slot=slots.get(column.statistics.name, -1),
-                valid_slot=valid_slots.get(column.statistics.name, -1),
-                pattern=_digest(masks.get(column.statistics.name)),
-            )
-            for column in columns
-        ],
-        [scores[name] for name in order],
-        list(masks.values()),
-    )
+    columns = [
+        StoredColumn(
+            statistics=facts,
+            block=number,
+            slot=slots[facts.name],
+            valid_slot=valid_slots.get(facts.name, -1),
+            pattern=_digest(masks.get(facts.name)),
+        )
+        for facts in statistics
+    ]
+    write_block(store, number, columns, [scores[name] for name in order], list(masks.values()))
 
 
 def _rank(values: NDArray[np.float64], device: str) -> RankedColumn:
@@ -212,15 +225,15 @@ def _sample(
 
 def rank_sample(store: Store, prepared: Prepared) -> tuple[list[str], NDArray[np.uint8]]:
     """The sampled ranks of every stored column: names (p,) and codes (p, m)."""
-    blocks = sorted({number for number, _ in prepared.values()})
+    blocks = sorted({column.block for column in prepared.values()})
     parts = [store.read_arrays(_sample_name(number)) for number in blocks]
     names = [str(name) for part in parts for name in part["names"]]
     return names, np.concatenate([part["codes"] for part in parts])
 
 
 @lru_cache(maxsize=2)
-def _load_table(store: Store) -> Table:
-    return Table.from_json(store.read_text(TABLE_NAME))
+def _load_table(store: Store, record: str) -> Table:
+    return Table.from_json(store.read_text(record))
 
 
 def _digest(mask: NDArray[np.uint8] | None) -> str:
@@ -230,32 +243,38 @@ def _digest(mask: NDArray[np.uint8] | None) -> str:
 
 def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) -> ColumnStatistics:
     """The record of one column, from how it was read and how it ranked."""
-    shared = {field.name for field in dataclasses.fields(ColumnStatistics)} & {
-        field.name for field in dataclasses.fields(RankedColumn)
-    }
     return ColumnStatistics(
         name=name,
         n_rows=block.values.shape[1],
         n_null=int(block.n_null[position]),
         n_nan=int(block.n_nan[position]),
         n_inf=int(block.n_inf[position]),
-        **{field: getattr(ranked, field) for field in shared},
+        n_valid=ranked.n_valid,
+        n_unique=ranked.n_unique,
+        minimum=ranked.minimum,
+        maximum=ranked.maximum,
+        mean=ranked.mean,
+        variance=ranked.variance,
+        normalised_variance=ranked.normalised_variance,
+        q025=ranked.q025,
+        q975=ranked.q975,
+        top_share=ranked.top_share,
+        rank_hash=ranked.rank_hash,
+        first_sign=ranked.first_sign,
     )
 
 
-def reject(column: ColumnStatistics, rules: Rules) -> str | None:
+def reject(column: ColumnStatistics, options: Options) -> str | None:
     """The first rule of pass 1 that a column breaks, in words; None when it may stay."""
-    if not rules:
-        return None
     if column.n_valid == 0:
         return "no valid value"
-    if column.n_valid < rules["min_valid"]:
+    if column.n_valid < options.min_valid:
         return "too few valid values"
-    if column.n_missing / column.n_rows > rules["max_missing_ratio"]:
+    if column.n_missing / column.n_rows > options.max_missing_ratio:
         return "too many missing values"
     if column.minimum == column.maximum:
         return "constant"
-    if column.normalised_variance < rules["variance_threshold"]:
+    if column.normalised_variance < options.variance_threshold:
         return "low variance"
     return None
 
@@ -282,22 +301,22 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
     options
         The run's options: rules, ``keep`` and ``prefer``.
     """
+    known = {name: prepared[name].statistics for name in names}
+    asked = frozenset(options.keep)
     drops = {
-        name: _rule_drop(prepared[name][1], options)
+        name: _rule_drop(known[name], reason, options)
         for name in names
-        if prepared[name][1].reason is not None and name not in options.keep
+        if name not in asked and (reason := reject(known[name], options)) is not None
     }
-    signs = {name: prepared[name][1].statistics.first_sign for name in names}
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        statistics = prepared[name][1].statistics
-        if name not in drops and statistics.n_unique > 1:
-            same[statistics.rank_hash].append(name)
+        if name not in drops and known[name].n_unique > 1:
+            same[known[name].rank_hash].append(name)
     for group in same.values():
         first, *others = sorted(group, key=lambda name: (*preference(name, options), name))
         for name in others:
-            if name not in options.keep:
-                alike = signs[name] == signs[first]
+            if name not in asked:
+                alike = known[name].first_sign == known[first].first_sign
                 rho = 1.0 if alike else -1.0
                 drops[name] = Drop(name, 1, "monotone duplicate", "spearman", rho, 1.0, first)
     kept = tuple(name for name in names if name not in drops)
@@ -305,9 +324,7 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
     return PassResult(1, PASS_NAMES[1], kept, ordered)
 
 
-def _rule_drop(column: StoredColumn, options: Options) -> Drop:
-    statistics, reason = column.statistics, column.reason
-    assert reason is not None
+def _rule_drop(statistics: ColumnStatistics, reason: str, options: Options) -> Drop:
     measure, option = _RULE_VALUES[reason]
     values = {
         "n_valid": float(statistics.n_valid),

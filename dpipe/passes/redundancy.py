@@ -51,7 +51,7 @@ def keep_representatives(
     labels = find_communities(
         len(columns), strong, columns, resolution=threshold, seed=options.seed
     )
-    missing = [prepared[name][1].statistics.n_missing for name in columns]
+    missing = [prepared[name].statistics.n_missing for name in columns]
     choice = choose(
         columns,
         strong,

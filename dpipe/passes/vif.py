@@ -27,7 +27,7 @@ from dpipe.options import PASS_NAMES, Options
 def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
     """Drop exact linear combinations, then the most inflated column, until none is left."""
     options = context.options
-    varying = [name for name in columns if prepared[name][1].statistics.n_unique > 1]
+    varying = [name for name in columns if prepared[name].statistics.n_unique > 1]
     check_client(len(varying), psutil.virtual_memory().available)
     gram = np.empty((len(varying), len(varying)))
     if len(varying) > 1:
@@ -75,7 +75,7 @@ def _order(
 
     def key(index: int) -> tuple[bool, int, int, int, str]:
         name = columns[index]
-        missing = prepared[name][1].statistics.n_missing
+        missing = prepared[name].statistics.n_missing
         return *preference(name, options), missing, -int(sums[index]), name
 
     return np.array(sorted(range(len(columns)), key=key), dtype=np.int64)

@@ -118,9 +118,7 @@ class Run:
                         context = stack.enter_context(self._context())
                     with self._failures_of(number):
                         if prepared is None:
-                            prepared = prepare.prepare(
-                                context, self.table, prepare.rules_of(self.options), self._rows
-                            )
+                            prepared = prepare.prepare(context, self.table, self._rows)
                         result = self._run_pass(context, number, prepared, columns)
                     seconds = time.monotonic() - began
                     self.folder.check_present()
@@ -184,7 +182,7 @@ class Run:
             session = stack.enter_context(use_session(self.options, self._client, self.journal))
             context = Context(
                 session=session,
-                store=self._resume.rank_store(),
+                store=self._resume.rank_store(self._rows),
                 options=self.options,
                 emit=self.journal,
                 n_rows=self.n_rows,

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpipe.engine.context import Prepared
 from dpipe.model import Note, PassResult
 from dpipe.options import Options
+from dpipe.passes.prepare import ranks_key
 from dpipe.rankstore import Store
 from dpipe.runfolder import CHECKPOINT, Damaged, RunFolder, Stale
 from dpipe.table import Table
@@ -125,7 +127,7 @@ class Resume:
         }
         if number == 1:
             beside["statistics"] = [
-                dataclasses.asdict(entry.statistics) for _, entry in prepared.values()
+                dataclasses.asdict(column.statistics) for column in prepared.values()
             ]
         arrays = {
             name: np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
@@ -133,12 +135,11 @@ class Resume:
         }
         self._folder.checkpoints.save(number, depends, result, arrays)
 
-    def rank_store(self) -> Store:
-        """The rank store of this input and these pass-1 options."""
-        depends = json.dumps(self.depends(1, ""), sort_keys=True, default=str)
+    def rank_store(self, rows: NDArray[np.int64] | None) -> Store:
+        """The rank store of these rows of this input, whatever is decided about its columns."""
         # Runs may share a scratch folder, but never a store: each cleans up its own.
         stem = f"ranks-{hashlib.sha256(self._folder.address.encode()).hexdigest()[:8]}"
-        name = f"{stem}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
+        name = f"{stem}-{ranks_key(self._table, rows, version())}"
         parent = self._options.scratch_dir or str(self._folder.path / CHECKPOINT)
         if "://" not in parent:
             for old in Path(parent).glob(

@@ -19,6 +19,7 @@ crash of the machine is found out by their checksums when a run goes on.
 """
 
 from dpipe.rankstore.blocks import (
+    FORMAT,
     StoredColumn,
     finished_blocks,
     is_intact,
@@ -30,6 +31,7 @@ from dpipe.rankstore.catalogue import Catalogue, build_catalogue, load_catalogue
 from dpipe.rankstore.store import Store
 
 __all__ = [
+    "FORMAT",
     "Catalogue",
     "Store",
     "StoredColumn",

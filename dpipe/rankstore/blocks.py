@@ -18,18 +18,30 @@ from numpy.typing import NDArray
 from dpipe.model import ColumnStatistics
 from dpipe.rankstore.store import Store, bytes_of
 
+FORMAT = 2
+"""Of what a block holds: raised when the ranks or their record mean something else."""
+
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """Where a prepared column lies: `slot` in its block, `valid_slot` of its mask (-1: complete).
+    """What is known of a prepared column, and where it lies.
 
-    ``slot`` is -1 for a column that pass 1 dropped and did not store. ``pattern`` is equal for
-    columns of the same valid rows, "" for complete ones. ``checksum`` is the CRC-32 of what is
-    stored, set by `write_block`.
+    Attributes
+    ----------
+    statistics
+        What pass 1 found out about it.
+    block, slot
+        The number of its block, and its place among the scores there.
+    valid_slot
+        Its place among the masks of the block; -1 for a complete column, which has none.
+    pattern
+        Equal for columns of the same valid rows, "" for complete ones.
+    checksum
+        CRC-32 of what is stored, set by `write_block`.
     """
 
     statistics: ColumnStatistics
-    reason: str | None
+    block: int
     slot: int
     valid_slot: int
     pattern: str
@@ -52,7 +64,7 @@ def write_block(
     store.write(f"{name}.bits", *(bytes_of(mask) for mask in masks), wait=False)
     sealed = []
     for column in columns:
-        parts: list[NDArray[Any]] = [scores[column.slot]] if column.slot >= 0 else []
+        parts: list[NDArray[Any]] = [scores[column.slot]]
         parts += [masks[column.valid_slot]] if column.valid_slot >= 0 else []
         sealed.append(replace(column, checksum=_checksum(parts)))
     store.write_json(f"{name}.json", [asdict(column) for column in sealed])
@@ -94,11 +106,10 @@ def finished_blocks(store: Store, n_rows: int) -> set[int]:
 
 def _is_whole(store: Store, marker: str, n_rows: int) -> bool:
     columns = read_block_columns(store, int(marker[6:11]))
-    stored = sum(column.slot >= 0 for column in columns)
     masked = sum(column.valid_slot >= 0 for column in columns)
     stem = marker.removesuffix(".json")
     try:
-        return store.size(f"{stem}.f32") == stored * n_rows * 4 and (
+        return store.size(f"{stem}.f32") == len(columns) * n_rows * 4 and (
             store.size(f"{stem}.bits") == masked * packed_length(n_rows)
         )
     except FileNotFoundError:

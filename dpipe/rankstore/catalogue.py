@@ -61,7 +61,7 @@ class Catalogue:
 
 
 def build_catalogue(
-    columns: Mapping[str, tuple[int, StoredColumn]],
+    columns: Mapping[str, StoredColumn],
     n_rows: int,
     rows: NDArray[np.int64] | None = None,
 ) -> tuple[Catalogue, tuple[str, ...]]:
@@ -70,7 +70,7 @@ def build_catalogue(
     Parameters
     ----------
     columns
-        Name -> (block number, where it lies in the block).
+        Name -> where it lies.
     n_rows
         Rows of the store.
     rows
@@ -79,24 +79,24 @@ def build_catalogue(
     order = sorted(
         columns,
         key=lambda name: (
-            columns[name][1].valid_slot >= 0,
-            columns[name][0],
-            columns[name][1].slot,
+            columns[name].valid_slot >= 0,
+            columns[name].block,
+            columns[name].slot,
         ),
     )
     stored = [columns[name] for name in order]
     patterns = {"": 0}
-    for _, column in stored:
+    for column in stored:
         patterns.setdefault(column.pattern, len(patterns))
     catalogue = Catalogue(
         n_stored=n_rows,
-        block=np.array([block for block, _ in stored], dtype=np.int64),
-        slot=np.array([column.slot for _, column in stored], dtype=np.int64),
-        valid_slot=np.array([column.valid_slot for _, column in stored], dtype=np.int64),
-        pattern=np.array([patterns[column.pattern] for _, column in stored], dtype=np.int64),
-        n_valid=np.array([column.statistics.n_valid for _, column in stored], dtype=np.int64),
+        block=np.array([column.block for column in stored], dtype=np.int64),
+        slot=np.array([column.slot for column in stored], dtype=np.int64),
+        valid_slot=np.array([column.valid_slot for column in stored], dtype=np.int64),
+        pattern=np.array([patterns[column.pattern] for column in stored], dtype=np.int64),
+        n_valid=np.array([column.statistics.n_valid for column in stored], dtype=np.int64),
         untied=np.array(
-            [rows is None and column.statistics.n_unique == n_rows for _, column in stored],
+            [rows is None and column.statistics.n_unique == n_rows for column in stored],
             dtype=bool,
         ),
         rows=np.empty(0, dtype=np.int64) if rows is None else rows,
