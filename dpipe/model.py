@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+
+from dpipe.registry import Reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,12 +25,31 @@ MILLION = 10**6
 
 
 class Role(StrEnum):
-    """What a column of the input is to dpipe."""
+    """What a column of the input is to dpipe. The value is the decision on all but features.
 
-    FEATURE = "feature"
-    ID = "id"
-    EXCLUDED = "excluded"
-    NOT_NUMERIC = "not_numeric"
+    Attributes
+    ----------
+    label, plural
+        Such a column in words, and several of them.
+    reason
+        Why it takes no part, as the decisions give it.
+    """
+
+    label: str
+    plural: str
+    reason: str
+
+    def __new__(cls, value: str, label: str = "", plural: str = "", reason: str = "") -> Self:
+        """A member: its value, and the words that go with it."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.label, member.plural, member.reason = label, plural, reason
+        return member
+
+    FEATURE = "feature", "feature", "features"
+    ID = "id", "identifier", "identifiers", "identifier, passed through"
+    EXCLUDED = "excluded", "left out", "left out as asked", "left out as asked"
+    NOT_NUMERIC = "not_numeric", "not numeric", "not numeric", "not numeric, passed through"
 
 
 @dataclass(frozen=True)
@@ -109,22 +130,59 @@ class Edges:
 
 @dataclass(frozen=True)
 class Drop:
-    """One column removed by one pass: why, by whom, with which value."""
+    """One column removed by one pass.
+
+    Attributes
+    ----------
+    column
+        The column.
+    pass_number
+        The pass that removed it.
+    reason
+        Why.
+    measure
+        What was compared with the threshold, None where the reason says it all.
+    value
+        Its value.
+    threshold
+        The limit it reached.
+    representative
+        A column that this pass kept and that stands for it, None where none does.
+    detail
+        What follows the reason in the decisions, such as the terms of a combination.
+    """
 
     column: str
     pass_number: int
-    reason: str
+    reason: Reason
     measure: str | None = None
     value: float | None = None
     threshold: float | None = None
     representative: str | None = None
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """The reason with its detail."""
+        return f"{self.reason} {self.detail}" if self.detail else str(self.reason)
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass decided: the columns it kept (input order), its drops and its communities.
+    """What a pass decided.
 
-    ``communities`` maps each column of a community of two or more to the community's number.
+    Attributes
+    ----------
+    number, name
+        The pass.
+    kept
+        The columns it kept, in input order.
+    drops
+        The columns it removed, in input order.
+    communities
+        The number of its community for each column of a community of two or more.
+    near_threshold
+        Pairs close to the threshold, with their similarity, the closest first.
     """
 
     number: int
@@ -137,7 +195,41 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Decision:
-    """One row of the decision table: what became of one input column."""
+    """One row of the decision table: what became of one input column.
+
+    Counts are rows, and None for a column that took no part; so is what a drop alone has.
+
+    Attributes
+    ----------
+    column
+        The column.
+    dtype
+        Its Arrow type as text.
+    n_valid
+        Rows with a usable value.
+    n_missing
+        Rows without one.
+    n_nan, n_inf
+        Those of them that are NaN, and infinite.
+    n_unique
+        Different valid values.
+    decision
+        "kept", "dropped", or the role of a column that took no part.
+    pass_number
+        The pass that dropped it.
+    reason
+        Why, in words (see `cause`).
+    measure
+        What was compared with the threshold.
+    value
+        Its value.
+    threshold
+        The limit it reached.
+    representative
+        The column that stood for it after that pass.
+    community
+        The number of its community.
+    """
 
     column: str
     dtype: str
@@ -154,6 +246,11 @@ class Decision:
     threshold: float | None
     representative: str | None
     community: int | None
+
+    @property
+    def cause(self) -> Reason | None:
+        """The reason of a dropped column, read back from its words; None for any other one."""
+        return Reason.of(self.reason) if self.decision == "dropped" else None
 
 
 @dataclass(frozen=True)
@@ -202,8 +299,26 @@ class PlannedPass:
 class RunStarted:
     """The table is open, the session is up and the plan fits.
 
-    ``dashboard`` is the link to Dask's own, ``page`` to dpipe's beside it; ``memory_limit`` is
-    what each worker may use, ``scratch_bytes`` the size of the rank store (0 where unknown).
+    Attributes
+    ----------
+    n_rows
+        Rows that take part.
+    n_features
+        Columns that do.
+    n_workers
+        Workers of the session.
+    device
+        Where they compute, "cpu" or "gpu".
+    dashboard
+        The link to Dask's dashboard, None without one.
+    memory_limit
+        Bytes that each worker may use, 0 where unknown.
+    scratch_bytes
+        Bytes of the rank store, 0 where unknown.
+    passes
+        What the plan expects of each pass.
+    page
+        The link to dpipe's page beside Dask's dashboard, None without one.
     """
 
     n_rows: int
@@ -229,7 +344,15 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class PassStarted:
-    """A pass begins; `tasks` are the tasks it expects to run."""
+    """A pass begins.
+
+    Attributes
+    ----------
+    number, name
+        The pass.
+    n_columns
+        The columns it received.
+    """
 
     number: int
     name: str
@@ -253,9 +376,20 @@ class TaskDone:
 
 @dataclass(frozen=True)
 class PassDone:
-    """A pass ended with `n_kept` columns; `reused` when a checkpoint answered for it.
+    """A pass ended.
 
-    ``seconds`` is what computing it took, in whichever run that was.
+    Attributes
+    ----------
+    number, name
+        The pass.
+    n_columns
+        The columns it received.
+    n_kept
+        The columns it kept.
+    seconds
+        What computing it took, in whichever run that was.
+    reused
+        Whether a checkpoint answered for it.
     """
 
     number: int

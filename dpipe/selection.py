@@ -22,7 +22,7 @@ from urllib.parse import quote
 from dpipe.choice.certificate import explain
 from dpipe.inputs import take_columns
 from dpipe.model import Decision, MemoryReading
-from dpipe.options import PASS_NAMES
+from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder
 
 
@@ -129,23 +129,23 @@ class Selection:
         )
 
     def _funnel(self) -> str:
-        """One row per pass: how many columns went in, how many stayed, why the others went."""
-        from dpipe.report.words import reason_key, reason_label
+        """One row per pass: the columns it received and kept, and why it dropped the others."""
+        from dpipe.report.words import reason_label
 
-        gone = Counter(
-            (d.pass_number, reason_label(reason_key(d)))
+        dropped = Counter(
+            (d.pass_number, reason_label(d))
             for d in self.decisions
             if d.decision == "dropped" and d.pass_number is not None
         )
-        columns = len(self.selected) + gone.total()
+        columns = len(self.selected) + dropped.total()
         # A pass that dropped nothing stands in the ledger alone.
-        numbers = {number for number, _ in gone} | {r.pass_number for r in self.ledger} - {0}
+        numbers = {number for number, _ in dropped} | {r.pass_number for r in self.ledger} - {0}
         rows = []
         for number in sorted(numbers):
-            own = Counter({why: n for (dropper, why), n in gone.items() if dropper == number})
+            own = Counter({why: n for (of, why), n in dropped.items() if of == number})
             reasons = ", ".join(f"{n:,} {why}" for why, n in own.most_common())
             left = columns - own.total()
-            cells = (f"{number} {PASS_NAMES[number]}", f"{columns:,}", f"{left:,}", reasons)
+            cells = (f"{number} {PASSES[number].name}", f"{columns:,}", f"{left:,}", reasons)
             rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
             columns = left
         head = "<th>pass</th><th>columns in</th><th>kept</th><th>dropped because</th>"

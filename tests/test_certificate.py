@@ -10,16 +10,17 @@ import pytest
 from dpipe.choice.certificate import alternatives, decide, drops_by_column, explain, follow_chain
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Drop, PassResult, Role
+from dpipe.registry import Reason
 
 PASSES = (
-    PassResult(1, "prepare", ("a", "b", "c", "d", "e"), (Drop("flat", 1, "constant"),)),
+    PassResult(1, "prepare", ("a", "b", "c", "d", "e"), (Drop("flat", 1, Reason.CONSTANT),)),
     PassResult(
         2,
         "spearman",
         ("a", "c", "e"),
         (
-            Drop("b", 2, "redundant", "spearman", 0.96, 0.95, "a"),
-            Drop("d", 2, "redundant", "spearman", -0.99, 0.95, "a"),
+            Drop("b", 2, Reason.REDUNDANT, "spearman", 0.96, 0.95, "a"),
+            Drop("d", 2, Reason.REDUNDANT, "spearman", -0.99, 0.95, "a"),
         ),
         {"a": 0, "b": 0, "d": 0, "c": 1, "e": 1},
     ),
@@ -28,7 +29,7 @@ PASSES = (
         4,
         "nonlinear",
         ("c", "e"),
-        (Drop("a", 4, "redundant", "hsic+rdc", 0.93, 0.9, "c"),),
+        (Drop("a", 4, Reason.REDUNDANT, "hsic+rdc", 0.93, 0.9, "c"),),
         {"a": 0, "c": 0},
     ),
 )
@@ -59,8 +60,8 @@ def test_chain(column: str, chain: tuple[str, ...]) -> None:
 
 def test_chain_in_a_circle_is_refused() -> None:
     drops = {
-        "a": Drop("a", 2, "redundant", representative="b"),
-        "b": Drop("b", 2, "redundant", representative="a"),
+        "a": Drop("a", 2, Reason.REDUNDANT, representative="b"),
+        "b": Drop("b", 2, Reason.REDUNDANT, representative="a"),
     }
     with pytest.raises(ValueError, match="run in a circle"):
         follow_chain("a", drops)
@@ -84,10 +85,10 @@ def test_one_decision_per_column_in_input_order() -> None:
     assert {d.column: (d.decision, d.pass_number, d.reason) for d in decisions} == {
         "mol": ("id", None, "identifier, passed through"),
         "flat": ("dropped", 1, "constant"),
-        "a": ("dropped", 4, "redundant"),
-        "b": ("dropped", 2, "redundant"),
+        "a": ("dropped", 4, Reason.REDUNDANT),
+        "b": ("dropped", 2, Reason.REDUNDANT),
         "c": ("kept", None, "representative of 3 columns"),
-        "d": ("dropped", 2, "redundant"),
+        "d": ("dropped", 2, Reason.REDUNDANT),
         "e": ("kept", None, "asked to keep"),
         "y": ("excluded", None, "left out as asked"),
         "text": ("not_numeric", None, "not numeric, passed through"),
@@ -107,12 +108,12 @@ def test_community_numbers_are_unique_over_the_passes() -> None:
 
 
 def test_kept_column_reasons() -> None:
-    two = PassResult(2, "spearman", ("a",), (Drop("b", 2, "redundant", representative="a"),))
+    two = PassResult(2, "spearman", ("a",), (Drop("b", 2, Reason.REDUNDANT, representative="a"),))
     columns = [Column(name, "double", Role.FEATURE) for name in ("a", "b", "c")]
     reasons = [d.reason for d in decide(columns, [], [two], keep=["a"])]
     assert reasons == [
         "asked to keep, representative of 1 column",
-        "redundant",
+        Reason.REDUNDANT,
         "no similar column",
     ]
     assert decide(columns, [], [two])[0].reason == "representative of 1 column"

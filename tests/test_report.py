@@ -248,7 +248,7 @@ def page_of(folder: Path) -> Page:
 # Words
 
 
-def test_headline_says_how_many_stay_and_why_the_rest_went() -> None:
+def test_headline_says_how_many_stay_and_why_the_others_were_dropped() -> None:
     title, why, passed = headline(
         [
             *(decision(f"k{i}") for i in range(412)),
@@ -266,22 +266,22 @@ def test_headline_says_how_many_stay_and_why_the_rest_went() -> None:
     why = why.replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "")
     assert title == "1,618 columns in, 412 kept"
     assert why == (
-        "1,206 went: 1,200 follow a kept column (|ρ| ≥ 0.95), 2 are determined by a kept column "  # noqa: RUF001
-        "(HSIC + RDC ≥ 0.9), 1 is constant, 1 is an exact linear combination of others, "
-        "1 has a variance inflation factor above 10, 1 misses more than 50 % of its values."
+        "1,206 dropped: 1,200 redundant (|ρ| ≥ 0.95), 2 redundant (HSIC + RDC ≥ 0.9), "  # noqa: RUF001
+        "1 constant, 1 exactly determined by a linear combination, "
+        "1 with a variance inflation factor above 10, 1 with more than 50 % missing."
     )
     assert passed == "3 more columns were not compared: 1 identifier, 2 not numeric."
 
 
 def test_headline_does_not_say_a_number_twice() -> None:
     _, why, _ = headline([decision("a"), dropped("b", "a"), dropped("c", "a")])
-    assert why.startswith("2 went: all\N{NO-BREAK SPACE}follow a kept column (")
-    assert headline([decision("a")])[1] == "Nothing went: no rule speaks against it."
+    assert why.startswith("2 dropped: redundant (")
+    assert headline([decision("a")])[1] == "No column was dropped."
 
 
 def test_headline_of_a_reason_it_does_not_know() -> None:
     _, why, _ = headline([dropped("a", "", 1, reason="bad omen")])
-    assert why == "1 went: 1\N{NO-BREAK SPACE}of: bad omen."
+    assert why == "1 dropped: for another reason (bad omen)."
 
 
 # Matrices
@@ -360,7 +360,7 @@ def test_pass_spans_leave_out_restarts() -> None:
 def test_page_shows_what_the_run_found(tmp_path: Path) -> None:
     page = page_of(full_run(tmp_path))
     assert "5 columns in, 2 kept" in page.text
-    assert "2\N{NO-BREAK SPACE}follow a kept column" in page.text
+    assert "2\N{NO-BREAK SPACE}redundant" in page.text
     assert "1 more column was not compared: identifier" in page.text
     assert "a: 3 rows were widened." in page.text
     assert "100 rows" in page.text
@@ -538,7 +538,7 @@ def test_long_reasons_are_cut(tmp_path: Path) -> None:
     long = dropped("b", "a", 3, reason=f"linear combination of {terms}", measure="r2")
     data = page_of(write_run(tmp_path, [decision("a"), long])).data()
     assert max(map(len, data["columns"]["reason"]["table"])) == LONGEST_REASON
-    assert data["columns"]["labels"]["linear combination"] == "linear combination"
+    assert data["columns"]["kinds"]["3 linear combination"]["label"] == "linear combination"
 
 
 def test_page_of_a_real_run(tmp_path: Path, client: Any) -> None:

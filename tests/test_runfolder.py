@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from dpipe import runfolder
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Decision, Drop, PassResult
+from dpipe.registry import Reason
 from dpipe.runfolder import Damaged, RunFolder, Stale, escape_name, plain, unescape_name
 from dpipe.runfolder.files import digest
 from dpipe.runfolder.plain import digest_of
@@ -517,9 +518,9 @@ RESULT = PassResult(
     name="vif",
     kept=("MolWt", "two\nlines", "naïve"),
     drops=(
-        Drop("TPSA", 3, "vif", "vif", float("inf"), 10.0, "MolWt"),
-        Drop("LogP", 3, "constant"),
-        Drop("x", 3, "vif", "vif", 0.1 + 0.2, 10.0, None),
+        Drop("TPSA", 3, Reason.INFLATED, "vif", float("inf"), 10.0, "MolWt"),
+        Drop("LogP", 3, Reason.CONSTANT),
+        Drop("x", 3, Reason.COMBINATION, "r2", 0.1 + 0.2, 1.0, None, "of MolWt (2)"),
     ),
     communities={"MolWt": 0, "two\nlines": 0},
     near_threshold=(("MolWt", "naïve", 0.9499999999999999),),

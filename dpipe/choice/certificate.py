@@ -13,13 +13,7 @@ from typing import Any
 
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
-from dpipe.options import PASS_NAMES
-
-_UNTOUCHED = {
-    Role.ID: "identifier, passed through",
-    Role.EXCLUDED: "left out as asked",
-    Role.NOT_NUMERIC: "not numeric, passed through",
-}
+from dpipe.registry import PASSES
 
 _FACTS = ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique")
 _CAUSE = ("pass_number", "measure", "value", "threshold", "representative")
@@ -30,7 +24,7 @@ def drops_by_column(passes: Iterable[PassResult]) -> dict[str, Drop]:
     return {drop.column: drop for result in passes for drop in result.drops}
 
 
-def follow_chain(column: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
+def follow_chain(column: str, drops: Mapping[str, Drop | Decision]) -> tuple[str, ...]:
     """`column`, its representative, that one's representative, and so on to a column that stayed.
 
     A representative was kept by the pass that named it, so each step leads to a later pass or to
@@ -44,9 +38,10 @@ def follow_chain(column: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
 
     Examples
     --------
+    >>> from dpipe.registry import Reason
     >>> drops = {
-    ...     "a": Drop("a", 2, "redundant", "spearman", 0.97, 0.95, representative="b"),
-    ...     "b": Drop("b", 4, "redundant", "hsic+rdc", 0.93, 0.9, representative="c"),
+    ...     "a": Drop("a", 2, Reason.REDUNDANT, "spearman", 0.97, 0.95, representative="b"),
+    ...     "b": Drop("b", 4, Reason.REDUNDANT, "hsic+rdc", 0.93, 0.9, representative="c"),
     ... }
     >>> follow_chain("a", drops)
     ('a', 'b', 'c')
@@ -80,7 +75,8 @@ def alternatives(
 
     Examples
     --------
-    >>> drop = Drop("b", 2, "redundant", "spearman", -0.97, 0.95, representative="a")
+    >>> from dpipe.registry import Reason
+    >>> drop = Drop("b", 2, Reason.REDUNDANT, "spearman", -0.97, 0.95, representative="a")
     >>> alternatives(["a", "c"], [PassResult(2, "spearman", ("a", "c"), (drop,))])
     {'a': [{'column': 'b', 'pass': 2, 'measure': 'spearman', 'value': -0.97}], 'c': []}
     """
@@ -138,9 +134,9 @@ def decide(
         facts = known.get(name)
         drop = drops.get(name)
         if column.role is not Role.FEATURE:
-            verdict, reason = column.role.value, _UNTOUCHED[column.role]
+            verdict, reason = column.role.value, column.role.reason
         elif drop is not None:
-            verdict, reason = "dropped", drop.reason
+            verdict, reason = "dropped", drop.text
         else:
             verdict, reason = "kept", _why_kept(name in keep, stands_for.get(name, 0))
         return Decision(
@@ -166,8 +162,9 @@ def explain(column: str, decisions: Sequence[Decision]) -> str:
 
     Examples
     --------
+    >>> from dpipe.registry import Reason
     >>> columns = [Column(name, "double", Role.FEATURE) for name in "ab"]
-    >>> drop = Drop("b", 2, "redundant", "spearman", -0.97, 0.95, representative="a")
+    >>> drop = Drop("b", 2, Reason.REDUNDANT, "spearman", -0.97, 0.95, representative="a")
     >>> decisions = decide(columns, [], [PassResult(2, "spearman", ("a",), (drop,))])
     >>> explain("b", decisions)
     "'b' was dropped by pass 2 (spearman): redundant, spearman -0.97 (threshold 0.95); 'a' stays."
@@ -178,20 +175,15 @@ def explain(column: str, decisions: Sequence[Decision]) -> str:
     row = rows[column]
     if row.pass_number is None:
         return f"{column!r} is {row.decision.replace('_', ' ')}: {row.reason}."
-    said = f"{column!r} was dropped by pass {row.pass_number} ({PASS_NAMES[row.pass_number]}): "
-    said += row.reason
+    name = PASSES[row.pass_number].name
+    sentence = f"{column!r} was dropped by pass {row.pass_number} ({name}): {row.reason}"
     if row.measure is not None and row.value is not None:
-        said += f", {row.measure} {row.value:.6g} (threshold {row.threshold:.6g})"
+        sentence += f", {row.measure} {row.value:.6g} (threshold {row.threshold:.6g})"
     if row.representative is None:
-        return f"{said}."
-    gone = {name: _as_drop(other) for name, other in rows.items() if other.pass_number is not None}
-    *between, last = follow_chain(column, gone)[1:]
+        return f"{sentence}."
+    *between, last = follow_chain(column, rows)[1:]
     through = f" (through {', '.join(map(repr, between))})" if between else ""
-    return f"{said}; {last!r} stays{through}."
-
-
-def _as_drop(row: Decision) -> Drop:
-    return Drop(row.column, row.pass_number or 0, row.reason, representative=row.representative)
+    return f"{sentence}; {last!r} stays{through}."
 
 
 def _by_strength(drop: Drop) -> tuple[int, float, str]:

@@ -33,6 +33,7 @@ from dpipe.rankstore import (
     read_block_columns,
     write_block,
 )
+from dpipe.registry import Reason
 from dpipe.table import Block, Table, read_block
 
 ROWS_NAME = "rows.npz"
@@ -318,7 +319,7 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
             if name not in asked:
                 alike = known[name].first_sign == known[first].first_sign
                 rho = 1.0 if alike else -1.0
-                drops[name] = Drop(name, 1, "monotone duplicate", "spearman", rho, 1.0, first)
+                drops[name] = Drop(name, 1, Reason.DUPLICATE, "spearman", rho, 1.0, first)
     kept = tuple(name for name in names if name not in drops)
     ordered = tuple(drops[name] for name in names if name in drops)
     return PassResult(1, PASS_NAMES[1], kept, ordered)
@@ -334,7 +335,7 @@ def _rule_drop(statistics: ColumnStatistics, reason: str, options: Options) -> D
     return Drop(
         statistics.name,
         1,
-        reason,
+        Reason(reason),
         measure,
         None if measure is None else values[measure],
         None if option is None else float(getattr(options, option)),

@@ -16,6 +16,7 @@ from dpipe.engine.context import Prepared
 from dpipe.engine.tiles import NEAR
 from dpipe.model import Drop, Edges, Emit, Note, PassResult
 from dpipe.options import PASS_NAMES, Options
+from dpipe.registry import Reason
 
 
 def keep_representatives(
@@ -74,7 +75,7 @@ def keep_representatives(
         Drop(
             name,
             number,
-            "redundant",
+            Reason.REDUNDANT,
             measure,
             float(choice.value[index]),
             threshold,

@@ -22,6 +22,7 @@ from dpipe.engine.plan import check_client
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
 from dpipe.model import MILLION, Drop, Note, PassResult
 from dpipe.options import PASS_NAMES, Options
+from dpipe.registry import Reason
 
 
 def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
@@ -43,7 +44,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         context.emit(
             Note(
                 f"{varying[step.index]!r} was asked to be kept, though it is a "
-                f"{_terms(step, varying)} in rank scores.",
+                f"{Reason.COMBINATION} {_terms(step, varying)} in rank scores.",
                 "warning",
             )
         )
@@ -85,15 +86,16 @@ _MOST_TERMS = 8
 
 
 def _terms(step: Elimination, columns: Sequence[str]) -> str:
-    """The combination in words, its largest terms first."""
+    """Of what a combination is made, in words, the largest terms first."""
     largest = sorted(step.partners, key=lambda term: -abs(term[1]))
     terms = ", ".join(f"{columns[index]} ({weight:.3g})" for index, weight in largest[:_MOST_TERMS])
     more = len(largest) - _MOST_TERMS
-    return f"linear combination of {terms}" + (f" and {more} more" if more > 0 else "")
+    return f"of {terms}" + (f" and {more} more" if more > 0 else "")
 
 
 def _drop(step: Elimination, columns: Sequence[str], other: str, options: Options) -> Drop:
     name = columns[step.index]
     if step.kind == "combination":
-        return Drop(name, 3, _terms(step, columns), "r2", step.r_squared, 1.0, other)
-    return Drop(name, 3, "inflated variance", "vif", step.value, options.vif_threshold, other)
+        terms = _terms(step, columns)
+        return Drop(name, 3, Reason.COMBINATION, "r2", step.r_squared, 1.0, other, terms)
+    return Drop(name, 3, Reason.INFLATED, "vif", step.value, options.vif_threshold, other)

@@ -25,10 +25,9 @@
     spearman: "ρ", "hsic+rdc": "HSIC+RDC", hsic: "HSIC", rdc: "RDC", vif: "VIF", r2: "R²",
     n_valid: "valid", missing_ratio: "missing", normalised_variance: "norm. variance",
   };
-  const PASSES = { 1: "Prepare", 2: "Spearman", 3: "VIF", 4: "Nonlinear" };
-  // Where the value is not of the pair: how the next column of a chain was found.
-  const PARTNERS = { vif: "; of the columns that stayed, the next shares most with it", r2: "; the next is its closest part" };
-  const DECISIONS = { kept: "kept", dropped: "dropped", id: "identifier", excluded: "left out", not_numeric: "not numeric" };
+  const titled = (number) => `${number} ${data.passes[number]?.title ?? ""}`;
+  const decided = (i) => data.decisions[text(columns.decision, i)] ?? text(columns.decision, i);
+  const kindOf = (i) => columns.kinds[text(columns.kind, i)];
   const MATRICES = { spearman: "Spearman ρ", hsic: "HSIC", rdc: "RDC" };
 
   const real = (value) => (value === "inf" ? Infinity : value === "-inf" ? -Infinity : value);
@@ -82,9 +81,11 @@
     root[i] = chain(i).at(-1);
     if (root[i] !== i) stands[root[i]].push(i);
   }
-  // Each link of such a chain is a similarity of two columns, but for those of pass 3: what it drops
-  // several kept columns determine together.
-  const jointly = (i) => chain(i).some((k) => columns.pass[k] === 3);
+  // Each link of such a chain is a similarity of two columns, but for those of some passes: what they
+  // drop several kept columns determine together.
+  const joint = (number) => data.passes[number]?.pairwise === false;
+  const jointly = (i) => chain(i).some((k) => joint(columns.pass[k]));
+  const jointPasses = `pass ${[...new Set(columns.pass.filter(joint))].sort().join(" and ")}`;
   const similar = new Int32Array(n);
   for (let i = 0; i < n; i++) if (root[i] !== i && !jointly(i)) similar[root[i]]++;
   // Similar ones first, the direct ones first of all, the most similar first among those.
@@ -246,8 +247,8 @@
   const byStrength = Array.from({ length: n }, (_, i) => i).sort(
     (a, b) => (isKept(b) - isKept(a)) || similar[b] - similar[a] || stands[b].length - stands[a].length || a - b);
   const keptFirst = byStrength.filter(isKept);
-  const explained = !keptFirst.some((i) => stands[i].length) ? "" : columns.pass.includes(3)
-    ? "; “for 5 + 8” means 5 similar ones and 8 of those that pass 3 dropped" : "; “for 5” means 5 similar ones";
+  const explained = !keptFirst.some((i) => stands[i].length) ? "" : columns.pass.some(joint)
+    ? `; “for 5 + 8” means 5 similar ones and 8 of those that ${jointPasses} dropped` : "; “for 5” means 5 similar ones";
   let options = keptFirst;
   let asked = -1; // the column that was picked
   let current = -1; // the column that stands for it, which the pane is about
@@ -269,11 +270,11 @@
     drawOptions();
   }
 
-  /** How many similar columns a kept one stands for, and how many pass 3 lists with it. */
+  /** How many similar columns a kept one stands for, and how many more are listed with it. */
   function standing(i) {
     if (!stands[i].length) return "alone";
-    const joint = stands[i].length - similar[i];
-    return `for ${whole.format(similar[i])}${joint ? ` + ${whole.format(joint)}` : ""}`;
+    const more = stands[i].length - similar[i];
+    return `for ${whole.format(similar[i])}${more ? ` + ${whole.format(more)}` : ""}`;
   }
 
   function drawOptions() {
@@ -282,7 +283,7 @@
     const nodes = [make("div", { role: "presentation", style: `height:${options.length * OPTION}px` })];
     for (let k = first; k < last; k++) {
       const i = options[k];
-      const about = isKept(i) ? standing(i) : columns.labels[text(columns.kind, i)];
+      const about = isKept(i) ? standing(i) : (kindOf(i)?.label ?? decided(i));
       nodes.push(make("div", { role: "option", id: `option-${k}`, class: isKept(i) ? "option" : "option dropped",
         style: `top:${k * OPTION}px`, "aria-setsize": options.length, "aria-posinset": k + 1,
         "aria-selected": i === current || i === partner ? "true" : "false",
@@ -382,14 +383,14 @@
       pane.append(make("p", { class: "hint" }, isKept(i) ? "It stands for no other column." : "No other column stands for it."));
       return;
     }
-    const joint = others.length - similar[i];
+    const more = others.length - similar[i];
     const title = make("p", { class: "title" }, make("b", {}, `Stands for ${plural(others.length, "column")}`),
-      joint ? `: ${whole.format(similar[i])} similar to it, ${whole.format(joint)} by pass 3` : "");
+      more ? `: ${whole.format(similar[i])} similar to it, ${whole.format(more)} by ${jointPasses}` : "");
     const place = make("div", { class: "table alternatives" });
     pane.append(place);
-    if (joint) {
+    if (more) {
       pane.append(make("p", { class: "hint" },
-        "What pass 3 drops, several kept columns determine together; it is listed with the one that shares most with it."));
+        `What ${jointPasses} drops, several kept columns determine together; it is listed with the one that shares most with it.`));
     }
     alternatives = new DataTable(place, {
       label: "Alternatives", rows: others.slice(), sort: null, height: 172, noun: "column", title,
@@ -402,7 +403,7 @@
       },
       fields: [
         { label: "Column", width: "36%", key: (j) => columns.name[j], cell: (j) => opener(j, (j) => alternatives.open(j)) },
-        { label: "Pass", width: "17%", key: (j) => columns.pass[j], cell: (j) => `${columns.pass[j]} ${PASSES[columns.pass[j]] || ""}` },
+        { label: "Pass", width: "17%", key: (j) => columns.pass[j], cell: (j) => titled(columns.pass[j]) },
         { label: "Value", width: "20%", falling: true, key: (j) => absolute(columns.value[j]), cell: measured },
         { label: "By way of", width: "27%", key: (j) => chain(j).length, cell: (j) => {
           const way = chain(j).slice(1, -1).map((k) => shown[k]).join(" → ");
@@ -421,7 +422,7 @@
     const steps = chain(partner);
     const items = steps.map((i, k) => {
       const why = k === steps.length - 1 ? (isKept(i) ? "kept" : "not kept") :
-        `dropped by pass ${columns.pass[i]}: ${text(columns.reason, i)}; ${measured(i)}${PARTNERS[text(columns.measure, i)] ?? " with the next"}`;
+        `dropped by pass ${columns.pass[i]}: ${text(columns.reason, i)}; ${measured(i)}${kindOf(i)?.partner ? `; ${kindOf(i).partner}` : " with the next"}`;
       return make("li", { class: isKept(i) ? "kept" : "" }, nameOf(i), make("small", {}, why),
         k === steps.length - 1 ? null : valuesOf(i)); // those of the last one stand above
     });
@@ -681,11 +682,13 @@
     const option = (label, test) => ({ label: `${label} (${whole.format(total(test))})`, test });
     const groups = [{ options: [option("All columns", () => true), option("Kept", isKept), option("Dropped", isDropped)] }];
     const other = columns.decision.table.filter((name) => name !== "kept" && name !== "dropped");
-    if (other.length) groups[0].options.push(...other.map((name) => option(DECISIONS[name] || name, (i) => text(columns.decision, i) === name)));
+    if (other.length) groups[0].options.push(...other.map((name) => option(data.decisions[name] ?? name, (i) => text(columns.decision, i) === name)));
     const passes = [...new Set(columns.pass.filter((number) => number !== null))].sort();
-    if (passes.length) groups.push({ label: "Dropped by pass", options: passes.map((number) => option(`${number} ${PASSES[number] || ""}`, (i) => columns.pass[i] === number)) });
-    const kinds = columns.kind.table.filter((kind) => !(kind in DECISIONS));
-    if (kinds.length) groups.push({ label: "Reason", options: kinds.map((kind) => option(kind === "redundant nonlinear" ? "redundant (nonlinear)" : columns.labels[kind], (i) => text(columns.kind, i) === kind)) });
+    if (passes.length) groups.push({ label: "Dropped by pass", options: passes.map((number) => option(titled(number), (i) => columns.pass[i] === number)) });
+    const kinds = columns.kind.table;
+    const labels = kinds.map((kind) => columns.kinds[kind].label);
+    const label = (kind) => columns.kinds[kind][labels.filter((other) => other === columns.kinds[kind].label).length > 1 ? "full" : "label"];
+    if (kinds.length) groups.push({ label: "Reason", options: kinds.map((kind) => option(label(kind), (i) => text(columns.kind, i) === kind)) });
     return groups;
   }
 
@@ -699,7 +702,7 @@
       fields: [
         { label: "#", width: "60px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
         { label: "Column", width: "18%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Decision", width: "102px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, DECISIONS[text(columns.decision, i)] || text(columns.decision, i)) },
+        { label: "Decision", width: "102px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
         { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
         { label: "Reason", width: "15%", key: code(columns.reason), cell: code(columns.reason) },
         { label: "Value", width: "124px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
@@ -712,12 +715,12 @@
 
     if (place("near")) {
       const pairs = data.near;
-      const gap = ([number, , , value]) => Math.abs(real(value)) - data.thresholds[number];
+      const gap = ([number, , , value]) => Math.abs(real(value)) - data.passes[number].threshold;
       new DataTable(place("near"), {
         label: "Pairs near a threshold", rows: pairs, sort: [4, false], height: 420, noun: "pair",
         search: ([, a, b]) => `${lower[a]}\n${lower[b]}`,
         fields: [
-          { label: "Pass", width: "120px", key: (pair) => pair[0], cell: (pair) => `${pair[0]} ${PASSES[pair[0]] || ""}` },
+          { label: "Pass", width: "120px", key: (pair) => pair[0], cell: (pair) => titled(pair[0]) },
           { label: "Column", width: "28%", key: (pair) => columns.name[pair[1]], cell: (pair) => opener(pair[1], jumpTo) },
           { label: "Column", width: "28%", key: (pair) => columns.name[pair[2]], cell: (pair) => opener(pair[2], jumpTo) },
           { label: "Value", width: "120px", right: true, falling: true, key: (pair) => real(pair[3]), cell: (pair) => minus(real(pair[3]).toFixed(6)) },
@@ -745,7 +748,7 @@
           } },
           counted("Empty", empty), counted("NaN", (i) => columns.nan[i]), counted("Infinite", (i) => columns.inf[i]),
           counted("Valid", (i) => columns.valid[i]),
-          { label: "Decision", width: "15%", key: code(columns.reason), cell: (i) => (isDropped(i) ? text(columns.reason, i) : DECISIONS[text(columns.decision, i)] || "") },
+          { label: "Decision", width: "15%", key: code(columns.reason), cell: (i) => (isDropped(i) ? text(columns.reason, i) : decided(i)) },
         ],
       });
     }

@@ -19,6 +19,7 @@ from typing import Any
 
 from dpipe.model import Decision, MemoryReading
 from dpipe.options import Options
+from dpipe.registry import PASSES
 from dpipe.report import figures, words
 from dpipe.report.payload import dump, payload
 from dpipe.report.results import PassRecord, Results
@@ -125,23 +126,23 @@ def _funnel(results: Results) -> str:
     passes = results.passes or _passes_from(features)
     lines = [_funnel_line("", "Input", len(features), len(features), [])]
     for done in passes:
-        gone = Counter(
-            words.reason_key(d)
+        reasons = Counter(
+            words.reason_label(d)
             for d in features
             if d.decision == DROPPED and d.pass_number == done.number
         )
         lines.append(
             _funnel_line(
                 str(done.number),
-                words.PASS_TITLES.get(done.number, done.name),
+                _title(done),
                 done.n_kept,
                 len(features),
-                [(words.reason_label(key), number) for key, number in gone.most_common()],
+                reasons.most_common(),
             )
         )
-    skipped = [n for n in words.PASS_TITLES if n not in {p.number for p in passes}]
+    skipped = PASSES.keys() - {p.number for p in passes}
     left = (
-        f'<p class="hint">Not run: {_listed(words.PASS_TITLES[n] for n in skipped)}.</p>'
+        f'<p class="hint">Not run: {_listed(PASSES[n].title for n in sorted(skipped))}.</p>'
         if skipped
         else ""
     )
@@ -158,11 +159,15 @@ def _passes_from(features: Sequence[Decision]) -> tuple[PassRecord, ...]:
     left, found = len(features), []
     dropped = Counter(d.pass_number for d in features if d.pass_number is not None)
     for number in sorted(dropped):
-        name = words.PASS_TITLES.get(number, str(number))
+        name = PASSES[number].name if number in PASSES else str(number)
         after = left - dropped[number]
         found.append(PassRecord(number, name, left, after, 0.0, False, None, None, None, None))
         left = after
     return tuple(found)
+
+
+def _title(done: PassRecord) -> str:
+    return PASSES[done.number].title if done.number in PASSES else done.name
 
 
 def _funnel_line(
@@ -319,7 +324,7 @@ def _time_row(done: PassRecord, longest: float, ledger: Sequence[MemoryReading])
         work = ", ".join(parts)
     return (
         f'<tr><th scope="row">{done.number} '
-        f"{escape(words.PASS_TITLES.get(done.number, done.name))}</th>"
+        f"{escape(_title(done))}</th>"
         f"<td>{count(done.n_columns)} → {count(done.n_kept)}</td><td>{time}</td><td>{work}</td>"
         f"<td>{_peak(done, ledger)}</td></tr>"
     )

@@ -9,15 +9,16 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dpipe.model import Decision
+from dpipe.model import Decision, Role
+from dpipe.registry import PASSES
 from dpipe.report.matrix import communities_of, community_order, condense, pack
 from dpipe.report.results import Matrix, Results
-from dpipe.report.words import KEPT, reason_key, reason_label
+from dpipe.report.words import DROPPED, KEPT, reason_label
 
 LONGEST_REASON = 200
 """Characters of a reason on the page; ``decisions.csv`` has it in full."""
@@ -38,10 +39,8 @@ def payload(results: Results) -> dict[str, Any]:
             for a, b, value in pairs
             if a in index and b in index
         ],
-        "thresholds": {
-            "2": results.options.get("spearman_threshold"),
-            "4": results.options.get("nonlinear_threshold"),
-        },
+        "passes": _passes(results),
+        "decisions": {KEPT: KEPT, DROPPED: DROPPED} | {role.value: role.label for role in Role},
         "sample": _sample(results, index),
         "ledger": [
             [
@@ -65,9 +64,21 @@ def dump(value: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
+def _passes(results: Results) -> dict[str, dict[str, Any]]:
+    """Title and threshold of every pass, and whether its drops resemble their representative."""
+    return {
+        str(number): {
+            "title": entry.title,
+            "threshold": results.options.get(entry.threshold or ""),
+            "pairwise": entry.pairwise,
+        }
+        for number, entry in PASSES.items()
+    }
+
+
 def _columns(results: Results, index: Mapping[str, int]) -> dict[str, Any]:
     decisions = results.decisions
-    labels = {key: reason_label(key) for key in map(reason_key, decisions)}
+    kinds = _kinds(decisions)
 
     def coded(value_of: Callable[[Decision], str | None]) -> dict[str, Any]:
         return _coded(map(value_of, decisions))
@@ -83,8 +94,8 @@ def _columns(results: Results, index: Mapping[str, int]) -> dict[str, Any]:
         "type": coded(lambda d: d.dtype),
         "decision": coded(lambda d: d.decision),
         "pass": [d.pass_number for d in decisions],
-        "kind": coded(reason_key),
-        "labels": labels,
+        "kind": _coded(kinds),
+        "kinds": _kind_labels(decisions, kinds),
         "reason": coded(lambda d: _short_reason(d.reason)),
         "measure": coded(lambda d: d.measure),
         "value": listed("value"),
@@ -103,6 +114,30 @@ def _columns(results: Results, index: Mapping[str, int]) -> dict[str, Any]:
         "max": known("maximum"),
         "mean": known("mean"),
     }
+
+
+def _kinds(decisions: Sequence[Decision]) -> list[str | None]:
+    """The pass and the reason of each drop, None for what was not dropped."""
+    return [
+        f"{d.pass_number} {reason_label(d)}" if d.decision == DROPPED else None for d in decisions
+    ]
+
+
+def _kind_labels(
+    decisions: Sequence[Decision], kinds: Sequence[str | None]
+) -> dict[str, dict[str, str]]:
+    """Of each kind its label, the same with its pass, and how its representative was found."""
+    labels = {}
+    for kind, decision in zip(kinds, decisions, strict=True):
+        if kind is not None and kind not in labels:
+            label, cause = reason_label(decision), decision.cause
+            number = decision.pass_number
+            labels[kind] = {
+                "label": label,
+                "full": f"{label} (pass {number})",
+                "partner": "" if cause is None else cause.partner,
+            }
+    return labels
 
 
 def _short_reason(reason: str) -> str:

@@ -8,89 +8,39 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dpipe.model import Decision
+from dpipe.model import Decision, Role
 
-PASS_TITLES = {1: "Prepare", 2: "Spearman", 3: "Variance inflation", 4: "Nonlinear"}
 NOTHING = "\N{EN DASH}"
 """Stands where there is no value."""
 
 _MINUS = "\N{MINUS SIGN}"
 _STAY, _JOIN = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 DROPPED, KEPT = "dropped", "kept"
-COMBINATION = "linear combination"
-
-_UNTOUCHED = {
-    "id": ("identifier", "identifiers"),
-    "excluded": ("left out as asked", "left out as asked"),
-    "not_numeric": ("not numeric", "not numeric"),
+_ROLES = {role.value: role for role in Role if role is not Role.FEATURE}
+_SYMBOLS = {
+    "spearman": f"|{_JOIN}\N{GREEK SMALL LETTER RHO}{_JOIN}|",
+    "hsic+rdc": f"HSIC{_STAY}+{_STAY}RDC",
 }
 
-# reason -> (in the funnel, in the headline; {t} is the threshold of the rule)
-_REASONS = {
-    "no valid value": ("no valid value", "{n} hold no valid value"),
-    "too few valid values": ("too few valid values", "{n} hold fewer than {t} valid values"),
-    "too many missing values": ("too many missing", "{n} miss more than {t%} of their values"),
-    "constant": ("constant", "{n} are constant"),
-    "low variance": ("low variance", "{n} hardly vary"),
-    "monotone duplicate": ("monotone duplicate", "{n} rank the rows exactly as another column"),
-    "redundant": ("redundant", "{n} follow a kept column (|\N{GREEK SMALL LETTER RHO}| ≥ {t})"),
-    "redundant nonlinear": ("redundant", "{n} are determined by a kept column (HSIC + RDC ≥ {t})"),
-    COMBINATION: ("linear combination", "{n} are exact linear combinations of others"),
-    "inflated variance": ("inflated variance", "{n} have a variance inflation factor above {t}"),
-}
-# The same where n is 1.
-_SINGULAR = (
-    (" hold ", " holds "),
-    (" miss ", " misses "),
-    (" are ", " is "),
-    (" have ", " has "),
-    (" follow ", " follows "),
-    ("hardly vary", "hardly varies"),
-    (" rank ", " ranks "),
-    ("linear combinations", "linear combination"),
-    ("of their values", "of its values"),
-    ("is exact linear", "is an exact linear"),
-)
 
-
-def reason_key(decision: Decision) -> str:
-    """What kind of reason a decision has: its text without the names in it.
+def reason_label(decision: Decision) -> str:
+    """Why a column was dropped, in two or three words.
 
     Examples
     --------
-    >>> from dataclasses import replace
-    >>> kept = Decision("a", "double", 9, 0, 0, 0, 9, "kept", None, "representative of 3 columns",
-    ...     None, None, None, None, None)
-    >>> reason_key(kept)
-    'kept'
-    >>> reason_key(replace(kept, decision="dropped", reason="linear combination of b (2)"))
+    >>> empty = (None,) * 5
+    >>> reason_label(Decision("a", "double", 9, 0, 0, 0, 9, "dropped", 3,
+    ...     "linear combination of b (2)", *empty))
     'linear combination'
     """
-    if decision.decision != DROPPED:
-        return decision.decision
-    if decision.reason.startswith(COMBINATION):
-        return COMBINATION
-    if decision.reason == "redundant" and decision.measure != "spearman":
-        return "redundant nonlinear"
-    return decision.reason
-
-
-def reason_label(key: str) -> str:
-    """A reason in two or three words.
-
-    Examples
-    --------
-    >>> reason_label("redundant nonlinear"), reason_label("something else")
-    ('redundant', 'something else')
-    """
-    return _REASONS.get(key, (key,))[0]
+    return decision.reason if decision.cause is None else decision.cause.label
 
 
 def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
-    r"""The result in a sentence, why the rest went, and what never took part.
+    r"""The result in a sentence, why columns were dropped, and what never took part.
 
     Examples
     --------
@@ -99,53 +49,51 @@ def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
     ...     Decision("a", "double", 9, 0, 0, 0, 9, "kept", None, "no similar column", *empty),
     ...     Decision("b", "double", 9, 0, 0, 0, 1, "dropped", 1, "constant", *empty),
     ... ])
-    ('2 columns in, 1 kept', '1 went: 1\xa0is constant.', '')
+    ('2 columns in, 1 kept', '1 dropped: constant.', '')
     """
     decisions = tuple(decisions)
     features = [d for d in decisions if d.decision in (KEPT, DROPPED)]
-    gone = [d for d in features if d.decision == DROPPED]
-    title = f"{plural(len(features), 'column')} in, {count(len(features) - len(gone))} kept"
-    counts = Counter(reason_key(d) for d in gone)
-    limits = {reason_key(d): d.threshold for d in gone}
-    parts = [_clause(key, number, limits[key]) for key, number in counts.most_common()]
-    if len(counts) == 1 and len(gone) > 1:
-        parts = [part.replace(f"{count(len(gone))}{_STAY}", f"all{_STAY}", 1) for part in parts]
-    why = f"{count(len(gone))} went: {', '.join(parts)}." if gone else _nothing_went(features)
-    return title, why, _passed_through(decisions)
+    dropped = [d for d in features if d.decision == DROPPED]
+    title = f"{plural(len(features), 'column')} in, {count(len(features) - len(dropped))} kept"
+    return title, _why_dropped(features, dropped), _passed_through(decisions)
 
 
-def _nothing_went(features: list[Decision]) -> str:
+def _why_dropped(features: Sequence[Decision], dropped: Sequence[Decision]) -> str:
     if not features:
         return "The table has no numeric column to select from."
-    if len(features) == 1:
-        return "Nothing went: no rule speaks against it."
-    return "Nothing went: no rule and no other column speaks against any of them."
+    if not dropped:
+        return "No column was dropped."
+    clauses = Counter(_clause(d) for d in dropped).most_common()
+    if len(clauses) == 1:
+        return f"{count(len(dropped))} dropped: {clauses[0][0]}."
+    # A line may break between clauses, not between a number and what it counts.
+    parts = [f"{count(number)}{_STAY}{clause}" for clause, number in clauses]
+    return f"{count(len(dropped))} dropped: {', '.join(parts)}."
 
 
-def _clause(key: str, number: int, threshold: float | None) -> str:
-    pattern = _REASONS.get(key, (key, f"{{n}} of: {key}"))[1]
-    limit = "the limit" if threshold is None else short(threshold)
-    share = "the allowed share" if threshold is None else f"{short(100 * threshold)} %"
-    text = pattern.replace("{t%}", share).replace("{t}", limit)
-    if number == 1:
-        for many, one in _SINGULAR:
-            text = text.replace(many, one, 1)
-    # A line may break between clauses, not between a sign and its number.
-    text = text.replace(
-        "|\N{GREEK SMALL LETTER RHO}|", f"|{_JOIN}\N{GREEK SMALL LETTER RHO}{_JOIN}|"
+def _clause(decision: Decision) -> str:
+    """What the headline says of the columns dropped as this one was, without their number."""
+    if decision.cause is None:
+        return f"for another reason ({decision.reason})"
+    limit, measure = decision.threshold, decision.measure
+    return decision.cause.clause.replace(
+        " \N{GREATER-THAN OR EQUAL TO} ", f"{_STAY}\N{GREATER-THAN OR EQUAL TO}{_STAY}"
+    ).format(
+        limit="the limit" if limit is None else short(limit),
+        percent="the allowed share" if limit is None else f"{short(100 * limit)}{_STAY}%",
+        symbol=_SYMBOLS.get(measure or "", measure),
     )
-    text = text.replace(" ≥ ", f"{_STAY}≥{_STAY}").replace(" %", f"{_STAY}%")
-    return text.replace("{n} ", f"{count(number)}{_STAY}")
 
 
 def _passed_through(decisions: Iterable[Decision]) -> str:
-    counts = Counter(d.decision for d in decisions if d.decision in _UNTOUCHED)
-    if not counts:
+    roles = Counter(_ROLES[d.decision] for d in decisions if d.decision in _ROLES)
+    if not roles:
         return ""
-    total = sum(counts.values())
-    kinds = [f"{count(n)} {_UNTOUCHED[kind][n > 1]}" for kind, n in counts.items()]
-    if len(counts) == 1:
-        kinds = [_UNTOUCHED[kind][total > 1] for kind in counts]
+    total = roles.total()
+    labels = {role: role.label if n == 1 else role.plural for role, n in roles.items()}
+    kinds = [f"{count(n)} {labels[role]}" for role, n in roles.items()]
+    if len(roles) == 1:
+        kinds = list(labels.values())
     was = "was" if total == 1 else "were"
     return f"{plural(total, 'more column')} {was} not compared: {', '.join(kinds)}."
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from dpipe.errors import InputError
 from dpipe.model import Drop, PassResult
+from dpipe.registry import Reason
 from dpipe.runfolder.files import BROKEN, CHECKPOINT, Files, same, unreadable
 from dpipe.runfolder.plain import digest_of, plain
 
@@ -182,7 +183,7 @@ def _pass_result(stored: Mapping[str, Any]) -> PassResult:
 
 def _drop(stored: Mapping[str, Any]) -> Drop:
     numbers = {k: None if stored[k] is None else float(stored[k]) for k in ("value", "threshold")}
-    return Drop(**{**stored, **numbers})
+    return Drop(**{**stored, **numbers, "reason": Reason(stored["reason"])})
 
 
 def _write_npz(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:

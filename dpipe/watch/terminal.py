@@ -236,7 +236,9 @@ class Progress:
         if self._deaf:
             return
         reasons = Counter(
-            (d.pass_number, kind_of_reason(d.reason)) for d in decisions if d.decision == "dropped"
+            (d.pass_number, d.reason if d.cause is None else d.cause.value)
+            for d in decisions
+            if d.decision == "dropped"
         )
         if is_live(self.console):
             self.console.print(self._table(reasons))
@@ -282,17 +284,6 @@ class _Status(ProgressColumn):
         if task.fields.get("memory"):
             parts.append(f"{gib(task.fields['memory'])} a worker")
         return Text(", ".join(part.strip() for part in parts if part))
-
-
-def kind_of_reason(reason: str) -> str:
-    """A reason without the columns it names, so that equal ones can be counted.
-
-    Examples
-    --------
-    >>> kind_of_reason("linear combination of MolWt, TPSA"), kind_of_reason("constant")
-    ('linear combination', 'constant')
-    """
-    return reason.partition(" of ")[0]
 
 
 def counted(n: int, noun: str) -> str:
