@@ -1,7 +1,7 @@
 # The usual verbs; each is one command that also works when typed.
-.PHONY: help install format lint type test slow oldest bench docs ci
+.PHONY: help install format lint type test slow oldest bench generated docs ci
 help:
-	@echo "make install | format | lint | type | test | slow | oldest | bench | docs | ci"
+	@echo "make install | format | lint | type | test | slow | oldest | bench | generated | docs | ci"
 install:
 	python -m pip install --editable ".[test]"
 format:
@@ -18,6 +18,8 @@ oldest:
 	.ci/oldest
 bench:
 	python -m benchmarks
+generated:
+	python -m docs.generate
 docs:
 	python -m sphinx -W -b html docs build/docs
 ci:

@@ -8,9 +8,11 @@ the files).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 import dpipe
 from dpipe.errors import InputError
 from dpipe.inputs import Kind, kind_of
-from dpipe.options import Options
+from dpipe.options import DECLARED, Options
 from dpipe.session import current_client, threads_here
 
 try:
@@ -36,6 +38,20 @@ _CELLS_FOR_THREADS = 2**24
 """Cells up to which threads of this process are done sooner than processes are worth."""
 
 
+def _described(selector: type[DescriptorSelector]) -> type[DescriptorSelector]:
+    """The class, its docstring completed by what `dpipe.options` declares of its parameters."""
+    text = selector.__doc__ or ""
+    lines = [
+        f"{field.name} : {str(field.type).replace(' | ', ' or ')}\n        {declared.help}."
+        for field in dataclasses.fields(selector)
+        if (declared := DECLARED.get(field.name)) and f"    {field.name} : " not in text
+    ]
+    selector.__doc__ = text.replace("{options}", "\n    ".join(lines))
+    return selector
+
+
+@_described
+@dataclass(kw_only=True, eq=False, repr=False)
 class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     """Drop the columns that another column already stands for.
 
@@ -48,30 +64,17 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    spearman_threshold, vif_threshold, nonlinear_threshold, variance_threshold, max_missing_ratio
-        Thresholds of the passes, with the defaults of ``dpipe run``.
-    min_valid : int or None
-        Fewest valid rows of a column or pair. None means 100, or half of the rows where that is
-        less, but at least 2: with fewer rows nothing could be selected.
-    keep : sequence of str
-        Columns never dropped. Columns without names are called "x0", "x1", ...
-    prefer : sequence of str
-        Columns that win as representative, in this order.
-    passes : sequence of int
-        Passes to run, out of 1 prepare, 2 spearman, 3 vif, 4 nonlinear; 1 is always among them.
-    nonlinear_rows : int or None
-        Draw this many rows for pass 4.
-    seed : int
-        Seed of every draw.
     client : distributed.Client, cluster, str or None
         A running Dask cluster. A clone shares it; a pickle does not take it along, unless it is
         an address.
-    workers : int or None
-        Number of worker processes to start.
-    device : {"auto", "cpu", "gpu"}
-        Where tasks compute.
+    min_valid : int or None
+        Fewest valid rows of a column or pair. None means 100, or half of the rows where that is
+        less, but at least 2: with fewer rows nothing could be selected.
+    keep : Sequence[str]
+        Columns never dropped. Columns without names are called "x0", "x1", ...
     scratch_dir : str or None
         Where ranks and a copy of the data lie during `fit`; the system's temporary folder if None.
+    {options}
 
     Attributes
     ----------
@@ -104,40 +107,21 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     ('monotone duplicate', 'x0')
     """
 
-    def __init__(
-        self,
-        *,
-        spearman_threshold: float = Options.spearman_threshold,
-        vif_threshold: float = Options.vif_threshold,
-        nonlinear_threshold: float = Options.nonlinear_threshold,
-        variance_threshold: float = Options.variance_threshold,
-        max_missing_ratio: float = Options.max_missing_ratio,
-        min_valid: int | None = None,
-        keep: Sequence[str] = (),
-        prefer: Sequence[str] = (),
-        passes: Sequence[int] = Options.passes,
-        nonlinear_rows: int | None = None,
-        seed: int = Options.seed,
-        client: Any = None,
-        workers: int | None = None,
-        device: str = Options.device,
-        scratch_dir: str | None = None,
-    ) -> None:
-        self.spearman_threshold = spearman_threshold
-        self.vif_threshold = vif_threshold
-        self.nonlinear_threshold = nonlinear_threshold
-        self.variance_threshold = variance_threshold
-        self.max_missing_ratio = max_missing_ratio
-        self.min_valid = min_valid
-        self.keep = keep
-        self.prefer = prefer
-        self.passes = passes
-        self.nonlinear_rows = nonlinear_rows
-        self.seed = seed
-        self.client = client
-        self.workers = workers
-        self.device = device
-        self.scratch_dir = scratch_dir
+    spearman_threshold: float = Options.spearman_threshold
+    vif_threshold: float = Options.vif_threshold
+    nonlinear_threshold: float = Options.nonlinear_threshold
+    variance_threshold: float = Options.variance_threshold
+    max_missing_ratio: float = Options.max_missing_ratio
+    min_valid: int | None = None
+    keep: Sequence[str] = ()
+    prefer: Sequence[str] = ()
+    passes: Sequence[int] = Options.passes
+    nonlinear_rows: int | None = None
+    seed: int = Options.seed
+    client: Any = None
+    workers: int | None = None
+    device: str = Options.device
+    scratch_dir: str | None = None
 
     def fit(self, X: Any, y: Any = None) -> DescriptorSelector:
         """Select columns of `X`.

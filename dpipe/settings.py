@@ -8,12 +8,12 @@ Does not cover: the command line and its YAML file (`dpipe.cli.request`), the ch
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.options import BESIDE_OPTIONS, Options, options_from
+from dpipe.options import DECLARED, EXTRA_KEYS, options_from
+from dpipe.options.kinds import Names
 
 IN_DASK = "Dask's configuration, under dpipe: "
 """How an error begins whose cause stands there."""
@@ -47,7 +47,7 @@ def with_configured(given: Mapping[str, Any]) -> dict[str, Any]:
     below: dict[str, Any] = {}
     for raw, value in configured_options().items():
         name = str(raw).replace("-", "_")
-        if name in BESIDE_OPTIONS or name in known:
+        if name in EXTRA_KEYS or name in known:
             continue
         try:
             below[name] = with_names_of_files(name, value)
@@ -90,8 +90,7 @@ def with_names_of_files(name: str, value: Any) -> Any:
     >>> with_names_of_files("keep", "a,b"), with_names_of_files("seed", 3)
     (('a', 'b'), 3)
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
-    if not isinstance(defaults.get(name), tuple) or name == "passes":
+    if name not in DECLARED or not isinstance(DECLARED[name].kind, Names):
         return value
     parts = split(value) if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):

@@ -33,6 +33,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def another_value(name: str) -> object:
+    """A value of an option that is not its default, as a YAML file may hold it."""
+    from dpipe.options import DECLARED, DEFAULTS
+    from dpipe.options.kinds import Choice, Flag, Number, Size, Some, Whole
+
+    match DECLARED[name].kind:
+        case Flag():
+            return not DEFAULTS[name]
+        case Choice(words=words):
+            return next(word for word in reversed(words) if word != DEFAULTS[name])
+        case Some(numbers=numbers, always=always):
+            return f"{always},{numbers[-1]}"
+        case Whole(low=low) | Size(low=low):
+            return int(low) + 2
+        case Number(low=low):
+            return low + 0.25
+    return "x"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow too")
 

@@ -41,7 +41,8 @@ from click.testing import CliRunner
 
 from dpipe.cli import main as command_line
 from dpipe.errors import DpipeError, InputError
-from dpipe.options import CHOICES, SIZES, Options, options_from
+from dpipe.options import DECLARED, Options, options_from
+from dpipe.options.kinds import Choice, Flag, Names, Number, Size, Some, Text, Whole
 from dpipe.table import open_table, read_block
 
 PATIENCE = 60.0
@@ -282,26 +283,23 @@ def _guarded(first: int, last: int, deadline: float) -> Iterator[tuple[int, str,
 
 def _values(name: str, dice: random.Random) -> Any:
     """A value for an option: mostly of its kind, sometimes of any."""
-    default = Options.__dataclass_fields__[name].default
     if dice.random() < 0.2:
         return dice.choice(_STRANGE)
-    if name in CHOICES:
-        return dice.choice(CHOICES[name])
-    if name in SIZES:
-        return dice.choice(("2GiB", "500 MB", "1e9", 10**9, "0.5k", "1e400", "-1", "GiB", 0))
-    if isinstance(default, bool):
-        return dice.random() < 0.5
-    if name == "passes":
-        return dice.choice(("1,2", "1", "1,2,3,4", [1, 4], "2", "1,5", "", "a", "1,1"))
-    if isinstance(default, tuple):
-        return dice.choice(("a,b", "MolWt", ["x", "y"], "", ",", "a,,b", "=cmd()", "\x1b[31m"))
-    if isinstance(default, float):
-        return dice.choice((0, 0.5, 0.95, 1, 1.5, -0.1, 10, "0.9", "nan", "inf", "1e-3"))
-    if name in ("scheduler", "scheduler_file", "scratch_dir"):
-        return dice.choice(("tcp://h:1", "file.json", "s3://b/c", "s3://u:p@b", "", "\0"))
-    return dice.choice((1, 2, 5, 100, 0, -1, "7", "1e3", 2**70, 1.5, "1_000", "5%"))
+    kind = DECLARED[name].kind
+    if isinstance(kind, Choice):
+        return dice.choice(kind.words)
+    return dice.choice(_OF_KIND[type(kind)])
 
 
+_OF_KIND: dict[type, tuple[Any, ...]] = {
+    Size: ("2GiB", "500 MB", "1e9", 10**9, "0.5k", "1e400", "-1", "GiB", 0),
+    Flag: (True, False),
+    Some: ("1,2", "1", "1,2,3,4", [1, 4], "2", "1,5", "", "a", "1,1"),
+    Names: ("a,b", "MolWt", ["x", "y"], "", ",", "a,,b", "=cmd()", "\x1b[31m"),
+    Number: (0, 0.5, 0.95, 1, 1.5, -0.1, 10, "0.9", "nan", "inf", "1e-3"),
+    Text: ("tcp://h:1", "file.json", "s3://b/c", "s3://u:p@b", "", "\0"),
+    Whole: (1, 2, 5, 100, 0, -1, "7", "1e3", 2**70, 1.5, "1_000", "5%"),
+}
 _STRANGE = (
     None,
     "",

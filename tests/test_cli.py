@@ -8,7 +8,6 @@ Does not cover: whether a selection is right (see `test_pipeline`), how progress
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -27,13 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from conftest import why_no_gpu
+from conftest import another_value, why_no_gpu
 
-from dpipe.cli import SECTIONS, main
+from dpipe.cli import main
 from dpipe.cli.commands import _final_words
 from dpipe.errors import ResourceError
 from dpipe.model import Decision
-from dpipe.options import Options
+from dpipe.options import DECLARED, DEFAULTS, Options, flag
 from dpipe.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,11 +116,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 Asked = Callable[..., dict[str, Any]]
 
 
-def test_every_option_stands_under_one_heading() -> None:
-    named = [name for names in SECTIONS.values() for name in names]
-    assert sorted(named) == sorted(field.name for field in dataclasses.fields(Options))
-
-
 def test_defaults_are_the_defaults_of_options(asked: Asked) -> None:
     seen = asked("run", "a.parquet", "b", "--output-dir", "out")
     assert seen["options"] == Options()
@@ -156,23 +150,15 @@ def test_words_become_options(asked: Asked, words: str, name: str, value: object
 
 def test_every_option_of_run_reaches_the_pipeline(asked: Asked) -> None:
     """Whatever is added to Options is an option of the command line by itself."""
-    samples = {bool: [], int: ["7"], float: ["0.25"], str: ["x"], tuple: ["x"]}
-    special = {
-        "device": ["gpu"],
-        "restart": ["always"],
-        "on_bad_file": ["skip"],
-        "missing": ["exact"],
-        "precision": ["tf32"],
-        "passes": ["1,4"],
-        "vif_threshold": ["3"],
-    }
-    for field in dataclasses.fields(Options):
-        kind = type(field.default) if field.default is not None else int
-        flag = "--" + field.name.replace("_", "-")
-        flag = flag.replace("--", "--no-") if field.default is True else flag
-        words = [flag, *special.get(field.name, samples[kind])]
+    for name, default in DEFAULTS.items():
+        word = flag(name)
+        value = another_value(name)
+        if isinstance(value, bool):
+            words = [word if value else word.replace("--", "--no-")]
+        else:
+            words = [word, str(value)]
         options = asked("run", "a.parquet", "--output-dir", "out", *words)["options"]
-        assert getattr(options, field.name) != field.default, field.name
+        assert getattr(options, name) != default, name
 
 
 def test_names_come_from_files_exactly(asked: Asked, tmp_path: Path) -> None:
@@ -463,10 +449,9 @@ def test_help_has_examples_that_parse() -> None:
 
 def test_help_of_run_lists_every_option_with_its_default() -> None:
     text = re.sub(r"\s+", " ", invoke("run", "--help").stdout)
-    for field in dataclasses.fields(Options):
-        flag = "--" + field.name.replace("_", "-")
-        assert f" {flag} " in text
-        assert field.metadata["help"] in text
+    for name, declared in DECLARED.items():
+        assert f" {flag(name)} " in text
+        assert declared.help in text
     for default in ("[0.95]", "[10.0]", "[1,2,3,4]", "[2GiB]", "[borderline]"):
         assert default in text
 

@@ -13,6 +13,5 @@ it needs when it runs.
 from __future__ import annotations
 
 from dpipe.cli.commands import main
-from dpipe.cli.headings import SECTIONS
 
-__all__ = ["SECTIONS", "main"]
+__all__ = ["main"]

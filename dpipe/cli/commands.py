@@ -16,7 +16,6 @@ import click
 
 from dpipe.cli.failures import RESUMABLE, VERBOSE
 from dpipe.cli.headings import (
-    SECTIONS,
     MainGroup,
     options_of_a_run,
     own_option,
@@ -26,7 +25,7 @@ from dpipe.cli.headings import (
 )
 from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
 from dpipe.errors import InputError
-from dpipe.options import Options
+from dpipe.options import Options, Section
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +59,7 @@ def main(ctx: click.Context) -> None:
     """,
 )
 @sources_argument
-@options_of_a_run(every=True)
+@options_of_a_run("run")
 @click.pass_context
 def run(
     ctx: click.Context, given: dict[str, Any], sources: tuple[str, ...], config: str | None
@@ -128,18 +127,13 @@ def _final_words(selection: Any, folder: str) -> None:
 )
 @sources_argument
 @own_option(
-    "Input", "--rows", metavar="N", help="rows of a table that does not exist yet, as in 120e6"
+    Section.INPUT,
+    "--rows",
+    metavar="N",
+    help="rows of a table that does not exist yet, as in 120e6",
 )
-@own_option("Input", "--columns", metavar="P", help="numeric columns of it")
-@options_of_a_run(
-    "sample_rows",
-    "sample_per_file",
-    "nonlinear_rows",
-    "passes",
-    "workers",
-    "threads_per_worker",
-    "memory_limit",
-)
+@own_option(Section.INPUT, "--columns", metavar="P", help="numeric columns of it")
+@options_of_a_run("plan")
 def plan(
     given: dict[str, Any],
     sources: tuple[str, ...],
@@ -214,19 +208,12 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
 )
 @sources_argument
 @own_option(
-    "Output", "--measure", metavar="spearman|hsic|rdc", required=True, help="what to compute"
+    Section.OUTPUT, "--measure", metavar="spearman|hsic|rdc", required=True, help="what to compute"
 )
-@own_option("Output", "--output", metavar="FILE.npy", required=True, help="the matrix to write")
-@options_of_a_run(
-    *SECTIONS["Input"][:4],
-    *SECTIONS["Workers and memory"][:9],
-    "seed",
-    "min_valid",
-    "missing",
-    "rdc_seeds",
-    "rdc_degree",
-    "precision",
+@own_option(
+    Section.OUTPUT, "--output", metavar="FILE.npy", required=True, help="the matrix to write"
 )
+@options_of_a_run("similarity")
 def similarity(
     given: dict[str, Any],
     sources: tuple[str, ...],
@@ -271,7 +258,7 @@ def similarity(
 @click.argument("folder", metavar="DIR")
 @sources_argument
 @own_option(
-    "Output",
+    Section.OUTPUT,
     "--output",
     metavar="FILE|DIR",
     required=True,
@@ -344,7 +331,13 @@ def _reduce(
     """,
 )
 @click.argument("folder", metavar="DIR")
-@own_option("Output", "--output", metavar="FILE", help="the page to write  [DIR/report.html]")
+@own_option(
+    Section.OUTPUT,
+    "--output",
+    metavar="FILE",
+    shown_default="DIR/report.html",
+    help="the page to write",
+)
 @storage_option
 @verbose_option
 def report(
@@ -373,7 +366,7 @@ def report(
 )
 @click.argument("folder", metavar="DIR")
 @own_option(
-    "Input",
+    Section.INPUT,
     "--input",
     "sources",
     metavar="PARQUET",
@@ -407,7 +400,7 @@ def verify(
     """,
 )
 @sources_argument
-@options_of_a_run("device", "scheduler", "scheduler_file", "workers", "memory_limit", "scratch_dir")
+@options_of_a_run("doctor")
 def doctor(given: dict[str, Any], sources: tuple[str, ...], config: str | None) -> None:
     """Look at versions, limits, devices and disks, here and on the workers.
 

@@ -1,4 +1,4 @@
-"""How commands declare their options: generated from `Options`, under headings, with examples.
+"""How commands declare their options: made from `dpipe.options`, under headings, with examples.
 
 Covers: click classes and decorators.
 Does not cover: what is done with the values (see `dpipe.cli.request`).
@@ -6,81 +6,42 @@ Does not cover: what is done with the values (see `dpipe.cli.request`).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from dpipe.cli.failures import VERBOSE, one_sentence, signals
-from dpipe.options import BESIDE_OPTIONS, CHOICES, SIZES, Options
-
-if TYPE_CHECKING:
-    pass
+from dpipe.options import DECLARED, DEFAULTS, EXTRA_KEYS, Option, Section, flag
+from dpipe.options.kinds import Flag, Globs, Names, Settings, Some
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Input": (
-        "id_columns",
-        "exclude",
-        "on_bad_file",
-        "coerce_strings",
-        "sample_rows",
-        "sample_per_file",
-        "seed",
-    ),
-    "What is redundant": (
-        "keep",
-        "prefer",
-        "max_missing_ratio",
-        "min_valid",
-        "variance_threshold",
-        "spearman_threshold",
-        "missing",
-        "vif_threshold",
-        "nonlinear_threshold",
-        "w_hsic",
-        "w_rdc",
-        "nonlinear_rows",
-        "rdc_seeds",
-        "rdc_degree",
-        "precision",
-        "passes",
-    ),
-    "Workers and memory": (
-        "device",
-        "scheduler",
-        "scheduler_file",
-        "workers",
-        "threads_per_worker",
-        "memory_limit",
-        "tls",
-        "restart",
-        "scratch_dir",
-        "matrix_budget",
-    ),
-    "Output": ("checkpoint", "fresh", "write_table"),
-}
-"""Every field of `Options` under the heading it has in ``--help``."""
-
-_METAVARS = {
-    "scheduler": "ADDRESS",
-    "scheduler_file": "FILE",
-    "scratch_dir": "DIR",
-    "passes": "1,2,3,4",
-}
-
-
 class HeadedOption(click.Option):
-    """An option with the heading it stands under."""
+    """An option with the heading it stands under, its default as text, and its declaration."""
 
-    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        section: Section,
+        shown_default: str = "",
+        declared: Option | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.section = section
+        self.shown_default = shown_default
+        self.declared = declared
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its meaning, with the default unless it is a flag."""
+        record = super().get_help_record(ctx)
+        if record is None or self.is_flag or not self.shown_default:
+            return record
+        return record[0], f"{record[1]}  [{self.shown_default}]"
 
 
 class HeadedCommand(click.Command):
@@ -96,9 +57,9 @@ class HeadedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
-                heading = getattr(parameter, "section", "Other")
+                heading = getattr(parameter, "section", Section.OTHER)
                 sections.setdefault(heading, []).append(record)
-        for heading in (*SECTIONS, "Other"):
+        for heading in Section:
             if heading in sections:
                 with formatter.section(heading):
                     formatter.write_dl(sections[heading], col_max=34)
@@ -138,95 +99,67 @@ class MainGroup(click.Group):
             return super().invoke(ctx)
 
 
-def own_option(section: str, *names: str, **settings: Any) -> Callable[[_Decorated], _Decorated]:
-    """An option of a command that is no field of `Options`."""
+def own_option(
+    section: Section, *names: str, **settings: Any
+) -> Callable[[_Decorated], _Decorated]:
+    """An option of a command that no YAML file holds."""
     return click.option(*names, cls=HeadedOption, section=section, **settings)
 
 
-def options_of_a_run(
-    *shown: str, every: bool = False
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of `Options` and hand it those that were set, as ``given``.
+def options_of_a_run(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a run and hand it those that were set, as ``given``.
 
-    Parameters
-    ----------
-    shown
-        The fields that ``--help`` lists; the others are accepted as well, so that the words of
-        `dpipe run` fit every command.
-    every
-        List all of them.
+    ``--help`` of `run` lists all of them, that of another command those declared to be its own; the
+    others are accepted as well, so that the words of `dpipe run` fit every command.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
         def with_given(**values: Any) -> None:
-            fields = {f.name for f in dataclasses.fields(Options)}
-            given = {
-                name: values.pop(name)
-                for name in list(values)
-                if name in fields or name in BESIDE_OPTIONS
-            }
-            command(given={k: v for k, v in given.items() if v not in (None, ())}, **values)
+            names = [name for name in values if name in DECLARED or name in EXTRA_KEYS]
+            given = {name: values.pop(name) for name in names}
+            function(given={k: v for k, v in given.items() if v not in (None, ())}, **values)
 
         decorated: Callable[..., None] = _general_options(with_given)
-        decorated = own_option(
-            "Output",
-            "--output-dir",
-            metavar="DIR",
-            hidden=not every,
-            help="the run folder; the same one continues a run",
-        )(decorated)
-        fields = {f.name: f for f in dataclasses.fields(Options)}
-        for section, names in reversed(SECTIONS.items()):
-            for name in reversed(names):
-                hidden = not (every or name in shown)
-                if name == "device":
-                    decorated = _prefer_gpu(hidden)(decorated)
-                decorated = _field_option(fields[name], section, hidden)(decorated)
-        return decorated
+        decorated = extra_option("prefer_gpu", hidden=command != "run")(decorated)
+        for name in reversed(list(DECLARED)):
+            declared = DECLARED[name]
+            hidden = command not in ("run", *declared.also)
+            decorated = _declared_option(name, declared, DEFAULTS[name], hidden=hidden)(decorated)
+        return extra_option("output_dir", hidden=command != "run")(decorated)
 
     return decorate
 
 
-def _field_option(
-    field: dataclasses.Field[Any], section: str, hidden: bool
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The option of one field; values stay text, so that `options_from` converts all sources."""
-    flag = "--" + field.name.replace("_", "-")
-    default = field.default
-    text = field.metadata["help"]
-    settings: dict[str, Any] = {"default": None, "hidden": hidden}
-    if isinstance(default, bool):
-        name = f"{flag}/--no-{flag[2:]}" if default else flag
-        return own_option(section, name, help=text, is_flag=True, **settings)
-    if isinstance(default, tuple):
-        settings["multiple"] = True
-    shown = _shown_default(field.name, default)
+def extra_option(name: str, **settings: Any) -> Callable[[_Decorated], _Decorated]:
+    """The option of one of `dpipe.options.EXTRA_KEYS`."""
+    return _declared_option(name, EXTRA_KEYS[name], None, **settings)
+
+
+def _declared_option(
+    name: str, declared: Option, default: Any, *short: str, **settings: Any
+) -> Callable[[_Decorated], _Decorated]:
+    """An option as declared; values stay text, so that `options_from` converts all sources."""
+    kind = declared.kind
+    word = flag(name)
+    if isinstance(kind, Flag):
+        word = f"{word}/--no-{word[2:]}" if default else word
+        settings["is_flag"] = True
+    else:
+        settings |= {"metavar": kind.metavar, "multiple": isinstance(kind, _REPEATED)}
     return own_option(
-        section,
-        flag,
-        metavar=_metavar(field.name, default),
-        help=f"{text}  [{shown}]" if shown else text,
+        declared.section,
+        *short,
+        word,
+        default=None,
+        help=declared.help,
+        declared=declared,
+        shown_default="" if default in (None, ()) else kind.text(default),
         **settings,
     )
 
 
-def _metavar(name: str, default: Any) -> str:
-    if name in CHOICES:
-        return "|".join(CHOICES[name])
-    if name in SIZES:
-        return "SIZE"
-    return _METAVARS.get(name) or (
-        "NAMES" if isinstance(default, tuple) else "X" if isinstance(default, float) else "N"
-    )
-
-
-def _shown_default(name: str, default: Any) -> str:
-    if default is None or default == ():
-        return ""
-    if name in SIZES:
-        return f"{default / 2**30:g}GiB"
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+_REPEATED = (Names, Some, Globs, Settings)
 
 
 def _note_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -236,55 +169,24 @@ def _note_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -
 
 def verbose_option(command: _Decorated) -> _Decorated:
     """Add ``--verbose`` to a command that takes no options of a run."""
-    return own_option(
-        "Other",
-        "-v",
-        "--verbose",
-        is_flag=True,
-        default=None,
-        is_eager=True,
-        callback=_note_verbose,
-        help="say more; add the traceback to an error",
-    )(command)
-
-
-def _prefer_gpu(hidden: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return own_option(
-        "Workers and memory",
-        "--prefer-gpu",
-        is_flag=True,
-        default=None,
-        hidden=hidden,
-        help="the same as --device auto",
-    )
+    declared = EXTRA_KEYS["verbose"]
+    settings = {"is_eager": True, "callback": _note_verbose}
+    return _declared_option("verbose", declared, None, "-v", **settings)(command)
 
 
 def _general_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that takes those of a run."""
-    quiet = own_option("Other", "-q", "--quiet", is_flag=True, default=None, help="say errors only")
-    config = own_option("Other", "--config", metavar="FILE", help="YAML file with options")
+    quiet = _declared_option("quiet", EXTRA_KEYS["quiet"], None, "-q")
+    config = own_option(Section.OTHER, "--config", metavar="FILE", help="YAML file with options")
     return config(verbose_option(quiet(command)))
 
 
 def sources_argument(command: Callable[..., None]) -> Callable[..., None]:
     """The input: arguments, and what only files need beside their name."""
     argument = click.argument("sources", nargs=-1, metavar="PARQUET...")
-    alias = own_option(
-        "Input",
-        "--parquet-glob",
-        metavar="GLOB",
-        multiple=True,
-        help="another way to give the input",
-    )
-    return argument(alias(storage_option(command)))
+    return argument(extra_option("parquet_glob")(storage_option(command)))
 
 
 def storage_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--storage-options``."""
-    return own_option(
-        "Input",
-        "--storage-options",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="for URLs, given to fsspec; also as one JSON object",
-    )(command)
+    return extra_option("storage_options")(command)

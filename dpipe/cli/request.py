@@ -19,7 +19,8 @@ import click
 
 from dpipe.cli.failures import SECRETS
 from dpipe.errors import InputError
-from dpipe.options import BESIDE_OPTIONS, Options, options_from
+from dpipe.options import DECLARED, EXTRA_KEYS, Options, flag, options_from
+from dpipe.options.kinds import Names
 from dpipe.settings import IN_DASK, read_text, split, with_names_of_files
 
 
@@ -44,23 +45,23 @@ def settle(
 
     base = _checked(session.configured_options(), IN_DASK)
     merged = {**base, **file, **line}
-    beside = {name: merged.pop(name, None) for name in BESIDE_OPTIONS}
-    _remember_secrets(beside["storage_options"])
-    if beside["prefer_gpu"]:
+    extra = {name: merged.pop(name, None) for name in EXTRA_KEYS}
+    _remember_secrets(extra["storage_options"])
+    if extra["prefer_gpu"]:
         if merged.get("device", "auto") != "auto":
             raise InputError("give --prefer-gpu or --device, not both.")
         merged["device"] = "auto"
-    if beside["verbose"] and beside["quiet"]:
+    if extra["verbose"] and extra["quiet"]:
         raise InputError("give --verbose or --quiet, not both.")
     named = (*sources, *line.get("parquet_glob", ()))
-    if not beside["verbose"]:
+    if not extra["verbose"]:
         silence_libraries()
     return Request(
         options=options_from(merged),
-        sources=named or tuple(beside["parquet_glob"] or ()),
-        storage_options=beside["storage_options"],
-        output_dir=beside["output_dir"],
-        verbosity=1 if beside["verbose"] else -1 if beside["quiet"] else 0,
+        sources=named or tuple(extra["parquet_glob"] or ()),
+        storage_options=extra["storage_options"],
+        output_dir=extra["output_dir"],
+        verbosity=1 if extra["verbose"] else -1 if extra["quiet"] else 0,
     )
 
 
@@ -70,10 +71,9 @@ def _from_line(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name == "storage_options":
             values[name] = storage_options_from(value)
-        elif name == "passes":
-            values[name] = ",".join(value)
-        elif isinstance(value, tuple) and name != "parquet_glob":
-            values[name] = [part for text in value for part in split(text)]
+        elif name in DECLARED and isinstance(value, tuple):
+            names = isinstance(DECLARED[name].kind, Names)
+            values[name] = [p for text in value for p in split(text)] if names else ",".join(value)
     return values
 
 
@@ -84,30 +84,25 @@ def _checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
         name = str(raw).replace("-", "_")
         try:
             if name in checked:
-                raise InputError(f"--{name.replace('_', '-')} is given twice, as {raw!r} too.")
-            if name in BESIDE_OPTIONS:
-                checked[name] = _beside(name, value)
+                raise InputError(f"{flag(name)} is given twice, as {raw!r} too.")
+            if name in EXTRA_KEYS:
+                checked[name] = _extra_value(name, value)
             else:
                 checked[name] = with_names_of_files(name, value)
                 options_from({str(raw): checked[name]})
         except InputError as error:
             raise InputError(f"{where}{error}") from None
     if not where:
-        options_from({k: v for k, v in checked.items() if k not in BESIDE_OPTIONS})
+        options_from({k: v for k, v in checked.items() if k not in EXTRA_KEYS})
     return checked
 
 
-def _beside(name: str, value: Any) -> Any:
+def _extra_value(name: str, value: Any) -> Any:
     """The value of something that is no field of `Options`, in its type."""
-    wanted: type = {"storage_options": dict, "output_dir": str}.get(name, bool)
-    if name == "parquet_glob":
-        parts = [value] if isinstance(value, str) else value
-        if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
-            return tuple(parts)
-    elif isinstance(value, wanted):
-        return value
-    # The value may be a secret, so it is not shown.
-    raise InputError(f"--{name.replace('_', '-')} cannot hold what stands there.")
+    try:
+        return EXTRA_KEYS[name].kind.convert(value)
+    except TypeError:  # the value may be a secret, so it is not shown
+        raise InputError(f"{flag(name)} cannot hold what stands there.") from None
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:

@@ -1,0 +1,344 @@
+"""The options of a run: each is declared once, and everything else follows from that.
+
+Covers: one frozen `Options` record shared by the command line, YAML files and the Python interface;
+the declarations from which ``--help``, the JSON schema and the tables of the reference are made.
+Does not cover: reading files or arguments (see `dpipe.cli`), or what an option does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from dpipe.credentials import check_url
+from dpipe.errors import InputError
+from dpipe.options.kinds import (
+    Flag,
+    Globs,
+    Kind,
+    Names,
+    Number,
+    Settings,
+    Size,
+    Text,
+    Whole,
+    choice,
+    parse_size,
+    some,
+)
+
+__all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
+
+PASS_NAMES = {0: "sample", 1: "prepare", 2: "spearman", 3: "vif", 4: "nonlinear"}
+
+
+class Section(StrEnum):
+    """The headings of ``--help`` and of the reference, in their order."""
+
+    INPUT = "Input"
+    REDUNDANCY = "What is redundant"
+    WORKERS = "Workers and memory"
+    OUTPUT = "Output"
+    OTHER = "Other"
+
+
+@dataclass(frozen=True)
+class Option:
+    """Everything there is to say about an option beside its name and its default."""
+
+    section: Section
+    """The heading it stands under."""
+    kind: Kind
+    """What a value may be."""
+    help: str
+    """What it means, in a line, with the unit."""
+    more: str = ""
+    """What the reference adds to that line."""
+    affects: int | None = None
+    """The first pass whose answer it changes; None: no answer."""
+    also: tuple[str, ...] = ()
+    """The commands beside ``run`` whose ``--help`` lists it; every one of them takes it."""
+
+
+def _option(section: Section, default: Any, kind: Kind, text: str, **rest: Any) -> Any:
+    return field(default=default, metadata={"option": Option(section, kind, text, **rest)})
+
+
+_input = functools.partial(_option, Section.INPUT)
+_redundancy = functools.partial(_option, Section.REDUNDANCY)
+_workers = functools.partial(_option, Section.WORKERS)
+_output = functools.partial(_option, Section.OUTPUT)
+
+
+_SHARE = Number(low=0, high=1)
+_NOT_NEGATIVE = Number(low=0)
+_ANY = ("plan", "similarity", "doctor")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything a user can choose about a run; `DECLARED` says what each field means.
+
+    Raises
+    ------
+    InputError
+        When a value lies outside its range, naming the option.
+
+    Examples
+    --------
+    >>> Options(spearman_threshold=0.9, keep=("MolWt",)).spearman_threshold
+    0.9
+    """
+
+    id_columns: tuple[str, ...] = _input(
+        (), Names(), "columns passed through untouched", affects=1, also=("plan", "similarity")
+    )
+    exclude: tuple[str, ...] = _input(
+        (), Names(), "columns left out of the analysis", affects=1, also=("plan", "similarity")
+    )
+    on_bad_file: str = _input(
+        "error",
+        choice("error", "skip"),
+        "stop at a file that cannot be read, or leave it out",
+        more="what is left out is listed",
+        affects=1,
+        also=("plan", "similarity"),
+    )
+    coerce_strings: bool = _input(
+        False, Flag(), "read text columns that hold numbers", affects=1, also=("plan", "similarity")
+    )
+    sample_rows: int | None = _input(
+        None, Whole(low=1), "number of rows to draw from the whole table", affects=1, also=("plan",)
+    )
+    sample_per_file: int | None = _input(
+        None, Whole(low=1), "number of rows to draw from each file", affects=1, also=("plan",)
+    )
+    seed: int = _input(0, Whole(low=0), "seed of every draw", affects=1, also=("similarity",))
+
+    keep: tuple[str, ...] = _redundancy((), Names(), "columns never dropped", affects=1)
+    prefer: tuple[str, ...] = _redundancy(
+        (), Names(), "columns that win as representative, in this order", affects=1
+    )
+    max_missing_ratio: float = _redundancy(
+        0.5, _SHARE, "largest share of missing cells of a column", affects=1
+    )
+    min_valid: int = _redundancy(
+        100, Whole(low=1), "fewest valid rows of a column or pair", affects=1, also=("similarity",)
+    )
+    variance_threshold: float = _redundancy(
+        0.002, _SHARE, "smallest normalised variance of a column", affects=1
+    )
+    spearman_threshold: float = _redundancy(
+        0.95, _SHARE, "|rho| that makes a pair redundant", affects=2
+    )
+    missing: str = _redundancy(
+        "borderline",
+        choice("borderline", "exact"),
+        "pairs with missing cells to rank again: near the threshold, or all",
+        more="they are ranked again inside the pair, on the rows that have both values",
+        affects=2,
+        also=("similarity",),
+    )
+    vif_threshold: float = _redundancy(
+        10.0, Number(low=1), "largest variance inflation factor", affects=3
+    )
+    nonlinear_threshold: float = _redundancy(
+        0.9, _SHARE, "fused HSIC and RDC that makes a pair redundant", affects=4
+    )
+    w_hsic: float = _redundancy(0.5, _NOT_NEGATIVE, "weight of HSIC in the fusion", affects=4)
+    w_rdc: float = _redundancy(0.5, _NOT_NEGATIVE, "weight of RDC in the fusion", affects=4)
+    nonlinear_rows: int | None = _redundancy(
+        None, Whole(low=2), "number of rows to draw for pass 4", affects=4, also=("plan",)
+    )
+    rdc_seeds: int = _redundancy(
+        5, Whole(low=1), "number of draws whose median is RDC", affects=4, also=("similarity",)
+    )
+    rdc_degree: int | None = _redundancy(
+        None,
+        Whole(low=1, high=12),
+        "RDC without draws, over this many functions",
+        affects=4,
+        also=("similarity",),
+    )
+    precision: str = _redundancy(
+        "float32",
+        choice("float32", "tf32"),
+        "products of pass 4 on a GPU: float32, or tf32 (faster, less exact)",
+        more="pairs near the threshold are settled in float64 either way. Without effect on a CPU, "
+        "but that more pairs are settled",
+        affects=4,
+        also=("similarity",),
+    )
+    passes: tuple[int, ...] = _redundancy(
+        (1, 2, 3, 4),
+        some(1, 2, 3, 4, always=1),
+        "passes to run; 1 is always among them",
+        also=("plan",),
+    )
+
+    device: str = _workers(
+        "auto",
+        choice("auto", "cpu", "gpu"),
+        "where tasks compute; auto: on GPUs, where there are any",
+        also=("similarity", "doctor"),
+    )
+    scheduler: str | None = _workers(
+        None,
+        Text("ADDRESS"),
+        "address of a running Dask scheduler to attach to",
+        also=("similarity", "doctor"),
+    )
+    scheduler_file: str | None = _workers(
+        None, Text("FILE"), "scheduler file to attach to", also=("similarity", "doctor")
+    )
+    workers: int | None = _workers(
+        None, Whole(low=1, high=10_000), "number of workers to start", also=_ANY
+    )
+    threads_per_worker: int = _workers(
+        1,
+        Whole(low=1, high=1024),
+        "threads of each worker that dpipe starts",
+        also=("plan", "similarity"),
+    )
+    memory_limit: int | None = _workers(
+        None, Size(low=1), "memory of each worker that dpipe starts, like 4GiB", also=_ANY
+    )
+    tls: bool = _workers(
+        False,
+        Flag(),
+        "encrypt the traffic of workers that dpipe starts, and shut other users out",
+        more="needs the package `cryptography`",
+        also=("similarity",),
+    )
+    restart: str = _workers(
+        "auto",
+        choice("auto", "always", "never"),
+        "restart workers between passes",
+        more="`auto`: on a cluster that dpipe did not start, only while nobody else uses it; a "
+        "worker without a nanny is never restarted",
+        also=("similarity",),
+    )
+    scratch_dir: str | None = _workers(
+        None,
+        Text("DIR"),
+        "folder or URL for the ranks, if not the run folder",
+        also=("similarity", "doctor"),
+    )
+    matrix_budget: int = _workers(
+        2 * 1024**3, Size(low=0), "size of the largest similarity matrix to write", also=("plan",)
+    )
+
+    checkpoint: bool = _output(True, Flag(), "keep what a later run can reuse")
+    fresh: bool = _output(False, Flag(), "ignore what a previous run left")
+    write_table: bool = _output(
+        False,
+        Flag(),
+        "write the reduced table too",
+        more="every row, and every column that was not dropped",
+    )
+
+    def __post_init__(self) -> None:
+        for name, declared in DECLARED.items():
+            value = getattr(self, name)
+            if value is not None and (fault := declared.kind.fault(value)):
+                raise InputError(f"{flag(name)} {fault}.")
+        if self.w_hsic + self.w_rdc <= 0:
+            raise InputError("--w-hsic and --w-rdc are both 0: give at least one a weight.")
+        check_url(self.scratch_dir or "")
+        if self.scheduler and self.scheduler_file:
+            raise InputError("give --scheduler or --scheduler-file, not both.")
+        if self.tls and (self.scheduler or self.scheduler_file):
+            raise InputError(
+                "--tls is for workers that dpipe starts; give a running scheduler by its tls:// "
+                "address, with certificates in Dask's configuration."
+            )
+        if self.sample_rows and self.sample_per_file:
+            raise InputError("give --sample-rows or --sample-per-file, not both.")
+        clash = set(self.keep) & (set(self.exclude) | set(self.id_columns))
+        if clash:
+            raise InputError(
+                f"column {min(clash)!r} is asked to be kept and to be left out of the analysis."
+            )
+
+    def replace(self, **changes: Any) -> Options:
+        """A copy with some values changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def affecting(self, pass_number: int) -> dict[str, Any]:
+        """The options that the answer of `pass_number` depends on directly."""
+        return {
+            name: getattr(self, name)
+            for name, declared in DECLARED.items()
+            if declared.affects == pass_number
+        }
+
+
+DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in dataclasses.fields(Options)}
+"""The default of every option."""
+DECLARED: Mapping[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Options)}
+"""What is declared about every option."""
+EXTRA_KEYS: Mapping[str, Option] = {
+    "parquet_glob": Option(Section.INPUT, Globs(), "another way to give the input"),
+    "storage_options": Option(
+        Section.INPUT,
+        Settings(),
+        "for URLs, given to fsspec; also as one JSON object",
+        more="never written anywhere",
+    ),
+    "prefer_gpu": Option(Section.WORKERS, Flag(), "the same as --device auto"),
+    "output_dir": Option(
+        Section.OUTPUT, Text("DIR"), "the run folder, or a URL; the same one continues a run"
+    ),
+    "verbose": Option(Section.OTHER, Flag(), "say more; add the traceback to an error"),
+    "quiet": Option(Section.OTHER, Flag(), "say errors only"),
+}
+"""What a YAML file and the command line may hold beside the fields of `Options`."""
+
+
+def flag(name: str) -> str:
+    """The flag of an option.
+
+    Examples
+    --------
+    >>> flag("vif_threshold")
+    '--vif-threshold'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def options_from(values: Mapping[str, Any]) -> Options:
+    """Options from plain values as YAML or Python callers write them.
+
+    Lists and comma-separated text become tuples, sizes become bytes, ``_`` and ``-`` are equal;
+    None stands for the default.
+
+    Raises
+    ------
+    InputError
+        For an unknown name or a value of the wrong kind.
+    """
+    resolved: dict[str, Any] = {}
+    for raw_name, value in values.items():
+        name = str(raw_name).replace("-", "_")
+        if name not in DECLARED:
+            near = difflib.get_close_matches(name, DECLARED, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`dpipe run --help` lists them."
+            raise InputError(f"there is no option {raw_name!r}; {hint}")
+        if name in resolved:
+            raise InputError(f"{flag(name)} is given twice, as {raw_name!r} too.")
+        resolved[name] = DEFAULTS[name] if value is None else _convert(name, value)
+    return Options(**resolved)
+
+
+def _convert(name: str, value: Any) -> Any:
+    try:
+        return DECLARED[name].kind.convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{flag(name)} cannot be {value!r}.") from None
+    except InputError as error:
+        raise InputError(f"{flag(name)}: {error}") from None

@@ -1,0 +1,287 @@
+"""Kinds of options: how a value of each is written, converted, checked and described.
+
+Covers: one class a kind; each is a value that says everything the command line, YAML files, Python
+callers and the JSON schema need to know.
+Does not cover: which options there are (see `dpipe.options`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from dpipe.errors import InputError
+
+_UNITS = {"": 1, "b": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024), ("", 1000))
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value of an option may be."""
+
+    metavar: str = ""
+
+    def convert(self, value: Any) -> Any:
+        """`value` as YAML, Python or the command line wrote it, in the type of this kind.
+
+        Raises
+        ------
+        TypeError, ValueError or OverflowError
+            When it is something else.
+        """
+        raise NotImplementedError
+
+    def fault(self, value: Any) -> str:
+        """What is wrong with a converted value, as the rest of a sentence; nothing when it is fine.
+
+        Examples
+        --------
+        >>> Whole(low=1).fault(0), Whole(low=1).fault(1)
+        ('must be at least 1, not 0', '')
+        """
+        return ""
+
+    def text(self, value: Any) -> str:
+        """A value as a user would write it."""
+        return str(value)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of a value in a YAML file."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Kind):
+    """A number from `low` to `high`, which is open when None."""
+
+    metavar: str = "X"
+    low: float
+    high: float | None = None
+
+    def convert(self, value: Any) -> float:
+        return float(_no_flag(value))
+
+    def fault(self, value: float) -> str:
+        if self.low <= value <= (sys.float_info.max if self.high is None else self.high):
+            return ""
+        return f"must be {self.span}, not {value}"
+
+    @property
+    def span(self) -> str:
+        """The smallest and the largest value in words."""
+        high = self.high
+        return f"at least {self.low}" if high is None else f"between {self.low} and {high}"
+
+    def schema(self) -> dict[str, Any]:
+        high = {} if self.high is None else {"maximum": self.high}
+        return {"type": "number", "minimum": self.low, **high}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole(Number):
+    """A whole number; text such as ``1e6`` is one too.
+
+    Examples
+    --------
+    >>> Whole(low=1).convert("1e6")
+    1000000
+    """
+
+    metavar: str = "N"
+
+    def convert(self, value: Any) -> int:
+        if isinstance(_no_flag(value), int):
+            return int(value)
+        number = float(value)
+        if number != int(number):
+            raise ValueError
+        return int(number)
+
+    def schema(self) -> dict[str, Any]:
+        return {**super().schema(), "type": "integer"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(Number):
+    """A number of bytes, which may be written like ``2GiB``."""
+
+    metavar: str = "SIZE"
+
+    def convert(self, value: Any) -> int:
+        if not isinstance(_no_flag(value), str | int | float):
+            raise TypeError
+        return parse_size(value)
+
+    def text(self, value: int) -> str:
+        return f"{value / 2**30:g}GiB"
+
+    def schema(self) -> dict[str, Any]:
+        pattern = r"^\s*[0-9.]+([eE][0-9]+)?\s*[kKMGT]?i?B?\s*$"
+        return {**super().schema(), "type": ["integer", "string"], "pattern": pattern}
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """Any text, such as a path."""
+
+    def convert(self, value: Any) -> str:
+        if not isinstance(value, str | os.PathLike):
+            raise TypeError
+        return str(value)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Choice(Text):
+    """One of a few words."""
+
+    words: tuple[str, ...] = ()
+
+    def fault(self, value: str) -> str:
+        if value in self.words:
+            return ""
+        return f"is one of {', '.join(self.words)}, not {value!r}"
+
+    def schema(self) -> dict[str, Any]:
+        return {"enum": list(self.words)}
+
+
+def choice(*words: str) -> Choice:
+    """A `Choice` among `words`."""
+    return Choice("|".join(words), words)
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """On or off."""
+
+    def convert(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    def text(self, value: bool) -> str:
+        return "on" if value else "off"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True)
+class Names(Kind):
+    """Column names: a list, or text with commas."""
+
+    metavar: str = "NAMES"
+
+    def convert(self, value: Any) -> tuple[str, ...]:
+        return tuple(map(str, _parts(value)))
+
+    def text(self, value: tuple[str, ...]) -> str:
+        return ",".join(value)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+@dataclass(frozen=True)
+class Some(Kind):
+    """Some of a few whole numbers, among them always one: a list, or text with commas."""
+
+    numbers: tuple[int, ...] = ()
+    always: int = 0
+
+    def convert(self, value: Any) -> tuple[int, ...]:
+        return tuple(map(int, _parts(value)))
+
+    def fault(self, value: tuple[int, ...]) -> str:
+        if self.always in value and set(value) <= set(self.numbers):
+            return ""
+        return f"takes a list out of {self.text(self.numbers)} that has {self.always} in it"
+
+    def text(self, value: tuple[int, ...]) -> str:
+        return ",".join(map(str, value))
+
+    def schema(self) -> dict[str, Any]:
+        items = {"enum": list(self.numbers)}
+        return {"type": "array", "items": items, "contains": {"const": self.always}}
+
+
+def some(*numbers: int, always: int) -> Some:
+    """A `Some` of `numbers`."""
+    return Some(",".join(map(str, numbers)), numbers, always)
+
+
+@dataclass(frozen=True)
+class Globs(Names):
+    """Paths and globs: a list, or one; a comma may be part of a path."""
+
+    metavar: str = "GLOB"
+
+    def convert(self, value: Any) -> tuple[str, ...]:
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            raise TypeError
+        return tuple(parts)
+
+
+@dataclass(frozen=True)
+class Settings(Kind):
+    """Keys and values for another library."""
+
+    metavar: str = "KEY=VALUE"
+
+    def convert(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise TypeError
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+
+def parse_size(text: str | int | float) -> int:
+    """Bytes meant by a size such as ``"2GiB"``, ``"500 MB"`` or a plain number.
+
+    Examples
+    --------
+    >>> parse_size("2GiB"), parse_size("1.5 kB"), parse_size(42)
+    (2147483648, 1500, 42)
+    """
+    if isinstance(text, int | float):
+        return int(text)
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?i?b?)\s*", text.lower())
+    try:
+        return int(float(match[1]) * _UNITS[match[2]])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raise InputError(f"{text!r} is not a size; write it like 2GiB or 500MB.") from None
+
+
+def _no_flag(value: Any) -> Any:
+    """`value`, unless it is a yes or no, which Python would take for 1 or 0."""
+    if isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    """The entries of a list, of text with commas, or a single entry."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Mapping):
+        raise TypeError
+    parts = tuple(value) if isinstance(value, Iterable) else (value,)
+    # YAML reads an unquoted NO as false and an empty entry as null: no column is called that.
+    if any(isinstance(part, bool) or not isinstance(part, str | Real) for part in parts):
+        raise TypeError
+    return parts
