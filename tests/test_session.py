@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from dpipe.session import (
     attach_session,
     current_client,
     device,
+    lost_workers,
     open_session,
     worker,
 )
@@ -95,11 +97,7 @@ def foreign_cluster(**changes: Any) -> LocalCluster:
 
 @pytest.fixture(scope="module")
 def foreign() -> Iterator[LocalCluster]:
-    # Tests restart it one after another; see test_a_restart_stays_clear_of_the_check.
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
-        foreign_cluster() as cluster,
-    ):
+    with foreign_cluster() as cluster:
         yield cluster
 
 
@@ -713,29 +711,84 @@ def test_workers_that_cannot_be_pinned_are_used_all_the_same(
     assert "the BLAS threads of the workers are not limited (No module" in heard.warnings[0]
 
 
-def test_a_restart_stays_clear_of_the_check_for_lost_workers(
-    foreign: LocalCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Dask closes the nanny of a worker that is away when its check comes round."""
-    waits: list[float] = []
-    now = 1000.0
-    clock = SimpleNamespace(monotonic=lambda: now, sleep=waits.append)
-    monkeypatch.setattr(module, "time", clock)
+@pytest.fixture
+def impatient(capfd: pytest.CaptureFixture[str]) -> Iterator[LocalCluster]:
+    """A cluster that gives up a worker it has not seen for less time than a restart takes."""
     with (
-        Client(foreign) as client,
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "15s"}),
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "300 ms"}),
+        foreign_cluster(silence_logs=30) as cluster,
     ):
-        address = foreign.scheduler_address
-        for began, ended, wanted in [
-            (998.0, 1000.0, []),  # the check comes at 1013, long after this restart
-            (987.0, 989.0, [4.5]),  # it comes between 1002 and 1004: wait until 1004.5
-            (984.0, 986.0, [1.5]),
-            (980.0, 984.0, []),  # it has been
-        ]:
-            waits.clear()
-            monkeypatch.setitem(module._restarts, address, [(began, ended)])
-            module._wait_for_a_quiet_moment(client)
-            assert waits == wanted
+        yield cluster
+        time.sleep(0.6)  # the last clocks run out
+        assert len(cluster.workers) == len(cluster.scheduler_info["workers"]) == 2
+        assert cluster.scheduler_info["workers"].keys() == cluster.scheduler.workers.keys()
+        assert not hasattr(cluster.scheduler, "dpipe_let_go")
+        assert capfd.readouterr().err == ""
+
+
+def test_restarts_in_a_row_cost_a_cluster_no_worker_and_alarm_nobody(
+    impatient: LocalCluster, heard: Heard
+) -> None:
+    """The cluster object is not even reachable from the client."""
+    with attach_session(impatient.scheduler_address, Options(device="cpu"), emit=heard) as session:
+        seen = pids(session.read_memory("before", 1))
+        for _ in range(5):
+            now = pids(session.recycle(1))
+            assert len(now) == 2
+            assert not now & seen
+            seen |= now
+    assert heard == []
+
+
+def test_a_clock_that_somebody_else_started_does_no_harm(
+    impatient: LocalCluster, heard: Heard
+) -> None:
+    with Client(impatient) as client, attach_session(client, Options(), emit=heard) as session:
+        clocks = []
+
+        async def start_clocks() -> None:  # as of workers of these names that were lost before
+            for worker in list(impatient.workers.values()):
+                former = {"name": worker.name}
+                impatient.scheduler_info["workers"][f"tcp://{worker.name}"] = former
+                impatient._update_worker_status("remove", f"tcp://{worker.name}")
+                clocks.append(worker.name)
+
+        client.sync(start_clocks)
+        assert len(pids(session.recycle(1))) == len(clocks) == 2
+    assert heard.warnings == []
+
+
+def test_workers_that_their_cluster_closed_in_a_restart_are_started_again(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def restart_workers(self: Client, addresses: list[str], **_: object) -> None:
+        await self.scheduler.restart_workers(workers=addresses, stimulus_id="test")
+        await cluster.workers[0].close()  # as in distributed issue 7312
+
+    with foreign_cluster() as cluster, Client(cluster) as client:
+        monkeypatch.setattr(Client, "restart_workers", restart_workers)
+        monkeypatch.setattr(module, "SETTLE_SECONDS", 0.5)
+        with attach_session(client, Options(device="cpu"), emit=heard) as session:
+            assert len(pids(session.recycle(1))) == 2
+        while len(cluster.workers) < 2:  # it notes a worker down after the worker has started
+            time.sleep(0.05)
+    assert heard.warnings == []
+
+
+def test_a_client_that_ends_in_a_restart_leaves_the_scheduler_as_it_was(
+    foreign: LocalCluster,
+) -> None:
+    watcher = foreign.scheduler.plugins["worker-status"]
+    filters = list(logging.getLogger("distributed.nanny").filters)
+    before = dict(vars(watcher))
+    with Client(foreign) as client:
+        addresses = list(foreign.scheduler.workers)
+        client.run_on_scheduler(lost_workers._hold(addresses, 0.3))
+        assert vars(watcher) != before
+        while hasattr(foreign.scheduler, "dpipe_let_go"):
+            time.sleep(0.05)
+    assert vars(watcher) == before
+    assert logging.getLogger("distributed.nanny").filters == filters
 
 
 # Connections that do not work

@@ -20,9 +20,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-import dask
 import psutil
-from dask.utils import parse_timedelta
 from distributed import Client, Future
 
 from dpipe.device import card
@@ -39,10 +37,13 @@ from dpipe.session.calls import (
 )
 from dpipe.session.device import choose_attached_device
 from dpipe.session.local import OwnCluster, impatience, kill
+from dpipe.session.lost_workers import bring_back, kept_from_clock
 from dpipe.session.worker import ThreadPin, WorkerFacts, give_memory_back, look, process_memory
 
 RECYCLE_SECONDS = 60.0
 """How long the workers of an attached cluster may take to come back as new processes."""
+SETTLE_SECONDS = 10.0
+"""How long the last of them may take to answer once the scheduler has restarted them."""
 REOPEN_SECONDS = 30.0
 """How long owned workers may take to come back before the whole cluster is opened anew."""
 DEVICE_TOLERANCE = 1024**3
@@ -345,25 +346,29 @@ class Session:
                 f"the workers keep their processes, because {reason}; "
                 "--restart always restarts them all the same."
             )
-        _wait_for_a_quiet_moment(self.client)
-        began = time.monotonic()
-        deadline = began + RECYCLE_SECONDS
+        addresses = [f.address for f in before]
+        old = frozenset(f.pid for f in before)
         try:
-            within(
-                self.client,
-                RECYCLE_SECONDS,
-                "restart_workers",
-                [f.address for f in before],
-                timeout=RECYCLE_SECONDS * 0.8,
-                raise_for_error=False,
-            )
+            with kept_from_clock(self.client, addresses, 2 * RECYCLE_SECONDS):
+                within(
+                    self.client,
+                    RECYCLE_SECONDS,
+                    "restart_workers",
+                    addresses,
+                    timeout=RECYCLE_SECONDS * 0.8,
+                    raise_for_error=False,
+                )
         except (*CLUSTER_ERRORS, KeyError, ValueError) as error:
             self._warn(f"the restart of the workers failed ({first_line(error)}).")
-        old = frozenset(f.pid for f in before)
-        facts, _ = self._await_free_cards(self._expect(len(before), deadline, old), old)
-        _restarts.setdefault(scheduler_address(self.client), []).append((began, time.monotonic()))
+        facts = self._expect(len(before), time.monotonic() + SETTLE_SECONDS, old)
+        if len(facts) < len(before) and bring_back(self.client):
+            facts = self._expect(len(before), time.monotonic() + RECYCLE_SECONDS, old)
+        facts, _ = self._await_free_cards(facts, old)
         if 0 < len(facts) < len(before):
-            self._warn(f"{len(facts)} of {len(before)} workers came back after the restart.")
+            self._warn(
+                f"{len(facts)} of {len(before)} workers came back after the restart; "
+                "start others, or the cluster stays smaller."
+            )
         return facts
 
     def _others(self) -> str | None:
@@ -418,26 +423,6 @@ class Session:
             within(self.client, PROBE_SECONDS, "unregister_worker_plugin", self._pin)
         except (*CLUSTER_ERRORS, ValueError) as error:
             self._warn(f"the BLAS threads of the workers stay at 1 ({first_line(error)}).")
-
-
-_restarts: dict[str, list[tuple[float, float]]] = {}
-
-
-def _wait_for_a_quiet_moment(client: Client) -> None:
-    """Let the checks for lost workers pass that earlier restarts on this cluster set off.
-
-    See `dpipe.session.local.KeepsNannies`, which an attached cluster is not: there a worker that
-    happens to be away at such a check loses its nanny, or its job on a batch system.
-    """
-    address = scheduler_address(client)
-    delay = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-    now = time.monotonic()
-    recent = [(began, ended) for began, ended in _restarts.get(address, []) if ended + delay > now]
-    _restarts[address] = recent
-    away = 1.0 + max((ended - began for began, ended in recent), default=0.0)
-    for began, ended in recent:
-        if began + delay < time.monotonic() + away:
-            time.sleep(max(0.0, ended + delay + 0.5 - time.monotonic()))
 
 
 def _smallest_limit(facts: Iterable[WorkerFacts]) -> int:
