@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dpipe.session import current_client, threads_here
 try:
     from sklearn.base import BaseEstimator
     from sklearn.feature_selection import SelectorMixin
+    from sklearn.utils._set_output import _get_output_config
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise InputError(
@@ -139,7 +141,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         """
         data = self._checked(X)
         n_rows, n_columns = data.shape
-        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(n_columns)])
+        names = getattr(self, "feature_names_in_", _array_names(n_columns))
         with self._connection(n_rows * n_columns) as client:
             result = dpipe.select(
                 data,
@@ -152,12 +154,44 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         self.communities_ = dict(result.communities)
         return self
 
+    def transform(self, X: Any) -> Any:
+        """The selected columns of `X`.
+
+        Parameters
+        ----------
+        X : array-like, pandas or polars frame (n_samples, n_features)
+            The columns of the data that the selector was fitted on.
+
+        Returns
+        -------
+        array or frame (n_samples, n_selected)
+            Of a frame an array of numbers, NaN where a cell is missing; or what `set_output` asks
+            for, in which every column keeps its type.
+        """
+        check_is_fitted(self)
+        if not _is_frame(X):
+            return super().transform(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        places = np.flatnonzero(self._get_support_mask())
+        if not len(places):
+            warnings.warn("No features were selected.", UserWarning, stacklevel=2)
+        chosen = X.iloc[:, places] if kind_of(X) is Kind.FRAME else X[:, places.tolist()]
+        container = _get_output_config("transform", estimator=self)["dense"]
+        if container == "default":
+            return _numbers(chosen)
+        # The other library's frame is made here, because scikit-learn would go by way of an array.
+        if container == "pandas" and hasattr(chosen, "to_pandas"):
+            return chosen.to_pandas()
+        return chosen
+
     def _checked(self, X: Any) -> Any:
         """The data as dpipe takes it, its shape and names noted as scikit-learn wants it."""
         if _is_frame(X):
             validate_data(self, X, skip_check_array=True)
             if X.shape[0] < 2:
                 raise ValueError(f"Found array with {X.shape[0]} sample(s) while 2 are required.")
+            if not hasattr(self, "feature_names_in_"):  # names that are no text count as none
+                return X.set_axis(_array_names(X.shape[1]), axis=1)
             return X
         return validate_data(self, X, ensure_all_finite=False, ensure_min_samples=2)
 
@@ -201,6 +235,29 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(state["client"], str | os.PathLike):
             state = {**state, "client": None}
         return state
+
+
+def _array_names(width: int) -> list[str]:
+    """What scikit-learn calls the columns of data without names."""
+    return [f"x{place}" for place in range(width)]
+
+
+def _numbers(frame: Any) -> NDArray[Any]:
+    """A frame of numeric columns as an array: of their common type, or float64 where cells lack."""
+    if not frame.shape[1]:
+        return np.empty(frame.shape)
+    if kind_of(frame) is Kind.FRAME:
+        kinds = [dtype for dtype in frame.dtypes if isinstance(dtype, np.dtype)]
+        if len(kinds) == frame.shape[1] and np.result_type(*kinds).kind in "biuf":
+            return np.asarray(frame.to_numpy())
+        columns = [
+            frame.iloc[:, place].to_numpy(dtype=np.float64, na_value=np.nan)
+            for place in range(frame.shape[1])
+        ]
+    else:
+        columns = [frame.to_series(place).to_numpy() for place in range(frame.shape[1])]
+        columns = [c.astype(np.float64) if c.dtype.kind not in "biuf" else c for c in columns]
+    return np.column_stack(columns)
 
 
 def _is_frame(data: Any) -> bool:

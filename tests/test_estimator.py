@@ -121,10 +121,52 @@ def test_transform__gives_the_kind_that_is_asked_for(kind: str, here: Any) -> No
     np.testing.assert_array_equal(framed.to_numpy(), reduced)
 
 
+MIXED = pd.DataFrame(
+    {
+        "smiles": [f"C{i}" for i in range(60)],
+        "made": pd.Timestamp("2020-01-01"),
+        "a": np.random.default_rng(0).normal(size=60),
+        "flag": np.arange(60) % 3 == 0,
+        "whole": pd.array([None if i % 5 == 0 else i % 7 for i in range(60)], dtype="Int64"),
+    }
+)
+
+
+@pytest.mark.parametrize("container", ["default", "pandas", "polars"])
+@pytest.mark.parametrize("given", ["pandas", "polars"])
+def test_transform__converts_what_was_selected_and_nothing_else(
+    given: str, container: str, here: Any
+) -> None:
+    frame = MIXED if given == "pandas" else pl.from_pandas(MIXED)
+    fitted = DescriptorSelector(client=here, passes=(1,)).fit(frame)
+    made = fitted.set_output(transform=container).transform(frame)
+    numbers = MIXED[["a", "flag", "whole"]].astype("float64")
+    if container == "default":
+        assert made.dtype == np.float64
+        np.testing.assert_array_equal(made, numbers.to_numpy())
+        assert SimpleImputer().fit_transform(made).shape == (60, 3)
+    elif container == "polars":
+        assert made.schema == pl.from_pandas(MIXED[list(numbers)]).schema
+    else:
+        assert made.dtypes["flag"] == np.bool_
+        pd.testing.assert_frame_equal(made.astype("float64"), numbers)
+
+
+def test_fit__columns_whose_names_are_numbers_have_the_names_of_an_array(here: Any) -> None:
+    numbered = NARROW.set_axis(range(NARROW.shape[1]), axis=1)
+    fitted = DescriptorSelector(client=here, passes=(1, 2)).fit(numbered)
+    named = DescriptorSelector(client=here, passes=(1, 2)).fit(NARROW.to_numpy())
+    assert fitted.selected_ == named.selected_
+    assert [d.column for d in fitted.decisions_] == [d.column for d in named.decisions_]
+    assert tuple(fitted.get_feature_names_out()) == fitted.selected_
+    np.testing.assert_array_equal(fitted.transform(numbered), named.transform(NARROW.to_numpy()))
+
+
 def test_transform__warns_when_nothing_is_left(here: Any) -> None:
-    fitted = DescriptorSelector(client=here).fit(np.ones((10, 3)))
-    with pytest.warns(UserWarning, match="No features were selected"):
-        assert fitted.transform(np.ones((4, 3))).shape == (4, 0)
+    for ones in (np.ones((10, 3)), pd.DataFrame(np.ones((10, 3)), columns=list("abc"))):
+        fitted = DescriptorSelector(client=here).fit(ones)
+        with pytest.warns(UserWarning, match="No features were selected"):
+            assert fitted.transform(ones).shape == (10, 0)
 
 
 def test_selector__works_in_a_pipeline_and_a_search(here: Any) -> None:
