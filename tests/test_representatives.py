@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import Choice, choose, priority_order
 from dpipe.model import Edges
 
@@ -53,8 +54,7 @@ class Case:
             self.edges(),
             self.labels,
             threshold=self.threshold,
-            keep=self.keep,
-            prefer=self.prefer,
+            priority=Priority(self.keep, self.prefer),
             n_missing=self.n_missing,
         )
 
@@ -155,8 +155,7 @@ def test_order_of_columns_does_not_matter(case: Case, random: object) -> None:
         case.edges(order),
         case.labels[order],
         threshold=case.threshold,
-        keep=case.keep,
-        prefer=case.prefer,
+        priority=Priority(case.keep, case.prefer),
         n_missing=case.n_missing[order],
     )
     choice = case.choose()
@@ -176,7 +175,7 @@ def test_columns_asked_for_stay_even_if_redundant_and_are_reported() -> None:
         edges,
         np.zeros(3, np.int64),
         threshold=0.95,
-        keep=["b", "z", "not there"],
+        priority=Priority(["b", "z", "not there"]),
         n_missing=np.zeros(3, np.int64),
     )
     assert choice.kept.tolist() == [0, 1]
@@ -190,7 +189,7 @@ def test_summation_order_cannot_decide() -> None:
     first = {(0, 2): 0.3, (0, 3): 0.6, (0, 4): 0.9, (1, 5): 0.9, (1, 6): 0.6, (1, 7): 0.3}
     i, j = (np.array([pair[k] for pair in first], dtype=np.int64) for k in (0, 1))
     edges = Edges.sorted(i, j, np.array(list(first.values())))
-    order = priority_order(names, edges, np.zeros(8, np.int64), n_missing=np.zeros(8, np.int64))
+    order = priority_order(names, edges, np.zeros(8, np.int64), Priority(), np.zeros(8, np.int64))
     assert order[:2].tolist() == [0, 1]
 
 
@@ -201,6 +200,7 @@ def test_without_edges_everything_stays(n: int) -> None:
         NONE,
         np.arange(n),
         threshold=0.9,
+        priority=Priority(),
         n_missing=np.zeros(n, np.int64),
     )
     assert choice.kept.tolist() == list(range(n))
@@ -219,6 +219,7 @@ def test_wide_graph() -> None:
         edges,
         rng.integers(0, 500, n),
         threshold=0.9,
+        priority=Priority(),
         n_missing=rng.integers(0, 10, n),
     )
     is_kept = np.isin(np.arange(n), choice.kept)

@@ -122,6 +122,7 @@ def decide(
         The columns asked to be kept.
     """
     known = {entry.name: entry for entry in statistics}
+    asked = frozenset(keep)
     drops = drops_by_column(passes)
     numbers = _community_numbers(passes)
     stands_for: dict[str, int] = {}
@@ -138,7 +139,7 @@ def decide(
         elif drop is not None:
             verdict, reason = "dropped", drop.text
         else:
-            verdict, reason = "kept", _why_kept(name in keep, stands_for.get(name, 0))
+            verdict, reason = "kept", _why_kept(name in asked, stands_for.get(name, 0))
         return Decision(
             column=name,
             dtype=column.dtype,

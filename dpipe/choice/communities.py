@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dpipe.choice.priority import name_places
 from dpipe.model import MILLION, Edges
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def find_communities(
     >>> find_communities(5, pairs, ["a", "b", "c", "d", "e"], resolution=0.95, seed=0).tolist()
     [0, 1, 0, 1, 2]
     """
-    place = _name_places(names)
+    place = name_places(names)
     labels = np.arange(n, dtype=np.int64)
     if len(edges):
         ends = np.sort(place[np.stack([edges.i, edges.j])], axis=0)
@@ -92,13 +93,6 @@ def find_communities(
         first[found] = column_at[connected]
         labels[column_at[connected]] = first[found]
     return _renumber(labels, place)
-
-
-def _name_places(names: Sequence[str]) -> NDArray[np.int64]:
-    """Position of each name among the sorted names."""
-    place = np.empty(len(names), dtype=np.int64)
-    place[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    return place
 
 
 def _best_partition(

@@ -1,9 +1,10 @@
 """Which column of a group of similar ones stays, and which one stands for each that goes.
 
-Covers: the documented order of columns, the maximal independent set taken in that order, and the
-representative of every dropped column.
-Does not cover: the communities the order looks at (see `dpipe.choice.communities`), or chains of
-representatives over several passes (see `dpipe.choice.certificate`).
+Covers: the documented order of columns in passes 2 and 4, the maximal independent set taken in that
+order, and the representative of every dropped column.
+Does not cover: the user's wishes (see `dpipe.choice.priority`), the communities the order looks at
+(see `dpipe.choice.communities`), or chains of representatives over several passes (see
+`dpipe.choice.certificate`).
 
 Similarities are compared and added as whole millionths, whose sums do not depend on the order they
 are taken in, so the answer does not either: not on the order of columns, rows or tiles.
@@ -11,12 +12,13 @@ are taken in, so the answer does not either: not on the order of columns, rows o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dpipe.choice.priority import Priority, name_places
 from dpipe.model import Edges
 
 if TYPE_CHECKING:
@@ -55,8 +57,7 @@ def choose(
     labels: NDArray[np.int64],
     *,
     threshold: float,
-    keep: Collection[str] = (),
-    prefer: Sequence[str] = (),
+    priority: Priority,
     n_missing: NDArray[np.int64],
 ) -> Choice:
     """Keep a maximal set of columns of which no two are similar, the best priority first.
@@ -76,23 +77,24 @@ def choose(
         The columns' communities, (n,).
     threshold
         |similarity| at which one of two columns is redundant.
-    keep, prefer
-        Names never to drop, and names to favour, the most favoured first; unknown ones are ignored.
+    priority
+        The columns never to drop, and those to favour.
     n_missing
         Missing cells of the columns, (n,).
 
     Examples
     --------
     >>> pairs = Edges(np.array([0, 1]), np.array([1, 2]), np.array([0.96, -0.98]))
+    >>> no_wish, none = Priority(), np.zeros(3, int)
     >>> choice = choose(
-    ...     ["a", "b", "c"], pairs, np.zeros(3, int), threshold=0.95, n_missing=np.zeros(3, int)
+    ...     ["a", "b", "c"], pairs, none, threshold=0.95, priority=no_wish, n_missing=none
     ... )
     >>> choice.kept.tolist(), choice.representative.tolist(), choice.value.tolist()
     ([1], [1, 1, 1], [0.96, 1.0, -0.98])
     """
     edges = edges.at_least(threshold)
-    order = priority_order(names, edges, labels, keep=keep, prefer=prefer, n_missing=n_missing)
-    asked = np.isin(np.arange(len(names)), _indices(names, keep))
+    order = priority_order(names, edges, labels, priority, n_missing)
+    asked = np.array([name in priority.asked for name in names], dtype=bool)
     is_kept = _independent_set(order, asked, edges)
     representative, value = _representatives(edges, is_kept, labels, order)
     return Choice(
@@ -108,51 +110,33 @@ def priority_order(
     names: Sequence[str],
     edges: Edges,
     labels: NDArray[np.int64],
-    *,
-    keep: Collection[str] = (),
-    prefer: Sequence[str] = (),
+    priority: Priority,
     n_missing: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Indices of the columns, (n,), from the one most worth keeping to the one least so.
 
-    First those asked to be kept; then the preference list in its order; then each community's
-    medoid, the column with the largest sum of similarities inside it; then fewer missing cells; a
-    larger sum of all similarities; the name. Equal medoids are told apart by the later rules. Only
-    the pairs in `edges` count for the sums.
+    To the `priority` come each community's medoid, the column with the largest sum of
+    similarities inside it; then fewer missing cells; then a larger sum of all similarities; at
+    last the name. Equal medoids are told apart by the later rules. Only the pairs in `edges` count
+    for the sums.
 
     Examples
     --------
     >>> none = Edges(np.array([], int), np.array([], int), np.array([]))
-    >>> priority_order(
-    ...     ["a", "b", "c"], none, np.arange(3), prefer=["c"], n_missing=np.array([5, 2, 9])
-    ... ).tolist()
+    >>> wishes = Priority(prefer=["c"])
+    >>> priority_order(["a", "b", "c"], none, np.arange(3), wishes, np.array([5, 2, 9])).tolist()
     [2, 1, 0]
     """
     n = len(names)
-    asked = np.ones(n, dtype=np.int64)
-    asked[_indices(names, keep)] = 0
-    favour = np.full(n, len(prefer), dtype=np.int64)
-    favoured = _indices(names, prefer)
-    # Written backwards, so that the first mention of a repeated name counts.
-    favour[favoured[::-1]] = np.arange(len(favoured))[::-1]
-    place = np.empty(n, dtype=np.int64)
-    place[sorted(range(n), key=names.__getitem__)] = np.arange(n)
-
     strengths = edges.strengths()
     inside = labels[edges.i] == labels[edges.j]
     total = _sums(n, edges.i, edges.j, strengths)
     within = _sums(n, edges.i[inside], edges.j[inside], strengths[inside])
-    by_community = np.lexsort((place, -total, n_missing, -within, labels))
+    by_community = np.lexsort((name_places(names), -total, n_missing, -within, labels))
     first = np.diff(labels[by_community], prepend=-1) != 0
     common = np.ones(n, dtype=np.int64)
     common[by_community[first]] = 0
-    return np.lexsort((place, -total, n_missing, common, favour, asked))
-
-
-def _indices(names: Sequence[str], wanted: Iterable[str]) -> NDArray[np.int64]:
-    """Where the wanted names stand; unknown ones are left out."""
-    where = {name: index for index, name in enumerate(names)}
-    return np.array([where[name] for name in wanted if name in where], dtype=np.int64)
+    return priority.order(names, common, n_missing, -total)
 
 
 def _sums(

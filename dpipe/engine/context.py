@@ -1,6 +1,6 @@
 """What every pass works with.
 
-Covers: the context of a run, where its matrices go, priorities of columns.
+Covers: the context of a run, where its matrices go.
 Does not cover: the grid of tiles (`dpipe.engine.grid`), the rules of a pass (its own module) or
 their order (`dpipe.pipeline`).
 """
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.choice.priority import Priority
 from dpipe.engine.plan import Machine
 from dpipe.model import Emit
 from dpipe.options import Options
@@ -49,6 +50,7 @@ class Context:
     folder: MatrixFolder | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     nonlinear_rows: NDArray[np.int64] | None = None
+    priority: Priority = field(default_factory=Priority)
 
     @property
     def machine(self) -> Machine:
@@ -64,9 +66,3 @@ class Context:
     def wants_matrix(self, n_columns: int) -> bool:
         """Whether the matrices of `n_columns` columns are to be written."""
         return self.folder is not None and 4 * n_columns**2 <= self.options.matrix_budget
-
-
-def preference(name: str, options: Options) -> tuple[bool, int]:
-    """Sort key of the user's wishes: asked to be kept, then the place in the preference list."""
-    place = options.prefer.index(name) if name in options.prefer else len(options.prefer)
-    return name not in options.keep, place

@@ -48,14 +48,13 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     for measure in MEASURES:
         write_matrix(context, grid, measure, columns, None)
     result = keep_representatives(
+        context,
+        prepared,
         4,
         "hsic+rdc",
-        prepared,
         columns,
         by_name(edges, grid.names, columns),
         threshold,
-        options,
-        context.emit,
     )
     return _with_exact_values(context, grid, result)
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.choice.priority import Priority
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine import memory, submit
-from dpipe.engine.context import Context, Prepared, preference
+from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import ranking_blocks
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics, Drop, Note, PassResult
@@ -290,7 +291,9 @@ _RULE_VALUES: Mapping[str, tuple[str | None, str | None]] = {
 }
 
 
-def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassResult:
+def decide(
+    prepared: Prepared, names: Sequence[str], options: Options, priority: Priority
+) -> PassResult:
     """Drop what the rules reject, then all but one of each set of monotone duplicates.
 
     Parameters
@@ -300,23 +303,26 @@ def decide(prepared: Prepared, names: Sequence[str], options: Options) -> PassRe
     names
         The feature columns in input order.
     options
-        The run's options: rules, ``keep`` and ``prefer``.
+        The run's options, for the rules.
+    priority
+        Columns that no rule drops, and which of a set of duplicates stays.
     """
     known = {name: prepared[name].statistics for name in names}
-    asked = frozenset(options.keep)
     drops = {
         name: _rule_drop(known[name], reason, options)
         for name in names
-        if name not in asked and (reason := reject(known[name], options)) is not None
+        if name not in priority.asked and (reason := reject(known[name], options)) is not None
     }
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if name not in drops and known[name].n_unique > 1:
             same[known[name].rank_hash].append(name)
     for group in same.values():
-        first, *others = sorted(group, key=lambda name: (*preference(name, options), name))
+        if len(group) == 1:
+            continue
+        first, *others = [group[index] for index in priority.order(group)]
         for name in others:
-            if name not in asked:
+            if name not in priority.asked:
                 alike = known[name].first_sign == known[first].first_sign
                 rho = 1.0 if alike else -1.0
                 drops[name] = Drop(name, 1, Reason.DUPLICATE, "spearman", rho, 1.0, first)

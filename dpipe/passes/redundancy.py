@@ -12,45 +12,41 @@ import numpy as np
 
 from dpipe.choice.communities import find_communities
 from dpipe.choice.representatives import choose
-from dpipe.engine.context import Prepared
+from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiles import NEAR
-from dpipe.model import Drop, Edges, Emit, Note, PassResult
-from dpipe.options import PASS_NAMES, Options
+from dpipe.model import Drop, Edges, Note, PassResult
+from dpipe.options import PASS_NAMES
 from dpipe.registry import Reason
 
 
 def keep_representatives(
+    context: Context,
+    prepared: Prepared,
     number: int,
     measure: str,
-    prepared: Prepared,
     columns: Sequence[str],
     edges: Edges,
     threshold: float,
-    options: Options,
-    emit: Emit,
 ) -> PassResult:
     """Find communities and keep, of each set of similar columns, a representative.
 
     Parameters
     ----------
+    context, prepared
+        The run, which is told of columns that stay only because they were asked to, and its
+        rank store.
     number, measure
         The pass, and what its similarity is called in the decisions.
-    prepared
-        The rank store's columns, for their missing cells.
     columns
         The columns the pass received, in input order.
     edges
         Settled pairs of them, above and just below the threshold.
     threshold
         Similarity at which a pair is redundant.
-    options
-        ``keep``, ``prefer`` and ``seed`` count.
-    emit
-        Told of columns that stay only because they were asked to.
     """
     strong = edges.at_least(threshold)
     labels = find_communities(
-        len(columns), strong, columns, resolution=threshold, seed=options.seed
+        len(columns), strong, columns, resolution=threshold, seed=context.options.seed
     )
     missing = [prepared[name].statistics.n_missing for name in columns]
     choice = choose(
@@ -58,12 +54,11 @@ def keep_representatives(
         strong,
         labels,
         threshold=threshold,
-        keep=options.keep,
-        prefer=options.prefer,
+        priority=context.priority,
         n_missing=np.array(missing, dtype=np.int64),
     )
     for first, second, value in choice.redundant_keeps:
-        emit(
+        context.emit(
             Note(
                 f"{first!r} and {second!r} were both asked to be kept, though their {measure} "
                 f"similarity is {value:.3f}.",

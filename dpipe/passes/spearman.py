@@ -37,14 +37,13 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     edges = settled_edges(context, grid)
     write_matrix(context, grid, "spearman", columns, edges)
     return keep_representatives(
+        context,
+        prepared,
         2,
         "spearman",
-        prepared,
         columns,
         by_name(edges, grid.names, columns),
         options.spearman_threshold,
-        options,
-        context.emit,
     )
 
 

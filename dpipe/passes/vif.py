@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dpipe.engine.context import Context, Prepared, preference
+from dpipe.choice.priority import Priority
+from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid
 from dpipe.engine.plan import check_client
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
@@ -36,8 +37,8 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         assemble(context, grid, "gram", varying, None, gram)
     else:
         gram[:] = 1.0
-    order = _order(gram, prepared, varying, options)
-    keep = np.array([name in options.keep for name in varying], dtype=bool)
+    order = _order(gram, prepared, varying, context.priority)
+    keep = np.array([name in context.priority.asked for name in varying], dtype=bool)
     gone = eliminate(gram, order, keep, options.vif_threshold)
     determined = kept_combinations(gram, order, keep)
     for step in determined:
@@ -65,21 +66,16 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
 
 
 def _order(
-    gram: NDArray[np.float64], prepared: Prepared, columns: Sequence[str], options: Options
+    gram: NDArray[np.float64], prepared: Prepared, columns: Sequence[str], priority: Priority
 ) -> NDArray[np.int64]:
     """Columns from best to worst priority.
 
     No two of them are similar enough for a community, so after the user's wishes and missing cells
     the larger sum of similarities decides (in whole millionths, which add up alike in any order).
     """
+    missing = np.array([prepared[name].statistics.n_missing for name in columns], dtype=np.int64)
     sums = np.rint(np.abs(gram) * MILLION).astype(np.int64).sum(axis=1)
-
-    def key(index: int) -> tuple[bool, int, int, int, str]:
-        name = columns[index]
-        missing = prepared[name].statistics.n_missing
-        return *preference(name, options), missing, -int(sums[index]), name
-
-    return np.array(sorted(range(len(columns)), key=key), dtype=np.int64)
+    return priority.order(columns, missing, -sums)
 
 
 _MOST_TERMS = 8

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dpipe.choice.priority import Priority
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Plan, check_disk, make_plan
 from dpipe.errors import ResourceError
@@ -161,7 +162,7 @@ class Run:
         self, context: Context, number: int, prepared: Prepared, columns: Sequence[str]
     ) -> PassResult:
         if number == 1:
-            result = prepare.decide(prepared, columns, self.options)
+            result = prepare.decide(prepared, columns, self.options, context.priority)
             names, codes = prepare.rank_sample(context.store, prepared)
             self.folder.write_npy("rank_sample.npy", codes)
             self.folder.write_columns("rank_sample_columns.txt", names)
@@ -189,6 +190,7 @@ class Run:
                 folder=self.folder,
                 storage_options=self.table.storage_options,
                 nonlinear_rows=nonlinear_sample(self.table, self._rows, self.options),
+                priority=Priority(self.options.keep, self.options.prefer),
             )
             plan = self._checked_plan(context)
             self._plan = dataclasses.asdict(plan)

@@ -87,7 +87,8 @@ def check_options(options: Options, known: Mapping[str, object]) -> None:
                     f"--{option.replace('_', '-')} names {name!r}, but the table has no such "
                     f"column{nearest(name, known)}."
                 )
-    both = [name for name in options.id_columns if name in options.exclude]
+    excluded = frozenset(options.exclude)
+    both = [name for name in options.id_columns if name in excluded]
     if both:
         raise InputError(f"column {both[0]!r} is named in both --id-columns and --exclude.")
 
@@ -104,6 +105,9 @@ class Roles:
         storage_options: StorageOptions = None,
     ) -> None:
         self._options = options
+        self._ids = frozenset(options.id_columns)
+        self._excluded = frozenset(options.exclude)
+        self._asked = frozenset(options.keep)
         self._uses = uses
         self._files = files
         self._layouts = layouts
@@ -129,9 +133,9 @@ class Roles:
         return tuple(name for name, cells in self._text.items() if _mostly_numbers(cells))
 
     def _plain_role(self, name: str, use: Use) -> Role:
-        if name in self._options.exclude:
+        if name in self._excluded:
             return Role.EXCLUDED
-        if name in self._options.id_columns or (use.is_index and name not in self._options.keep):
+        if name in self._ids or (use.is_index and name not in self._asked):
             return Role.ID
         return Role.FEATURE if use.numeric else Role.NOT_NUMERIC
 
