@@ -40,9 +40,9 @@ def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_parts(mixed_table(1200), tmp_path_factory.mktemp("mixed") / "table", parts=3)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_plan_is_made_for_the_workers_a_run_would_open(threads: int) -> None:
-    options = Options(device="cpu", threads_per_worker=threads)
+@pytest.mark.parametrize("asked", [{}, {"threads_per_worker": 2}, {"workers": 1}], ids=repr)
+def test_a_plan_is_made_for_the_workers_a_run_would_open(asked: dict[str, int]) -> None:
+    options = Options(device="cpu", **asked)
     machine = plan_run(None, options, rows=1000, columns=10).machine
     with open_session(options) as session:
         opened = session.n_workers, session.threads_per_worker, session.memory_limit

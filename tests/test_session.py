@@ -23,11 +23,14 @@ import psutil
 import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, wait
+from distributed.system import MEMORY_LIMIT
 
 from dpipe.device import card
+from dpipe.engine.plan import Machine
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import MemoryReading, Note
+from dpipe.model import MemoryReading, Note, silent
 from dpipe.options import Options
+from dpipe.pipeline import plan_run
 from dpipe.session import (
     Session,
     attach,
@@ -156,12 +159,21 @@ def test_an_own_session_says_what_it_is(own: Session) -> None:
 
 
 def test_by_default_every_cpu_gets_a_worker() -> None:
-    options = own_cluster._local_options(Options(), "/scratch", CPU_COUNT)
+    workers = device.own_workers(Options(device="cpu"), silent)
+    options = own_cluster._local_options(Options(), workers, "/scratch")
     assert options["n_workers"] == CPU_COUNT
-    assert "memory_limit" not in options  # Dask shares out what there is
-    assert (
-        own_cluster._local_options(Options(threads_per_worker=64), "/scratch", 0)["n_workers"] == 1
-    )
+    assert options["memory_limit"] == MEMORY_LIMIT // CPU_COUNT
+    assert device.own_workers(Options(device="cpu", threads_per_worker=64), silent).number == 1
+
+
+def test_workers_share_the_memory_of_the_machine_and_no_more() -> None:
+    def memory(**asked: Any) -> int:
+        return device.own_workers(Options(device="cpu", **asked), silent).memory
+
+    assert memory(workers=1) == MEMORY_LIMIT
+    assert memory(workers=3 * CPU_COUNT) == MEMORY_LIMIT // (3 * CPU_COUNT)
+    assert memory(workers=2, memory_limit=2**30) == 2**30
+    assert memory(memory_limit=4 * MEMORY_LIMIT) == MEMORY_LIMIT
 
 
 def test_an_own_session_leaves_the_default_client_alone(own: Session) -> None:
@@ -390,6 +402,7 @@ def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> Non
             """
             import os, signal, time
             from dpipe.options import Options
+from dpipe.pipeline import plan_run
             from dpipe.session import open_session
             if __name__ == "__main__":
                 try:
@@ -525,8 +538,10 @@ def test_attached_workers_share_the_card_they_share(
 
 
 def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
-    options = own_cluster.gpu_options(Options(), "/scratch", 4)
+    workers = device.OwnWorkers("gpu", number=4, threads=1, memory=2**30, room=60 << 30)
+    options = own_cluster.gpu_options(Options(), workers, "/scratch")
     assert options["n_workers"] == 4
+    assert options["memory_limit"] == 2**30
     assert options["threads_per_worker"] == 1
     assert options["host"] == "127.0.0.1"
     assert options["local_directory"] == "/scratch"
@@ -534,9 +549,28 @@ def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
     assert 0 < options["rmm_release_threshold"] < 1
     assert options["rmm_allocator_external_lib_list"] == ["cupy"]
     assert not {"rmm_pool_size", "jit_unspill", "env", "processes"} & options.keys()
-    assert own_cluster.gpu_options(Options(workers=2), "/scratch", 4)["n_workers"] == 2
-    with pytest.raises(InputError, match="--workers 5 exceeds the 4 visible GPUs"):
-        own_cluster.gpu_options(Options(workers=5), "/scratch", 4)
+
+
+def test_a_gpu_session_gets_one_worker_a_card_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine(monkeypatch, 4, "dask_cuda", "cupy", "rmm"):
+        assert device.own_workers(Options(), silent).number == 4
+        assert device.own_workers(Options(workers=2), silent).number == 2
+        with pytest.raises(InputError, match="--workers 5 exceeds the 4 visible GPUs"):
+            device.own_workers(Options(workers=5), silent)
+
+
+def test_a_plan_is_made_for_the_cards_a_run_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(**options: Any) -> Machine:
+        return plan_run(None, Options(**options), rows=1000, columns=10).machine
+
+    with machine(monkeypatch, 3, "dask_cuda", "cupy", "rmm"):
+        found = planned()
+        assert (found.workers, found.device) == (3, 60 << 30)
+        assert found.memory == MEMORY_LIMIT // 3
+        assert planned(device="gpu") == found
+        assert planned(device="cpu").device is None
+    with machine(monkeypatch, 0), pytest.raises(InputError, match="--device gpu cannot be used"):
+        planned(device="gpu")
 
 
 def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,11 +583,11 @@ def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(
         sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=LocalCUDACluster)
     )
-    monkeypatch.setattr(card, "visible_cards", lambda: 3)
+    workers = device.OwnWorkers("gpu", number=3, threads=1, memory=2**30, room=60 << 30)
     monkeypatch.setattr(LocalCUDACluster, "__del__", lambda self: None, raising=False)
-    cluster = own_cluster._start_gpu_cluster(Options(), "/scratch")
+    cluster = own_cluster._start_gpu_cluster(Options(), workers, "/scratch")
     assert isinstance(cluster, own_cluster.KeepsNannies)
-    assert started == [own_cluster.gpu_options(Options(), "/scratch", 3)]
+    assert started == [own_cluster.gpu_options(Options(), workers, "/scratch")]
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,9 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
     yield (
         f"{counted(made.n_rows, 'row')} x {counted(made.n_columns, 'numeric column')} on "
         f"{counted(machine.workers, 'worker')} with {counted(machine.threads, 'thread')} "
-        f"and {gib(machine.memory)} each\n"
+        f"and {gib(machine.memory)} each"
+        + ("" if machine.device is None else f", {gib(machine.device)} of a card")
+        + "\n"
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("pass", no_wrap=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 from dpipe.engine.plan import Machine, Plan, make_plan
 from dpipe.errors import InputError
+from dpipe.model import silent
 from dpipe.options import Options
-from dpipe.session.device import own_machine
+from dpipe.session.device import own_workers
 from dpipe.table import open_table
 from dpipe.table.sample import sample
 
@@ -30,7 +31,7 @@ def plan_run(
     Raises
     ------
     InputError
-        When neither files nor a shape are given.
+        When neither files nor a shape are given, or ``device="gpu"`` cannot be had here.
     ResourceError
         When the run cannot fit.
     """
@@ -43,8 +44,6 @@ def plan_run(
         row_group = table.row_group
     if not rows or not columns:
         raise InputError("give Parquet files, or both --rows and --columns.")
-    cores, memory = own_machine()
-    workers = options.workers or max(1, cores // options.threads_per_worker)
-    limit = options.memory_limit or memory // workers
-    machine = Machine(workers, options.threads_per_worker, limit)
+    workers = own_workers(options, silent)
+    machine = Machine(workers.number, workers.threads, workers.memory, workers.room)
     return make_plan(rows, columns, options, machine, row_group=row_group)

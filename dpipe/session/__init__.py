@@ -39,7 +39,7 @@ from dpipe.session.attach import (
     wait_for_first_worker,
     warn_when_exposed,
 )
-from dpipe.session.device import choose_own_device
+from dpipe.session.device import own_workers
 from dpipe.session.local import OwnCluster, warn_when_overcommitted
 from dpipe.session.session import Session
 
@@ -125,12 +125,14 @@ def open_session(
     ...     session.client.submit(sum, [1, 2]).result()
     3
     """
-    device, room = choose_own_device(options, emit)
+    workers = own_workers(options, emit)
     warn_when_overcommitted(options, emit)
-    owned = OwnCluster(options, device, local_directory)
+    owned = OwnCluster(options, workers, local_directory)
     try:
         client = owned.open()
-        return Session(client, options, emit=emit, owned=owned, device=device, room=room)
+        return Session(
+            client, options, emit=emit, owned=owned, device=workers.device, room=workers.room
+        )
     except BaseException:
         owned.close()
         raise

@@ -1,6 +1,7 @@
 """CPU or GPU: what a session computes on, and why.
 
-Covers: the choice for an own and for an attached session, what a worker can have of its card.
+Covers: the choice for an own and for an attached session, what a worker can have of its card, how
+many workers an own session gets and the memory of each.
 Does not cover: the trial of CuPy itself (`dpipe.device.card`).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dask.system import CPU_COUNT
@@ -32,6 +34,55 @@ def own_machine() -> tuple[int, int]:
     True
     """
     return int(CPU_COUNT), int(MEMORY_LIMIT)
+
+
+@dataclass(frozen=True)
+class OwnWorkers:
+    """The workers of an own session, whether it is opened or only planned for.
+
+    Attributes
+    ----------
+    device
+        "cpu" or "gpu".
+    number
+        How many.
+    threads
+        Task threads of each.
+    memory
+        Bytes each may use.
+    room
+        Bytes each can have of its card; None on the CPU.
+    """
+
+    device: str
+    number: int
+    threads: int
+    memory: int
+    room: int | None
+
+
+def own_workers(options: Options, emit: Emit) -> OwnWorkers:
+    """The workers that an own session has on this machine.
+
+    One for each card, or as many as the cores have room for; they share the memory of the machine.
+
+    Raises
+    ------
+    InputError
+        When ``device="gpu"`` and it cannot be had, or ``workers`` exceeds the cards.
+    """
+    device, room = choose_own_device(options, emit)
+    cores, memory = own_machine()
+    threads = options.threads_per_worker
+    most = card.visible_cards() if device == "gpu" else cores // threads
+    number = options.workers or max(1, most)
+    if device == "gpu" and number > most:
+        raise InputError(
+            f"--workers {number} exceeds the {most} visible GPUs: "
+            "a GPU session runs one worker on each."
+        )
+    limit = min(memory, options.memory_limit or memory // number)
+    return OwnWorkers(device, number, threads, limit, room)
 
 
 def choose_own_device(options: Options, emit: Emit) -> tuple[str, int | None]:

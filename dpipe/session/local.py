@@ -1,8 +1,8 @@
 """A cluster of dpipe's own on this machine: started, found again after a restart, ended.
 
 Covers: the options of Dask's local clusters, the environment and the end of their processes.
-Does not cover: when it is restarted (`dpipe.session.Session`), which device it takes
-(`dpipe.session.device`).
+Does not cover: when it is restarted (`dpipe.session.Session`), how many workers it gets and on
+which device (`dpipe.session.device`).
 """
 
 # Most of distributed's public methods carry no annotations.
@@ -27,16 +27,15 @@ from typing import Any
 
 import dask
 import psutil
-from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
-from dpipe.device import card
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Note
 from dpipe.options import Options
 from dpipe.session.calls import first_line
+from dpipe.session.device import OwnWorkers
 from dpipe.session.environment import worker_environment
 from dpipe.session.worker import SilentEnd
 
@@ -59,7 +58,7 @@ class OwnCluster:
     """How to open, and open again, the cluster an owned session runs on."""
 
     options: Options
-    device: str
+    workers: OwnWorkers
     local_directory: str | None
     n_workers: int = 0
     _cluster: LocalCluster | None = None
@@ -70,7 +69,7 @@ class OwnCluster:
     def open(self) -> Client:
         """Start the processes; a client that is nobody's default."""
         self._folder = _worker_folder(self.local_directory)
-        start = _start_gpu_cluster if self.device == "gpu" else _start_cpu_cluster
+        start = _start_gpu_cluster if self.workers.device == "gpu" else _start_cpu_cluster
         before = dict(os.environ)
         try:
             with (
@@ -82,7 +81,7 @@ class OwnCluster:
                 ),
                 _deaf_to_interrupts(),
             ):
-                self._cluster = start(self.options, self._folder)
+                self._cluster = start(self.options, self.workers, self._folder)
             # Not the default client: what the user computes meanwhile stays where it was.
             self._client = Client(self._cluster, set_as_default=False)
             self._client.register_plugin(SilentEnd())
@@ -164,21 +163,22 @@ class _LocalCluster(KeepsNannies, LocalCluster):
     pass
 
 
-def _start_cpu_cluster(options: Options, folder: str) -> LocalCluster:
-    return _LocalCluster(**_local_options(options, folder, CPU_COUNT // options.threads_per_worker))
+def _start_cpu_cluster(options: Options, workers: OwnWorkers, folder: str) -> LocalCluster:
+    return _LocalCluster(**_local_options(options, workers, folder))
 
 
-def _start_gpu_cluster(options: Options, folder: str) -> LocalCluster:
+def _start_gpu_cluster(options: Options, workers: OwnWorkers, folder: str) -> LocalCluster:
     dask_cuda = importlib.import_module("dask_cuda")
     kind = type("_LocalCUDACluster", (KeepsNannies, dask_cuda.LocalCUDACluster), {})
-    cluster: LocalCluster = kind(**gpu_options(options, folder, card.visible_cards()))
+    cluster: LocalCluster = kind(**gpu_options(options, workers, folder))
     return cluster
 
 
-def _local_options(options: Options, folder: str, n_workers: int) -> dict[str, Any]:
+def _local_options(options: Options, workers: OwnWorkers, folder: str) -> dict[str, Any]:
     chosen: dict[str, Any] = {
-        "n_workers": options.workers or max(1, n_workers),
-        "threads_per_worker": options.threads_per_worker,
+        "n_workers": workers.number,
+        "threads_per_worker": workers.threads,
+        "memory_limit": workers.memory,
         "processes": True,
         "host": "127.0.0.1",
         "dashboard_address": _free_dashboard_address(),
@@ -186,8 +186,6 @@ def _local_options(options: Options, folder: str, n_workers: int) -> dict[str, A
         "silence_logs": max(logging.ERROR, logging.getLogger("distributed").level),
         "env": {"TMPDIR": folder},
     }
-    if options.memory_limit is not None:
-        chosen["memory_limit"] = options.memory_limit
     if options.tls:
         chosen["security"] = _own_certificates()
     return chosen
@@ -204,19 +202,14 @@ def _own_certificates() -> Security:
         ) from None
 
 
-def gpu_options(options: Options, folder: str, n_cards: int) -> dict[str, Any]:
+def gpu_options(options: Options, workers: OwnWorkers, folder: str) -> dict[str, Any]:
     """Arguments of ``dask_cuda.LocalCUDACluster``: one worker a card, one allocator a worker.
 
     The stream-ordered allocator does not fragment as a pool does and shares the card with
     others; CuPy must use the same one, or two allocators starve each other. Above the release
     threshold, freed memory goes back to the card.
     """
-    chosen = _local_options(options, folder, n_cards)
-    if chosen["n_workers"] > n_cards:
-        raise InputError(
-            f"--workers {chosen['n_workers']} exceeds the {n_cards} visible GPUs: "
-            "a GPU session runs one worker on each."
-        )
+    chosen = _local_options(options, workers, folder)
     # LocalCUDACluster fills these in itself, one value a worker.
     del chosen["env"], chosen["processes"]
     return chosen | {
