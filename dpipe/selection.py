@@ -23,7 +23,7 @@ from dpipe.choice.certificate import explain
 from dpipe.inputs import take_columns
 from dpipe.model import Decision, MemoryReading
 from dpipe.registry import PASSES
-from dpipe.runfolder import RunFolder
+from dpipe.runfolder import RunFolder, is_portable
 
 
 class TemporaryFolder:
@@ -85,7 +85,7 @@ class Selection:
         target = RunFolder(directory).create().path
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder)
-            if path.is_file() and not path.name.startswith(".") and "ranks" not in str(relative):
+            if path.is_file() and is_portable(relative.as_posix()):
                 (target / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target / relative)
         if not (self.folder / "report.html").exists():  # a temporary folder has none

@@ -1,7 +1,8 @@
 """What a terminal and a notebook show of a selection.
 
-Covers: the line, the table of passes, escaping, where the page is said to lie.
-Does not cover: applying and saving (see ``tests/test_inputs.py`` and ``tests/test_pipeline.py``).
+Covers: the line, the table of passes, escaping, where the page is said to lie, copying the folder.
+Does not cover: applying, saving what a run left (see ``tests/test_inputs.py`` and
+``tests/test_pipeline.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from dpipe.model import Decision, MemoryReading
+from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 
 MARKUP = "<script>alert(1)</script>&amp;"
@@ -101,3 +103,19 @@ def test_nothing_kept_reads_well(tmp_path: Path, decisions: tuple[Decision, ...]
     result = selection(tmp_path, *decisions, passes=())
     assert "0 kept" in repr(result)
     assert "0 kept" in result._repr_html_()
+
+
+def test_a_copy_has_every_result_whatever_it_is_called_and_no_ranks(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run").create()
+    run.write_text("report.html", "<!doctype html>")
+    run.claim_table().mkdir()
+    table = run.path / "table" / "ranks_2024.parquet"
+    table.write_bytes(b"kept columns")
+    run.record_table([table])
+    ranks = run.path / "checkpoint" / "ranks-1-2" / "block-00000.f32"
+    ranks.parent.mkdir()
+    ranks.write_bytes(b"ranks")
+    copy = selection(run.path, decision("a", "kept")).save(tmp_path / "copy")
+    assert RunFolder(copy).verify_checksums() == ()
+    assert (copy / "table" / "ranks_2024.parquet").read_bytes() == b"kept columns"
+    assert list(copy.rglob("*.f32")) == []

@@ -55,6 +55,7 @@ __all__ = [
     "RunFolder",
     "Stale",
     "escape_name",
+    "is_portable",
     "plain",
     "unescape_name",
 ]
@@ -88,6 +89,19 @@ DECISIONS_SCHEMA = pa.schema(
     ]
 )
 """Columns of the decision table; the field of `Decision` behind "pass" is ``pass_number``."""
+
+
+def is_portable(name: str) -> bool:
+    """Whether a file of a run folder is worth having in a copy of the folder.
+
+    The lock, the ranks and what is half written are not.
+
+    Examples
+    --------
+    >>> is_portable("table/ranks_2024.parquet"), is_portable("checkpoint/ranks-1-2/layout.json")
+    (True, False)
+    """
+    return not name.startswith((LOCK, f"{CHECKPOINT}/ranks-")) and not name.endswith(".partial")
 
 
 class RunFolder(Files):

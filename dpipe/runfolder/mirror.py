@@ -20,10 +20,7 @@ import fsspec
 from dpipe.credentials import check_url, without_secrets
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Event, PassDone, silent
-from dpipe.runfolder import CHECKPOINT, LOCK, MANIFEST
-
-_STAYS = (LOCK, f"{CHECKPOINT}/ranks-")
-"""Beginnings of the names of what is of no use elsewhere."""
+from dpipe.runfolder import MANIFEST, is_portable
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
@@ -154,7 +151,7 @@ class _Copy:
         found = {}
         for path in self.path.rglob("*"):
             name = path.relative_to(self.path).as_posix()
-            if path.is_file() and not name.startswith(_STAYS) and not name.endswith(".partial"):
+            if path.is_file() and is_portable(name):
                 facts = path.stat()
                 found[name] = (facts.st_size, facts.st_mtime_ns)
         return found
