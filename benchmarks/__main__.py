@@ -17,7 +17,7 @@ QUICK = {
     "big": ["--rows=20000", "--columns=20,30"],
     "comparison": ["--repeats=1", "--contenders=dpipe,SciPy"],
     "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
-    "leak": ["--rows=2000", "--columns=12", "--runs=2"],
+    "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
     "guest": ["--rows=10000", "--columns=12", "--calls=2"],
 }
 

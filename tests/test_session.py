@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ import dask
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, Scheduler, wait
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.device import card
@@ -39,6 +41,7 @@ from dpipe.session import (
     device,
     lost_workers,
     open_session,
+    threads_here,
     worker,
 )
 from dpipe.session import local as own_cluster
@@ -308,6 +311,7 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
         started = pids(session.read_memory("start", 0))
         session.recycle(1)
         started |= pids(session.read_memory("start", 0))
+        scheduler = weakref.ref(session._own._cluster.scheduler)  # type: ignore[union-attr]
     session.close()
     assert session.client.status == "closed"
     assert not any(psutil.pid_exists(pid) for pid in started)
@@ -315,6 +319,17 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [p for p in new if "resource_tracker" not in " ".join(p.cmdline())] == []
     assert list(tmp_path.iterdir()) == []
     assert dict(os.environ) == environment
+    del session
+    gc.collect()
+    assert scheduler() is None  # distributed's caches would keep it
+
+
+def test_threads_in_this_process_leave_no_scheduler() -> None:
+    with threads_here() as client:
+        scheduler = weakref.ref(client.cluster.scheduler)
+    del client
+    gc.collect()
+    assert scheduler() is None
 
 
 def test_closing_does_not_wait_for_a_task(tmp_path: Path) -> None:
@@ -346,10 +361,12 @@ def test_workers_that_close_do_not_report_their_last_heartbeat(
 
 @pytest.mark.slow
 def test_many_sessions_in_one_process_leak_nothing() -> None:
-    def open_and_close() -> tuple[int, int]:
+    def open_and_close() -> tuple[int, int, int]:
         with open_session(TWO.replace(workers=1)) as session:
             session.recycle(1)
-        return psutil.Process().num_fds(), threading.active_count()
+        gc.collect()
+        schedulers = sum(isinstance(thing, Scheduler) for thing in gc.get_objects())
+        return psutil.Process().num_fds(), threading.active_count(), schedulers
 
     baseline = open_and_close()
     assert [open_and_close() for _ in range(10)] == [baseline] * 10

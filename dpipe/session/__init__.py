@@ -40,7 +40,11 @@ from dpipe.session.attach import (
     warn_when_exposed,
 )
 from dpipe.session.device import own_workers
-from dpipe.session.local import OwnCluster, warn_when_overcommitted
+from dpipe.session.local import (
+    OwnCluster,
+    forget_closed_schedulers,
+    warn_when_overcommitted,
+)
 from dpipe.session.session import Session
 
 __all__ = [
@@ -251,16 +255,19 @@ def threads_here() -> Iterator[Client]:
     ...     client.submit(sum, [1, 2]).result()
     3
     """
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=CPU_COUNT,
-            processes=False,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            silence_logs=max(logging.ERROR, logging.getLogger("distributed").level),
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    try:
+        with (
+            LocalCluster(
+                n_workers=1,
+                threads_per_worker=CPU_COUNT,
+                processes=False,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
+                silence_logs=max(logging.ERROR, logging.getLogger("distributed").level),
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
+    finally:
+        forget_closed_schedulers()

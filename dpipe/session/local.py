@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +28,7 @@ from typing import Any
 
 import dask
 import psutil
-from distributed import Client, LocalCluster, SpecCluster
+from distributed import Client, LocalCluster, SpecCluster, core
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
@@ -123,6 +124,7 @@ class OwnCluster:
             with contextlib.suppress(Exception):
                 self._cluster.close(timeout=CLOSE_SECONDS)
         self._client = self._cluster = None
+        forget_closed_schedulers()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -132,6 +134,21 @@ class OwnCluster:
             else:
                 os.environ[name] = value
         self._environment = {}
+
+
+def forget_closed_schedulers() -> None:
+    """Empty the caches of distributed that keep every scheduler of this process reachable.
+
+    A scheduler holds some megabytes, with a dashboard its pages too. One cache is of its handlers,
+    the other of what its pages have in common, which is asked for once a scheduler anyway.
+    """
+    clear = getattr(getattr(core, "_expects_comm", None), "cache_clear", None)
+    if clear is not None:
+        clear()
+    dashboard: Any = sys.modules.get("distributed.dashboard.scheduler")
+    plain = getattr(getattr(dashboard, "template_variables", None), "__wrapped__", None)
+    if plain is not None:
+        dashboard.template_variables = plain
 
 
 def _kill_workers(cluster: LocalCluster) -> None:
