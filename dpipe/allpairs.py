@@ -96,6 +96,7 @@ def similarity(
                 context,
                 prepared,
                 columns,
+                measure,
                 threshold=np.inf,
                 exact=exact,
                 min_valid=options.min_valid,

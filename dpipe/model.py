@@ -287,12 +287,37 @@ class MemoryReading:
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """What the plan expects of a pass: its tasks, and the peak bytes of a worker."""
+    """What the plan expects of a pass, for the columns it may at most receive.
+
+    Attributes
+    ----------
+    number, name
+        The pass.
+    columns
+        The columns it may at most receive.
+    tasks
+        Its tasks.
+    worker_bytes
+        Peak bytes of a worker.
+    bytes_read
+        Bytes its tasks read.
+    operations
+        Floating-point operations of its tasks.
+    shape
+        How its work is cut into tasks, in words.
+    client_bytes
+        The largest thing the client holds for it, in bytes.
+    """
 
     number: int
     name: str
+    columns: int
     tasks: int
     worker_bytes: int
+    bytes_read: int
+    operations: float
+    shape: str
+    client_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Pass:
     threshold
         The option with its threshold, None where it has none or several.
     arrays
-        What it leaves beside the decisions: ``NAME.npy`` and ``NAME_columns.txt``.
+        What it leaves beside the decisions, as ``NAME.npy`` and ``NAME_columns.txt``.
     pairwise
         Whether a column it drops resembles its representative; else several kept columns determine
         it together.
@@ -115,6 +115,11 @@ class Pass:
     arrays: tuple[str, ...] = ()
     pairwise: bool = True
     fresh_workers: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of its arrays."""
+        return tuple(f"{name}{end}" for name in self.arrays for end in (".npy", "_columns.txt"))
 
 
 PASSES: dict[int, Pass] = {
@@ -170,11 +175,3 @@ PASSES: dict[int, Pass] = {
 
 FIRST = 1
 """The pass that ranks the columns, which every other one needs."""
-
-
-def restarts_between(number: int, following: int) -> bool:
-    """Whether workers get fresh processes between two passes that follow each other.
-
-    They do after ranking, whatever comes next, and before each pass that asks for it.
-    """
-    return number == FIRST or PASSES[following].fresh_workers

@@ -80,9 +80,13 @@ def reading(moment: str, number: int, process: str, pid: int, rss: int) -> Memor
     return MemoryReading(moment, number, process, pid, rss, rss + 5, None, 1.0)
 
 
+def planned(number: int, name: str, tasks: int, worker_bytes: int) -> PlannedPass:
+    return PlannedPass(number, name, 40, tasks, worker_bytes, 10**6, 1e9, "a block")
+
+
 def events_of_a_run() -> list[Event]:
     """Up to the middle of pass 2."""
-    passes = (PlannedPass(1, "prepare", 3, 300 << 20), PlannedPass(2, "spearman", 8, 400 << 20))
+    passes = (planned(1, "prepare", 3, 300 << 20), planned(2, "spearman", 8, 400 << 20))
     before = [reading("after", 1, name, pid, 200 << 20) for name, pid in (("worker 0", 11),)]
     after = [reading("recycled", 1, name, pid, 90 << 20) for name, pid in (("worker 0", 12),)]
     return [

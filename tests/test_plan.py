@@ -17,13 +17,13 @@ from dpipe.engine.plan import (
     check_disk,
     even_blocks,
     gib,
-    make_plan,
     ranking_blocks,
     tile_grid,
 )
 from dpipe.errors import InputError, ResourceError
 from dpipe.kernels.measures import BASIS
 from dpipe.options import Options, options_from, parse_size
+from dpipe.passes import make_plan
 
 GIB = 2**30
 machines = st.builds(

@@ -36,10 +36,16 @@ READINGS = (
     MemoryReading("after", 1, "client", 10, 200 * 2**20, 250 * 2**20, None, 1.0),
     MemoryReading("after", 1, "worker 0", 11, 312 * 2**20, 400 * 2**20, None, 1.0),
 )
+
+
+def planned(number: int, name: str, tasks: int, worker_bytes: int) -> PlannedPass:
+    return PlannedPass(number, name, 40, tasks, worker_bytes, 10**6, 1e9, "a block")
+
+
 EVENTS: tuple[Event, ...] = (
     RunStarted(
         *(624, 1830, 2, "cpu", "http://127.0.0.1:8787/status", 2**31, 2**22),
-        (PlannedPass(1, "prepare", 30, 2**28), PlannedPass(2, "spearman", 100, 3 * 2**28)),
+        (planned(1, "prepare", 30, 2**28), planned(2, "spearman", 100, 3 * 2**28)),
     ),
     Note("columns 'a' and 'b' are text."),
     Note("left out broken.parquet: it is cut short", "warning"),

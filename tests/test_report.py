@@ -119,12 +119,15 @@ def record(passes: Sequence[tuple[int, int, int]] = (), **sections: Any) -> dict
             "passes": [
                 {
                     "number": number,
+                    "name": names[number],
+                    "columns": before,
+                    "shape": "3 tiles of 100 columns",
                     "tasks": 3,
                     "worker_bytes": 2**28,
                     "bytes_read": 10**6,
                     "operations": 1e9,
                 }
-                for number, _, _ in passes
+                for number, before, _ in passes
             ],
         },
         "passes": [

@@ -34,6 +34,9 @@ class MatrixFolder(Protocol):
     ) -> AbstractContextManager[NDArray[Any]]:
         """An array assembled on disk in place."""
 
+    def write_npy(self, name: str, values: NDArray[Any]) -> None:
+        """An array that fits in memory."""
+
     def write_columns(self, name: str, columns: Sequence[str]) -> None:
         """A list of column names."""
 

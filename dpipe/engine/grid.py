@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import tile_grid
 from dpipe.kernels.measures import MEASURES
 from dpipe.model import Edges
-from dpipe.rankstore import Catalogue, build_catalogue
+from dpipe.rankstore import Catalogue, Store, build_catalogue
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def run_grid(
     names
         Columns to compare.
     title
-        What the pass is called in task names, as in ``moments-spearman``.
+        Names its tasks, as in ``moments-spearman``, and its folder (see `remove_grids`).
     measures
         Names of measures of one basis size.
     rows
@@ -78,11 +78,20 @@ def run_grid(
         kept_bytes=context.machine.kept_bytes,
         **settings,
     )
-    job = tiles.Job(**{**vars(job), "folder": f"{title}-{_key(job, ordered, catalogue)}"})
+    job = replace(job, folder=f"{_folders_of(title)}{_key(job, ordered, catalogue)}")
     catalogue.save(context.store, f"{job.folder}/catalogue.npz")
     job.save(context.store)
     submit.run_grid(context.session, job, context.store, title, context.emit, ordered)
     return Grid(job, catalogue, ordered)
+
+
+def remove_grids(store: Store, title: str) -> None:
+    """Remove the tiles of every grid with this title, of this run and of former ones."""
+    store.remove(_folders_of(title))
+
+
+def _folders_of(title: str) -> str:
+    return f"{title}-"
 
 
 def _key(job: tiles.Job, names: Sequence[str], catalogue: Catalogue) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from dpipe.engine import memory
 from dpipe.errors import ResourceError
 from dpipe.kernels.measures import BASIS
-from dpipe.options import PASS_NAMES, Options
+from dpipe.model import PlannedPass
+from dpipe.registry import Pass
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""
@@ -29,15 +30,23 @@ _CHUNK_ROWS = {1: 4096, BASIS: 8192}
 _CHUNK_ROWS_ON_DEVICE = {1: 65536, BASIS: 8192}  # with K = 1 a card waits for the disk: long reads
 _LONG_CHUNK = 16384  # longer ones are halved before a tile is made narrower
 _FEWEST_CHUNK_ROWS = 1024
-_USUAL_ROW_GROUP = 2**17
 _FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The workers a plan is made for: their number, threads of each, bytes each may use.
+    """The workers a plan is made for.
 
-    ``device`` is what each can have of its card, None where tasks compute on the CPU.
+    Attributes
+    ----------
+    workers
+        Their number.
+    threads
+        Threads of each.
+    memory
+        Bytes each may use.
+    device
+        Bytes each can have of its card, None where tasks compute on the CPU.
     """
 
     workers: int
@@ -70,8 +79,16 @@ class Machine:
 class Tiling:
     """One tile grid: column blocks x column blocks (the upper triangle) x row splits.
 
-    ``blocks`` and ``splits`` are (start, stop) pairs of columns and rows; a task works through its
-    split in chunks of ``chunk_rows`` rows.
+    Attributes
+    ----------
+    functions
+        Functions of a column.
+    blocks
+        Each block as (start, stop) of columns.
+    splits
+        Each split as (start, stop) of rows.
+    chunk_rows
+        Rows that a task holds at a time.
     """
 
     functions: int
@@ -115,31 +132,48 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class PassPlan:
-    """One pass: tasks, peak bytes of a worker, bytes read, floating-point operations."""
+class TableShape:
+    """The size of a table, as far as a plan needs it.
 
-    number: int
-    name: str
-    columns: int
-    tasks: int
-    worker_bytes: int
-    bytes_read: int
-    operations: float
-    shape: str
+    Attributes
+    ----------
+    n_rows
+        Rows that take part.
+    n_columns
+        Feature columns.
+    row_group
+        Rows of the largest row group.
+    """
+
+    n_rows: int
+    n_columns: int
+    row_group: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its passes for `n_rows` x `n_columns` features on `machine`.
+    """A run: its passes on the workers of a machine.
 
-    ``scratch_bytes`` is the size of the rank store, ``client_bytes`` the largest thing the client
-    may hold. Later passes are planned for the columns they may at most receive.
+    Attributes
+    ----------
+    n_rows
+        Rows that take part.
+    n_columns
+        Feature columns.
+    machine
+        The workers it is made for.
+    passes
+        What each pass does at most.
+    scratch_bytes
+        Size of the rank store.
+    client_bytes
+        The largest thing the client may hold.
     """
 
     n_rows: int
     n_columns: int
     machine: Machine
-    passes: tuple[PassPlan, ...]
+    passes: tuple[PlannedPass, ...]
     scratch_bytes: int
     client_bytes: int
 
@@ -315,78 +349,76 @@ def check_client(n_columns: int, free: int) -> None:
         )
 
 
-def make_plan(
-    n_rows: int,
-    n_columns: int,
-    options: Options,
-    machine: Machine,
-    *,
-    row_group: int | None = None,
-) -> Plan:
-    """The plan of a run, before the columns that later passes receive are known.
+def rank_store_bytes(n_rows: int, n_columns: int) -> int:
+    """Size of the rank store: a rank in float32 for each cell, and a bit for its validity."""
+    return n_columns * (n_rows * 4 + -(-n_rows // 8))
 
-    ``row_group`` is the number of rows of the largest one; a usual size when None.
+
+def plan_ranking(of: Pass, table: TableShape, machine: Machine) -> PlannedPass:
+    """A pass that ranks every column.
 
     Raises
     ------
     ResourceError
-        When a pass cannot fit the workers.
+        When not even one column fits a task.
     """
-    if row_group is None:
-        row_group = min(_USUAL_ROW_GROUP, n_rows)
-    passes = []
-    if 1 in options.passes:
-        passes.append(_plan_ranking(n_rows, n_columns, row_group, machine))
-    for number in sorted(set(options.passes) & {2, 3, 4}):
-        rows = min(n_rows, options.nonlinear_rows or n_rows) if number == 4 else n_rows
-        functions = BASIS if number == 4 else 1
-        passes.append(_plan_grid(number, rows, n_columns, functions, machine))
-    matrix = min(n_columns * n_columns * 4, options.matrix_budget)
-    inflation = memory.inflation_bytes(n_columns) if 3 in options.passes else 0
-    return Plan(
-        n_rows=n_rows,
-        n_columns=n_columns,
-        machine=machine,
-        passes=tuple(passes),
-        scratch_bytes=n_rows * n_columns * 4 + n_columns * memory_packed(n_rows),
-        client_bytes=max(matrix, inflation),
-    )
-
-
-def memory_packed(n_rows: int) -> int:
-    """Bytes of one packed mask."""
-    return -(-n_rows // 8)
-
-
-def _plan_ranking(n_rows: int, n_columns: int, row_group: int, machine: Machine) -> PassPlan:
-    blocks = ranking_blocks(n_rows, n_columns, row_group, machine)
+    n_rows, n_columns = table.n_rows, table.n_columns
+    blocks = ranking_blocks(n_rows, n_columns, table.row_group, machine)
     widest = _width(blocks)
-    return PassPlan(
-        number=1,
-        name=PASS_NAMES[1],
+    return PlannedPass(
+        number=of.number,
+        name=of.name,
         columns=n_columns,
         tasks=len(blocks),
         worker_bytes=memory.WORKER_BASE
-        + machine.threads * memory.ranking_bytes(n_rows, widest, row_group),
+        + machine.threads * memory.ranking_bytes(n_rows, widest, table.row_group),
         bytes_read=n_rows * n_columns * 8,
         operations=n_rows * n_columns * math.log2(max(n_rows, 2)),
         shape=f"{_counted(len(blocks), 'block')} of {widest} columns",
     )
 
 
-def _plan_grid(
-    number: int, n_rows: int, n_columns: int, functions: int, machine: Machine
-) -> PassPlan:
-    tiling = tile_grid(n_rows, n_columns, 0, functions, machine)
-    return PassPlan(
-        number=number,
-        name=PASS_NAMES[number],
-        columns=n_columns,
+def plan_grid(
+    of: Pass,
+    table: TableShape,
+    machine: Machine,
+    *,
+    functions: int,
+    n_rows: int | None = None,
+    client_bytes: int = 0,
+) -> PlannedPass:
+    """A pass that computes one grid of tiles of all pairs of columns.
+
+    Parameters
+    ----------
+    of
+        The pass.
+    table, machine
+        The table it works on and the workers that do.
+    functions
+        Functions of a column.
+    n_rows
+        Rows it looks at; all when None.
+    client_bytes
+        The largest thing the client holds for it.
+
+    Raises
+    ------
+    ResourceError
+        When the smallest tile does not fit a task.
+    """
+    n_rows = table.n_rows if n_rows is None else min(n_rows, table.n_rows)
+    tiling = tile_grid(n_rows, table.n_columns, 0, functions, machine)
+    return PlannedPass(
+        number=of.number,
+        name=of.name,
+        columns=table.n_columns,
         tasks=tiling.n_tasks,
         worker_bytes=memory.WORKER_BASE + machine.threads * tiling.task_bytes,
-        bytes_read=n_rows * n_columns * 4 * (len(tiling.blocks) + 1),
-        operations=float(n_rows) * (n_columns * functions) ** 2,
+        bytes_read=n_rows * table.n_columns * 4 * (len(tiling.blocks) + 1),
+        operations=float(n_rows) * (table.n_columns * functions) ** 2,
         shape=_shape(tiling),
+        client_bytes=client_bytes,
     )
 
 

@@ -23,18 +23,17 @@ from dpipe.options.kinds import (
     Kind,
     Names,
     Number,
+    Passes,
     Settings,
     Size,
     Text,
     Whole,
     choice,
     parse_size,
-    some,
 )
+from dpipe.registry import PASSES
 
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
-
-PASS_NAMES = {0: "sample", 1: "prepare", 2: "spearman", 3: "vif", 4: "nonlinear"}
 
 
 class Section(StrEnum):
@@ -175,8 +174,8 @@ class Options:
         also=("similarity",),
     )
     passes: tuple[int, ...] = _redundancy(
-        (1, 2, 3, 4),
-        some(1, 2, 3, 4, always=1),
+        tuple(PASSES),
+        Passes(),
         "passes to run; 1 is always among them",
         also=("plan",),
     )

@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 from dpipe.errors import InputError
+from dpipe.registry import FIRST, PASSES
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -195,31 +196,24 @@ class Names(Kind):
 
 
 @dataclass(frozen=True)
-class Some(Kind):
-    """Some of a few whole numbers, among them always one: a list, or text with commas."""
+class Passes(Kind):
+    """Numbers of passes, among them always the first: a list, or text with commas."""
 
-    numbers: tuple[int, ...] = ()
-    always: int = 0
+    metavar: str = ",".join(map(str, PASSES))
 
     def convert(self, value: Any) -> tuple[int, ...]:
         return tuple(map(int, _parts(value)))
 
     def fault(self, value: tuple[int, ...]) -> str:
-        if self.always in value and set(value) <= set(self.numbers):
+        if FIRST in value and set(value) <= PASSES.keys():
             return ""
-        return f"takes a list out of {self.text(self.numbers)} that has {self.always} in it"
+        return f"takes a list out of {self.text(tuple(PASSES))} that has {FIRST} in it"
 
     def text(self, value: tuple[int, ...]) -> str:
         return ",".join(map(str, value))
 
     def schema(self) -> dict[str, Any]:
-        items = {"enum": list(self.numbers)}
-        return {"type": "array", "items": items, "contains": {"const": self.always}}
-
-
-def some(*numbers: int, always: int) -> Some:
-    """A `Some` of `numbers`."""
-    return Some(",".join(map(str, numbers)), numbers, always)
+        return {"type": "array", "items": {"enum": [*PASSES]}, "contains": {"const": FIRST}}
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,77 @@
-"""The passes of a run: table state in, decisions out."""
+"""The passes of a run: table state in, decisions out.
+
+Covers: the module of a pass, found by its entry in `dpipe.registry`; the plan of a whole run.
+Does not cover: their order, checkpoints and restarts (`dpipe.pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from dpipe.engine.context import Context, Prepared
+from dpipe.engine.plan import Machine, Plan, TableShape, rank_store_bytes
+from dpipe.model import PassResult, PlannedPass
+from dpipe.options import Options
+from dpipe.registry import PASSES, Pass
+
+_USUAL_ROW_GROUP = 2**17
+
+
+class PassModule(Protocol):
+    """What the module of a pass offers."""
+
+    def run(
+        self, this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
+    ) -> PassResult:
+        """Decide on `columns`, of which there is at least one, in input order."""
+
+    def plan(
+        self, this: Pass, table: TableShape, options: Options, machine: Machine
+    ) -> PlannedPass:
+        """What `run` does at most.
+
+        Raises
+        ------
+        ResourceError
+            When it cannot fit the workers.
+        """
+
+
+def module_of(entry: Pass) -> PassModule:
+    """The module of a pass, imported when it is first asked for."""
+    return cast(PassModule, import_module(entry.module))
+
+
+def make_plan(
+    n_rows: int,
+    n_columns: int,
+    options: Options,
+    machine: Machine,
+    *,
+    row_group: int | None = None,
+) -> Plan:
+    """The plan of a run, before the columns that later passes receive are known.
+
+    ``row_group`` is the number of rows of the largest one; a usual size when None.
+
+    Raises
+    ------
+    ResourceError
+        When a pass cannot fit the workers.
+    """
+    if row_group is None:
+        row_group = min(_USUAL_ROW_GROUP, n_rows)
+    table = TableShape(n_rows, n_columns, row_group)
+    entries = [PASSES[number] for number in sorted(options.passes)]
+    passes = [module_of(entry).plan(entry, table, options, machine) for entry in entries]
+    matrix = min(n_columns * n_columns * 4, options.matrix_budget)
+    return Plan(
+        n_rows=n_rows,
+        n_columns=n_columns,
+        machine=machine,
+        passes=tuple(passes),
+        scratch_bytes=rank_store_bytes(n_rows, n_columns),
+        client_bytes=max([matrix, *(planned.client_bytes for planned in passes)]),
+    )

@@ -13,9 +13,12 @@ import numpy as np
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import Grid, by_name, run_grid, settle, settled_edges, write_matrix
-from dpipe.model import PassResult
+from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.kernels.measures import BASIS
+from dpipe.model import PassResult, PlannedPass
 from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives
+from dpipe.registry import Pass
 
 MEASURES = ("hsic", "rdc")
 MARGIN = {"float32": 5e-4, "tf32": 1e-2}
@@ -26,7 +29,7 @@ rounded to TF32 on a CPU (docs/statistics.md).
 """
 
 
-def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
     """Drop every column that a kept one determines at the nonlinear threshold."""
     options = context.options
     threshold = options.nonlinear_threshold
@@ -34,7 +37,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
         context,
         prepared,
         columns,
-        "nonlinear",
+        this.name,
         MEASURES,
         rows=context.nonlinear_rows,
         weights=(options.w_hsic, options.w_rdc),
@@ -50,13 +53,18 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     result = keep_representatives(
         context,
         prepared,
-        4,
+        this,
         "hsic+rdc",
         columns,
         by_name(edges, grid.names, columns),
         threshold,
     )
     return _with_exact_values(context, grid, result)
+
+
+def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
+    """One grid of tiles of the whole basis, on the rows drawn for it."""
+    return plan_grid(this, table, machine, functions=BASIS, n_rows=options.nonlinear_rows)
 
 
 def _with_exact_values(context: Context, grid: Grid, result: PassResult) -> PassResult:

@@ -1,7 +1,8 @@
 """Pass 1: exact statistics and exact ranks of every column; what cannot inform is dropped.
 
-Covers: reading and ranking column blocks on the workers, the rules of pass 1, monotone duplicates.
-Does not cover: the ranking itself (`dpipe.kernels.ranks`), the files (`dpipe.rankstore`).
+Covers: reading and ranking column blocks on the workers, monotone duplicates.
+Does not cover: the ranking itself (`dpipe.kernels.ranks`), the files (`dpipe.rankstore`), the rules
+(`dpipe.choice.rules`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
+from dpipe.choice.rules import first_broken
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import ranking_blocks
+from dpipe.engine.plan import Machine, TableShape, plan_ranking, ranking_blocks
 from dpipe.kernels.ranks import RankedColumn, rank_column
-from dpipe.model import ColumnStatistics, Drop, Note, PassResult
-from dpipe.options import PASS_NAMES, Options
+from dpipe.model import ColumnStatistics, Drop, Note, PassResult, PlannedPass
+from dpipe.options import Options
 from dpipe.rankstore import (
     FORMAT,
     Store,
@@ -34,7 +36,7 @@ from dpipe.rankstore import (
     read_block_columns,
     write_block,
 )
-from dpipe.registry import Reason
+from dpipe.registry import Pass, Reason
 from dpipe.table import Block, Table, read_block
 
 ROWS_NAME = "rows.npz"
@@ -266,38 +268,33 @@ def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) ->
     )
 
 
-def reject(column: ColumnStatistics, options: Options) -> str | None:
-    """The first rule of pass 1 that a column breaks, in words; None when it may stay."""
-    if column.n_valid == 0:
-        return "no valid value"
-    if column.n_valid < options.min_valid:
-        return "too few valid values"
-    if column.n_missing / column.n_rows > options.max_missing_ratio:
-        return "too many missing values"
-    if column.minimum == column.maximum:
-        return "constant"
-    if column.normalised_variance < options.variance_threshold:
-        return "low variance"
-    return None
+def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+    """Decide on the ranked columns, and leave a sample of their ranks for the report."""
+    if context.folder is not None:
+        names, codes = rank_sample(context.store, prepared)
+        context.folder.write_npy("rank_sample.npy", codes)
+        context.folder.write_columns("rank_sample_columns.txt", names)
+    return decide(this, prepared, columns, context.options, context.priority)
 
 
-_RULE_VALUES: Mapping[str, tuple[str | None, str | None]] = {
-    # reason -> (what was compared, the option it was compared with)
-    "no valid value": (None, None),
-    "too few valid values": ("n_valid", "min_valid"),
-    "too many missing values": ("missing_ratio", "max_missing_ratio"),
-    "constant": (None, None),
-    "low variance": ("normalised_variance", "variance_threshold"),
-}
+def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
+    """Every column read and ranked, a block at a time."""
+    return plan_ranking(this, table, machine)
 
 
 def decide(
-    prepared: Prepared, names: Sequence[str], options: Options, priority: Priority
+    this: Pass,
+    prepared: Prepared,
+    names: Sequence[str],
+    options: Options,
+    priority: Priority,
 ) -> PassResult:
     """Drop what the rules reject, then all but one of each set of monotone duplicates.
 
     Parameters
     ----------
+    this
+        The pass.
     prepared
         What the rank store holds.
     names
@@ -309,9 +306,9 @@ def decide(
     """
     known = {name: prepared[name].statistics for name in names}
     drops = {
-        name: _rule_drop(known[name], reason, options)
+        name: rule.drop(known[name], this.number, options)
         for name in names
-        if name not in priority.asked and (reason := reject(known[name], options)) is not None
+        if name not in priority.asked and (rule := first_broken(known[name], options)) is not None
     }
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -325,24 +322,7 @@ def decide(
             if name not in priority.asked:
                 alike = known[name].first_sign == known[first].first_sign
                 rho = 1.0 if alike else -1.0
-                drops[name] = Drop(name, 1, Reason.DUPLICATE, "spearman", rho, 1.0, first)
+                drops[name] = Drop(name, this.number, Reason.DUPLICATE, "spearman", rho, 1.0, first)
     kept = tuple(name for name in names if name not in drops)
     ordered = tuple(drops[name] for name in names if name in drops)
-    return PassResult(1, PASS_NAMES[1], kept, ordered)
-
-
-def _rule_drop(statistics: ColumnStatistics, reason: str, options: Options) -> Drop:
-    measure, option = _RULE_VALUES[reason]
-    values = {
-        "n_valid": float(statistics.n_valid),
-        "missing_ratio": statistics.n_missing / max(1, statistics.n_rows),
-        "normalised_variance": statistics.normalised_variance,
-    }
-    return Drop(
-        statistics.name,
-        1,
-        Reason(reason),
-        measure,
-        None if measure is None else values[measure],
-        None if option is None else float(getattr(options, option)),
-    )
+    return PassResult(this.number, this.name, kept, ordered)

@@ -15,14 +15,13 @@ from dpipe.choice.representatives import choose
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiles import NEAR
 from dpipe.model import Drop, Edges, Note, PassResult
-from dpipe.options import PASS_NAMES
-from dpipe.registry import Reason
+from dpipe.registry import Pass, Reason
 
 
 def keep_representatives(
     context: Context,
     prepared: Prepared,
-    number: int,
+    this: Pass,
     measure: str,
     columns: Sequence[str],
     edges: Edges,
@@ -35,7 +34,7 @@ def keep_representatives(
     context, prepared
         The run, which is told of columns that stay only because they were asked to, and its
         rank store.
-    number, measure
+    this, measure
         The pass, and what its similarity is called in the decisions.
     columns
         The columns the pass received, in input order.
@@ -69,7 +68,7 @@ def keep_representatives(
     drops = tuple(
         Drop(
             name,
-            number,
+            this.number,
             Reason.REDUNDANT,
             measure,
             float(choice.value[index]),
@@ -84,8 +83,8 @@ def keep_representatives(
         name: int(label) for name, label in zip(columns, labels, strict=True) if sizes[label] > 1
     }
     return PassResult(
-        number,
-        PASS_NAMES[number],
+        this.number,
+        this.name,
         tuple(name for index, name in enumerate(columns) if index in kept),
         drops,
         communities,

@@ -18,17 +18,21 @@ from typing import Any
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import Grid, by_name, run_grid, settled_edges, write_matrix
-from dpipe.model import PassResult
+from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.model import PassResult, PlannedPass
+from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives
+from dpipe.registry import Pass
 
 
-def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
     """Drop every column that a kept one resembles at the Spearman threshold."""
     options = context.options
     grid = spearman_grid(
         context,
         prepared,
         columns,
+        this.name,
         threshold=options.spearman_threshold,
         min_valid=options.min_valid,
         exact=options.missing == "exact",
@@ -39,7 +43,7 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     return keep_representatives(
         context,
         prepared,
-        2,
+        this,
         "spearman",
         columns,
         by_name(edges, grid.names, columns),
@@ -47,15 +51,20 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     )
 
 
+def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
+    """One grid of tiles, of the ranks themselves."""
+    return plan_grid(this, table, machine, functions=1)
+
+
 def spearman_grid(
-    context: Context, prepared: Prepared, columns: Sequence[str], **settings: Any
+    context: Context, prepared: Prepared, columns: Sequence[str], title: str, **settings: Any
 ) -> Grid:
     """Spearman tiles of all pairs; `settings` are fields of `dpipe.engine.tiles.Job`."""
     return run_grid(
         context,
         prepared,
         columns,
-        "spearman",
+        title,
         ("spearman",),
         weights=(1.0,),
         **settings,

@@ -19,21 +19,22 @@ from numpy.typing import NDArray
 from dpipe.choice.priority import Priority
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid
-from dpipe.engine.plan import check_client
+from dpipe.engine.memory import inflation_bytes
+from dpipe.engine.plan import Machine, TableShape, check_client, plan_grid
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
-from dpipe.model import MILLION, Drop, Note, PassResult
-from dpipe.options import PASS_NAMES, Options
-from dpipe.registry import Reason
+from dpipe.model import MILLION, Drop, Note, PassResult, PlannedPass
+from dpipe.options import Options
+from dpipe.registry import Pass, Reason
 
 
-def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
     """Drop exact linear combinations, then the most inflated column, until none is left."""
     options = context.options
     varying = [name for name in columns if prepared[name].statistics.n_unique > 1]
     check_client(len(varying), psutil.virtual_memory().available)
     gram = np.empty((len(varying), len(varying)))
     if len(varying) > 1:
-        grid = run_grid(context, prepared, varying, "vif", ("gram",))
+        grid = run_grid(context, prepared, varying, this.name, ("gram",))
         assemble(context, grid, "gram", varying, None, gram)
     else:
         gram[:] = 1.0
@@ -54,15 +55,21 @@ def run(context: Context, prepared: Prepared, columns: Sequence[str]) -> PassRes
     survivors = np.setdiff1d(np.arange(len(varying)), [*dropped, *dependent])
     others = stand_ins(gram, survivors, dropped) if len(gone) else dropped
     drops = {
-        varying[step.index]: _drop(step, varying, varying[other], options)
+        varying[step.index]: _drop(this, step, varying, varying[other], options)
         for step, other in zip(gone, others, strict=True)
     }
     return PassResult(
-        3,
-        PASS_NAMES[3],
+        this.number,
+        this.name,
         tuple(name for name in columns if name not in drops),
         tuple(drops[name] for name in columns if name in drops),
     )
+
+
+def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
+    """One grid of tiles, and the elimination on the client."""
+    need = inflation_bytes(table.n_columns)
+    return plan_grid(this, table, machine, functions=1, client_bytes=need)
 
 
 def _order(
@@ -89,9 +96,12 @@ def _terms(step: Elimination, columns: Sequence[str]) -> str:
     return f"of {terms}" + (f" and {more} more" if more > 0 else "")
 
 
-def _drop(step: Elimination, columns: Sequence[str], other: str, options: Options) -> Drop:
+def _drop(
+    this: Pass, step: Elimination, columns: Sequence[str], other: str, options: Options
+) -> Drop:
     name = columns[step.index]
     if step.kind == "combination":
         terms = _terms(step, columns)
-        return Drop(name, 3, Reason.COMBINATION, "r2", step.r_squared, 1.0, other, terms)
-    return Drop(name, 3, Reason.INFLATED, "vif", step.value, options.vif_threshold, other)
+        return Drop(name, this.number, Reason.COMBINATION, "r2", step.r_squared, 1.0, other, terms)
+    limit = options.vif_threshold
+    return Drop(name, this.number, Reason.INFLATED, "vif", step.value, limit, other)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dpipe.choice.priority import Priority
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import Plan, check_disk, make_plan
+from dpipe.engine.grid import remove_grids
+from dpipe.engine.plan import Plan, check_disk
 from dpipe.errors import ResourceError
 from dpipe.model import (
     MemoryRead,
@@ -25,13 +26,13 @@ from dpipe.model import (
     PassDone,
     PassResult,
     PassStarted,
-    PlannedPass,
     RunStarted,
 )
-from dpipe.options import PASS_NAMES, Options
-from dpipe.passes import nonlinear, prepare, spearman, vif
+from dpipe.options import Options
+from dpipe.passes import make_plan, module_of, prepare
 from dpipe.pipeline.record import Finished, write_results
 from dpipe.pipeline.resume import Resume
+from dpipe.registry import FIRST, PASSES, Pass
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import use_session
@@ -40,12 +41,6 @@ from dpipe.table.sample import nonlinear_sample, sample
 from dpipe.watch.board import page
 from dpipe.watch.journal import Journal
 from dpipe.watch.scheduler import page_link, recorded, shown
-
-_PASSES: Mapping[int, Callable[[Context, Prepared, Sequence[str]], PassResult]] = {
-    2: spearman.run,
-    3: vif.run,
-    4: nonlinear.run,
-}
 
 
 class Run:
@@ -108,7 +103,8 @@ class Run:
                 depends = self._resume.depends(number, key)
                 began = time.monotonic()
                 reused = self._resume.reusable(number, depends, len(columns))
-                self.journal(PassStarted(number, PASS_NAMES[number], len(columns)))
+                this = PASSES[number]
+                self.journal(PassStarted(number, this.name, len(columns)))
                 if reused is not None:
                     result = reused
                     cost = self._resume.recall(number)
@@ -117,21 +113,21 @@ class Run:
                 else:
                     if context is None:
                         context = stack.enter_context(self._context())
-                    with self._failures_of(number):
+                    with self._failures_of(this):
                         if prepared is None:
                             prepared = prepare.prepare(context, self.table, self._rows)
-                        result = self._run_pass(context, number, prepared, columns)
+                        result = self._run_pass(context, this, prepared, columns)
                     seconds = time.monotonic() - began
                     self.folder.check_present()
                     self._resume.save(
                         depends, result, prepared, {"seconds": seconds, "plan": self._plan}
                     )
-                    context.store.remove(f"{PASS_NAMES[number]}-")
+                    remove_grids(context.store, this.name)
                 key = self.folder.checkpoints.key(number) or ""
                 self.journal(
                     PassDone(
                         number,
-                        PASS_NAMES[number],
+                        this.name,
                         len(columns),
                         len(result.kept),
                         seconds,
@@ -143,9 +139,9 @@ class Run:
         return results
 
     @contextmanager
-    def _failures_of(self, number: int) -> Iterator[None]:
+    def _failures_of(self, this: Pass) -> Iterator[None]:
         """Say which pass a failure belongs to, and that it can be continued."""
-        name = f"pass {number} ({PASS_NAMES[number]})"
+        name = f"pass {this.number} ({this.name})"
         try:
             yield
         except ResourceError as error:
@@ -159,20 +155,15 @@ class Run:
             ) from error
 
     def _run_pass(
-        self, context: Context, number: int, prepared: Prepared, columns: Sequence[str]
+        self, context: Context, this: Pass, prepared: Prepared, columns: Sequence[str]
     ) -> PassResult:
-        if number == 1:
-            result = prepare.decide(prepared, columns, self.options, context.priority)
-            names, codes = prepare.rank_sample(context.store, prepared)
-            self.folder.write_npy("rank_sample.npy", codes)
-            self.folder.write_columns("rank_sample_columns.txt", names)
-        elif not columns:  # an earlier pass left nothing: there are no tiles to compute
-            result = PassResult(number, PASS_NAMES[number], (), ())
-        else:
-            result = _PASSES[number](context, prepared, columns)
-        self.journal(MemoryRead(context.session.read_memory("after", number)))
-        if restarts_after(number, self.options.passes):
-            self.journal(MemoryRead(context.session.recycle(number)))
+        if columns:
+            result = module_of(this).run(this, context, prepared, columns)
+        else:  # an earlier pass left nothing
+            result = PassResult(this.number, this.name, (), ())
+        self.journal(MemoryRead(context.session.read_memory("after", this.number)))
+        if restarts_after(this.number, self.options.passes):
+            self.journal(MemoryRead(context.session.recycle(this.number)))
         return result
 
     # Session and scratch
@@ -205,10 +196,7 @@ class Run:
                     page=page_link(session),
                     memory_limit=session.memory_limit,
                     scratch_bytes=plan.scratch_bytes,
-                    passes=tuple(
-                        PlannedPass(each.number, each.name, each.tasks, each.worker_bytes)
-                        for each in plan.passes
-                    ),
+                    passes=plan.passes,
                 )
             )
             self.journal(MemoryRead(session.read_memory("start", 0)))
@@ -244,9 +232,9 @@ class Run:
 
 
 def restarts_after(number: int, passes: Sequence[int]) -> bool:
-    """Whether the workers get fresh processes after a pass: before 2 and 4, whatever came before.
+    """Whether the workers get fresh processes after a pass.
 
-    Not between 2 and 3, which works on the client but for one Gram matrix.
+    They do after the ranking, and before each pass that asks for it.
     """
     later = [other for other in sorted(passes) if other > number]
-    return bool(later) and (number == 1 or later[0] == 4)
+    return bool(later) and (number == FIRST or PASSES[later[0]].fresh_workers)

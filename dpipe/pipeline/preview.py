@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpipe.engine.plan import Machine, Plan, make_plan
+from dpipe.engine.plan import Machine, Plan
 from dpipe.errors import InputError
 from dpipe.model import silent
 from dpipe.options import Options
+from dpipe.passes import make_plan
 from dpipe.session.device import own_workers
 from dpipe.table import open_table
 from dpipe.table.sample import sample

@@ -16,7 +16,8 @@ from typing import Any
 from dpipe.choice.certificate import alternatives, decide
 from dpipe.model import ColumnStatistics, Emit, Note, PassResult
 from dpipe.options import Options
-from dpipe.pipeline.resume import MATRICES, saved_extra, version
+from dpipe.pipeline.resume import saved_extra, version
+from dpipe.registry import FIRST, PASSES
 from dpipe.runfolder import CHECKPOINT, RunFolder
 from dpipe.selection import Selection
 from dpipe.table import Table, conflicting, copy_columns
@@ -32,11 +33,7 @@ _RESULTS = (
     "run.json",
     "report.html",
     *RECORDS,
-    *(
-        f"{name}{end}"
-        for name in ("spearman", "hsic", "rdc", "rank_sample")
-        for end in (".npy", "_columns.txt")
-    ),
+    *(name for entry in PASSES.values() for name in entry.files),
 )
 
 
@@ -72,7 +69,7 @@ def write_results(run: Finished) -> Selection:
     """Write all results but the page, and remove those of a run before."""
     folder = run.folder
     selected = run.results[-1].kept
-    stored = saved_extra(folder, 1, "statistics")
+    stored = saved_extra(folder, FIRST, "statistics")
     statistics = [ColumnStatistics(**entry) for entry in stored]
     decisions = decide(run.table.columns, statistics, run.results, run.options.keep)
     communities = alternatives(selected, run.results)
@@ -113,7 +110,7 @@ def _write_table(run: Finished, columns: Sequence[str]) -> None:
 
 def _drop_old_results(run: Finished) -> None:
     """Keep the matrices that a pass of this run left, now or before, and no others."""
-    unwanted = {name for names in MATRICES.values() for name in names}
+    unwanted = {name for entry in PASSES.values() for name in entry.files}
     for number in run.options.passes:
         unwanted -= saved_extra(run.folder, number, "matrices").keys()
     run.folder.prune_results({*_RESULTS, *run.journal.files} - unwanted)

@@ -25,6 +25,7 @@ from dpipe.model import Note, PassResult
 from dpipe.options import Options
 from dpipe.passes.prepare import ranks_key
 from dpipe.rankstore import Store
+from dpipe.registry import FIRST, PASSES
 from dpipe.runfolder import CHECKPOINT, Damaged, RunFolder, Stale
 from dpipe.table import Table
 from dpipe.watch.journal import Journal
@@ -35,11 +36,6 @@ _SAID = {
     "previous": "what the pass before it left",
 }
 """How a reason to do a pass again is put, where it is no option."""
-MATRICES: Mapping[int, tuple[str, ...]] = {
-    1: ("rank_sample.npy", "rank_sample_columns.txt"),
-    2: ("spearman.npy", "spearman_columns.txt"),
-    4: ("hsic.npy", "hsic_columns.txt", "rdc.npy", "rdc_columns.txt"),
-}
 
 
 class Resume:
@@ -90,7 +86,7 @@ class Resume:
         """The first matrix of a reused pass that is absent or changed; None when all is there."""
         if not n_columns or 4 * n_columns**2 > self._options.matrix_budget:
             return None
-        names = MATRICES.get(number, ())
+        names = PASSES[number].files
         left = saved_extra(self._folder, number, "matrices")
         # By content: a run that was broken off may have put its own in their place.
         return next(
@@ -120,12 +116,12 @@ class Resume:
         beside: dict[str, Any] = {
             "matrices": {
                 name: _digest(self._folder.path / name)
-                for name in MATRICES.get(number, ())
+                for name in PASSES[number].files
                 if name in self._folder.written
             },
             "cost": self._journal.measured() | dict(cost),
         }
-        if number == 1:
+        if number == FIRST:
             beside["statistics"] = [
                 dataclasses.asdict(column.statistics) for column in prepared.values()
             ]

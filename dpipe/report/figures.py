@@ -127,7 +127,11 @@ def memory_figure(
     end = max(reading.seconds for reading in ledger)
     start = min(reading.seconds for reading in ledger)
     room = (end - start) * 0.02
-    planned = {p.number: p.worker_bytes for p in passes if p.worker_bytes and not p.reused}
+    planned = {
+        each.planned.number: each.planned.worker_bytes
+        for each in passes
+        if each.planned is not None and not each.done.reused
+    }
     spans = pass_spans(ledger)
     highest = max([r.peak for r in ledger] + [planned.get(n, 0) for n, _, _ in spans]) / MIB
     top = highest * 1.16
@@ -143,7 +147,7 @@ def memory_figure(
     plot.add_layout(
         _themed(Grid(dimension=1, ticker=axis.ticker), grid_line_color="rule"), "center"
     )
-    names = {p.number: p.name for p in passes}
+    names = {each.done.number: each.done.name for each in passes}
     for place, (number, low, high) in enumerate(spans):
         text = f"{number} {names.get(number, '')}"
         if (high - low) / (end - start) < _LETTER * (len(text) + 1):

@@ -17,7 +17,7 @@ from itertools import pairwise
 from string import Template
 from typing import Any
 
-from dpipe.model import Decision, MemoryReading
+from dpipe.model import Decision, MemoryReading, PassDone
 from dpipe.options import Options
 from dpipe.registry import PASSES
 from dpipe.report import figures, words
@@ -103,7 +103,7 @@ def _facts(results: Results) -> str:
     if results.input.get("files"):
         parts.append(plural(len(results.input["files"]), "file"))
     if results.passes:
-        parts.append(f"{duration(sum(p.seconds for p in results.passes))} in all passes")
+        parts.append(f"{duration(sum(p.done.seconds for p in results.passes))} in all passes")
     if results.versions.get("dpipe"):
         parts.append(f"dpipe {results.versions['dpipe']}")
     parts.append(f"run folder {results.name}")
@@ -125,7 +125,7 @@ def _funnel(results: Results) -> str:
         return '<p class="hint">No column took part.</p>'
     passes = results.passes or _passes_from(features)
     lines = [_funnel_line("", "Input", len(features), len(features), [])]
-    for done in passes:
+    for done in (each.done for each in passes):
         reasons = Counter(
             words.reason_label(d)
             for d in features
@@ -140,7 +140,7 @@ def _funnel(results: Results) -> str:
                 reasons.most_common(),
             )
         )
-    skipped = PASSES.keys() - {p.number for p in passes}
+    skipped = PASSES.keys() - {each.done.number for each in passes}
     left = (
         f'<p class="hint">Not run: {_listed(PASSES[n].title for n in sorted(skipped))}.</p>'
         if skipped
@@ -161,12 +161,12 @@ def _passes_from(features: Sequence[Decision]) -> tuple[PassRecord, ...]:
     for number in sorted(dropped):
         name = PASSES[number].name if number in PASSES else str(number)
         after = left - dropped[number]
-        found.append(PassRecord(number, name, left, after, 0.0, False, None, None, None, None))
+        found.append(PassRecord(PassDone(number, name, left, after, 0.0, False)))
         left = after
     return tuple(found)
 
 
-def _title(done: PassRecord) -> str:
+def _title(done: PassDone) -> str:
     return PASSES[done.number].title if done.number in PASSES else done.name
 
 
@@ -296,7 +296,7 @@ def _missing_share(decision: Decision) -> float:
 def _time(results: Results) -> str:
     if not results.passes:
         return '<p class="hint">The run kept no record of its passes.</p>'
-    longest = max(p.seconds for p in results.passes) or 1.0
+    longest = max(p.done.seconds for p in results.passes) or 1.0
     rows = "".join(_time_row(p, longest, results.ledger) for p in results.passes)
     return f"""<table class="plain"><thead><tr>
 <th scope="col">Pass</th><th scope="col">Columns</th><th scope="col">Time</th>
@@ -307,7 +307,8 @@ pass may at most receive. It bounds work and memory; it does not predict seconds
 includes starting the workers before it and restarting them after it.</p>"""
 
 
-def _time_row(done: PassRecord, longest: float, ledger: Sequence[MemoryReading]) -> str:
+def _time_row(record: PassRecord, longest: float, ledger: Sequence[MemoryReading]) -> str:
+    done, planned = record.done, record.planned
     time = (
         f'<span class="meter"><i style="width:{_percent(done.seconds, longest)}"></i></span>'
         f"{duration(done.seconds)}"
@@ -315,36 +316,37 @@ def _time_row(done: PassRecord, longest: float, ledger: Sequence[MemoryReading])
     if done.reused:
         time = f"{duration(done.seconds)}, taken from the run before"
     work = NOTHING
-    if done.tasks is not None:
-        parts = [plural(done.tasks, "task")]
-        if done.operations:
-            parts.append(operations_of(done.operations))
-        if done.bytes_read:
-            parts.append(f"{bytes_of(done.bytes_read)} read")
+    if planned is not None:
+        parts = [plural(planned.tasks, "task")]
+        if planned.operations:
+            parts.append(operations_of(planned.operations))
+        if planned.bytes_read:
+            parts.append(f"{bytes_of(planned.bytes_read)} read")
         work = ", ".join(parts)
     return (
         f'<tr><th scope="row">{done.number} '
         f"{escape(_title(done))}</th>"
         f"<td>{count(done.n_columns)} → {count(done.n_kept)}</td><td>{time}</td><td>{work}</td>"
-        f"<td>{_peak(done, ledger)}</td></tr>"
+        f"<td>{_peak(record, ledger)}</td></tr>"
     )
 
 
-def _peak(done: PassRecord, ledger: Sequence[MemoryReading]) -> str:
+def _peak(record: PassRecord, ledger: Sequence[MemoryReading]) -> str:
     peaks = [
         r.peak
         for r in ledger
-        if r.pass_number == done.number and r.moment == "after" and r.process != "client"
+        if r.pass_number == record.done.number and r.moment == "after" and r.process != "client"
     ]
     if not peaks:
         return NOTHING
-    if not done.worker_bytes:
+    if record.planned is None:
         return bytes_of(max(peaks))
-    over = max(peaks) > done.worker_bytes
+    limit = record.planned.worker_bytes
+    over = max(peaks) > limit
     return (
         f'<span class="meter"><i class="{"gone" if over else ""}" '
-        f'style="width:{_percent(max(peaks), done.worker_bytes)}"></i></span>'
-        f"{bytes_of(max(peaks))} of {bytes_of(done.worker_bytes)} planned"
+        f'style="width:{_percent(max(peaks), limit)}"></i></span>'
+        f"{bytes_of(max(peaks))} of {bytes_of(limit)} planned"
         f"{', exceeded' if over else ''}"
     )
 

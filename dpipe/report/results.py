@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpipe.errors import InputError
-from dpipe.model import Decision, MemoryReading
+from dpipe.model import Decision, MemoryReading, PassDone, PlannedPass
 from dpipe.runfolder import CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
@@ -46,18 +46,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One pass as it went, beside what the plan expected of it (None where there was no plan)."""
+    """One pass of a run: what it did, and what the plan expected (None where there was no plan)."""
 
-    number: int
-    name: str
-    n_columns: int
-    n_kept: int
-    seconds: float
-    reused: bool
-    tasks: int | None
-    worker_bytes: int | None
-    bytes_read: int | None
-    operations: float | None
+    done: PassDone
+    planned: PlannedPass | None = None
 
 
 @dataclass(frozen=True)
@@ -120,26 +112,9 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
 
 def _passes(record: Mapping[str, Any]) -> tuple[PassRecord, ...]:
     plan = record.get("plan") or {}
-    planned = {int(entry["number"]): entry for entry in plan.get("passes") or ()}
-    found = []
-    for entry in record.get("passes") or ():
-        number = int(entry["number"])
-        expected = planned.get(number, {})
-        found.append(
-            PassRecord(
-                number=number,
-                name=str(entry["name"]),
-                n_columns=int(entry["n_columns"]),
-                n_kept=int(entry["n_kept"]),
-                seconds=float(entry["seconds"]),
-                reused=bool(entry["reused"]),
-                tasks=expected.get("tasks"),
-                worker_bytes=expected.get("worker_bytes"),
-                bytes_read=expected.get("bytes_read"),
-                operations=expected.get("operations"),
-            )
-        )
-    return tuple(found)
+    planned = {int(entry["number"]): PlannedPass(**entry) for entry in plan.get("passes") or ()}
+    done = [PassDone(**entry) for entry in record.get("passes") or ()]
+    return tuple(PassRecord(each, planned.get(each.number)) for each in done)
 
 
 def _near(
