@@ -36,15 +36,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def another_value(name: str) -> object:
     """A value of an option that is not its default, as a YAML file may hold it."""
     from dpipe.options import DECLARED, DEFAULTS
-    from dpipe.options.kinds import Choice, Flag, Number, Size, Some, Whole
+    from dpipe.options.kinds import Choice, Flag, Number, Passes, Size, Whole
+    from dpipe.registry import FIRST, PASSES
 
     match DECLARED[name].kind:
         case Flag():
             return not DEFAULTS[name]
         case Choice(words=words):
             return next(word for word in reversed(words) if word != DEFAULTS[name])
-        case Some(numbers=numbers, always=always):
-            return f"{always},{numbers[-1]}"
+        case Passes():
+            return f"{FIRST},{max(PASSES)}"
         case Whole(low=low) | Size(low=low):
             return int(low) + 2
         case Number(low=low):

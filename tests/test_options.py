@@ -23,7 +23,7 @@ from docs import generate
 from dpipe.cli import main
 from dpipe.errors import DpipeError, InputError
 from dpipe.options import DECLARED, DEFAULTS, Options, flag, options_from
-from dpipe.options.kinds import Choice, Flag, Names, Number, Size, Some, Text, Whole
+from dpipe.options.kinds import Choice, Flag, Names, Number, Passes, Size, Text, Whole
 from dpipe.pipeline import plan_run
 
 TYPES: dict[type, object] = {
@@ -34,7 +34,7 @@ TYPES: dict[type, object] = {
     Choice: str,
     Flag: bool,
     Names: tuple[str, ...],
-    Some: tuple[int, ...],
+    Passes: tuple[int, ...],
 }
 each_option = pytest.mark.parametrize("name", DECLARED)
 

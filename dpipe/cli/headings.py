@@ -15,7 +15,7 @@ import click
 
 from dpipe.cli.failures import VERBOSE, one_sentence, signals
 from dpipe.options import DECLARED, DEFAULTS, EXTRA_KEYS, Option, Section, flag
-from dpipe.options.kinds import Flag, Globs, Names, Settings, Some
+from dpipe.options.kinds import Flag, Globs, Names, Passes, Settings
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -159,7 +159,7 @@ def _declared_option(
     )
 
 
-_REPEATED = (Names, Some, Globs, Settings)
+_REPEATED = (Names, Passes, Globs, Settings)
 
 
 def _note_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
