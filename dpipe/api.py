@@ -166,12 +166,14 @@ def _files(
 ) -> Iterator[tuple[Sequence[str], Any]]:
     """The files that hold the data, and the connection: a Dask collection is computed on it too."""
     from dpipe.inputs import as_files
+    from dpipe.table.frames import Reading
 
+    reading = Reading({*options.exclude, *options.id_columns}, every_value=options.write_table)
     with ExitStack() as stack:
         if hasattr(data, "__dask_graph__"):
             from dpipe.session import client_for
 
             target = client or options.scheduler or options.scheduler_file
             client = stack.enter_context(client_for(target))
-        files = as_files(data, columns=columns, client=client, folder=folder)
+        files = as_files(data, columns=columns, client=client, folder=folder, reading=reading)
         yield stack.enter_context(files), client

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dpipe.errors import InputError, ResourceError
 from dpipe.table import as_sources, frames
+from dpipe.table.frames import EVERYTHING, Reading
 from dpipe.table.words import listed, nearest
 
 
@@ -97,6 +98,7 @@ def as_files(
     columns: Sequence[str] | None = None,
     client: Any = None,
     folder: str | os.PathLike[str] | None = None,
+    reading: Reading = EVERYTHING,
 ) -> Iterator[Sequence[str]]:
     """The Parquet files that hold some data; what was not in files is removed at the end.
 
@@ -118,6 +120,9 @@ def as_files(
         The Dask client that computes a collection, when it is one; else Dask's own choice.
     folder
         Where to write; the system's temporary folder when None. Made if need be.
+    reading
+        What will be read from the files: a column of which nobody reads the values needs no type
+        that Parquet has.
 
     Yields
     ------
@@ -145,7 +150,7 @@ def as_files(
         yield _paths(data)
         return
     with _scratch(folder) as scratch:
-        _WRITERS[kind](data, columns, scratch, client)
+        _WRITERS[kind](data, columns, scratch, client, reading)
         yield [scratch]
 
 
@@ -177,17 +182,19 @@ def _part(folder: str, number: int) -> str:
     return os.path.join(folder, f"part-{number:08d}.parquet")
 
 
-def _write_frame(data: Any, _: Any, folder: str, __: Any) -> None:
+def _write_frame(data: Any, _: Any, folder: str, __: Any, reading: Reading) -> None:
     frames.check_names(list(data.columns))
     _check_rows(len(data))
-    frames.write_frame(data, _part(folder, 0))
+    frames.write_frame(data, _part(folder, 0), reading)
 
 
-def _write_arrow(data: Any, _: Any, folder: str, __: Any) -> None:
-    frames.write_stream(data, _part(folder, 0))
+def _write_arrow(data: Any, _: Any, folder: str, __: Any, reading: Reading) -> None:
+    frames.write_stream(data, _part(folder, 0), reading)
 
 
-def _write_array(data: NDArray[Any], columns: Sequence[str] | None, folder: str, _: Any) -> None:
+def _write_array(
+    data: NDArray[Any], columns: Sequence[str] | None, folder: str, _: Any, __: Any
+) -> None:
     frames.check_array(data.shape, data.dtype)
     _check_rows(len(data))
     frames.write_array(data, _array_names(data.shape[1], columns), _part(folder, 0))
@@ -208,19 +215,23 @@ def _array_names(width: int, columns: Sequence[str] | None) -> tuple[str, ...]:
 # Dask collections
 
 
-def _write_dask_frame(data: Any, _: Any, folder: str, client: Any) -> None:
+def _write_dask_frame(data: Any, _: Any, folder: str, client: Any, reading: Reading) -> None:
     frames.check_names(list(data.columns))
-    written = data.map_partitions(_write_partition, folder, meta=data._meta, enforce_metadata=False)
+    written = data.map_partitions(
+        _write_partition, folder, reading, meta=data._meta, enforce_metadata=False
+    )
     written.compute(**_scheduler(client))
 
 
-def _write_partition(frame: Any, folder: str, partition_info: Any = None) -> Any:
+def _write_partition(frame: Any, folder: str, reading: Reading, partition_info: Any = None) -> Any:
     """Task: write one partition, which becomes one file; the columns of it without rows."""
-    frames.write_frame(frame, _part(folder, partition_info["number"]))
+    frames.write_frame(frame, _part(folder, partition_info["number"]), reading)
     return frame.iloc[:0]
 
 
-def _write_dask_array(data: Any, columns: Sequence[str] | None, folder: str, client: Any) -> None:
+def _write_dask_array(
+    data: Any, columns: Sequence[str] | None, folder: str, client: Any, _: Any
+) -> None:
     frames.check_array(data.shape, data.dtype)
     if math.isnan(data.shape[1]):
         raise InputError("the Dask Array does not know its width; call compute_chunk_sizes().")

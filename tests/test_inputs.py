@@ -30,6 +30,7 @@ from dpipe.inputs import as_files, take_columns
 from dpipe.options import Options
 from dpipe.selection import Selection
 from dpipe.table import Table, frames, open_table, read_block
+from dpipe.table.frames import Reading
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 
@@ -422,3 +423,81 @@ def test_similarity__of_data_in_memory(client: Any) -> None:
     assert found.columns == ("a", "b", "c")
     expected = pd.DataFrame(values).corr(method="spearman")
     np.testing.assert_allclose(found.values, expected, atol=1e-6)
+
+
+class Molecule:
+    """What a chemistry library keeps in a column of a frame."""
+
+
+def odd_frame() -> pd.DataFrame:
+    frame = pd.DataFrame({"x": np.arange(40.0), "y": np.arange(40.0)[::-1] ** 3})
+    frame["mol"] = [Molecule() for _ in range(40)]
+    return frame
+
+
+@pytest.mark.parametrize("how", [{}, {"exclude": ["mol"]}, {"id_columns": ["mol"]}])
+def test_objects_that_no_file_can_hold_are_left_alone(how: dict[str, Any], client: Any) -> None:
+    for frame in (odd_frame(), pl.DataFrame(odd_frame().to_dict("list"))):
+        result = dpipe.select(frame, client=client, passes=[1], min_valid=2, **how)
+        role = {"exclude": "excluded", "id_columns": "id"}.get(next(iter(how), ""), "not_numeric")
+        assert [d.decision for d in result.decisions] == ["kept", "dropped", role]
+
+
+def test_objects_are_refused_where_they_would_be_lost() -> None:
+    for frame in (odd_frame(), pl.DataFrame(odd_frame().to_dict("list"))):
+        with pytest.raises(InputError, match="column 'mol'"):
+            dpipe.select(frame, write_table=True)
+
+
+def test_a_column_of_numbers_and_objects_is_refused_unless_it_is_excluded(client: Any) -> None:
+    frame = odd_frame().astype({"mol": object})
+    frame.loc[0, "mol"] = 1.5
+    with pytest.raises(InputError, match="column 'mol' holds values that are no single type"):
+        dpipe.select(frame)
+    assert dpipe.select(frame, exclude=["mol"], client=client, passes=[1], min_valid=2).selected
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.month_day_nano_interval(), [(1, 2, 3)] * 4),
+        (pa.dense_union([pa.field("a", pa.int8())]), None),
+        (pa.struct([]), [{}] * 4),
+    ],
+    ids=str,
+)
+def test_types_that_parquet_lacks_are_left_alone(kind: pa.DataType, values: Any) -> None:
+    column = (
+        pa.UnionArray.from_dense(
+            pa.array([0] * 4, pa.int8()), pa.array(range(4), pa.int32()), [pa.array([1] * 4)]
+        )
+        if values is None
+        else pa.array(values, kind)
+    )
+    table = pa.table({"x": [1.0, 2, 4, 3], "odd": column})
+    with as_files(table, reading=Reading()) as files:
+        opened = open_table(files, options=Options())
+        assert [column.role for column in opened.columns] == ["feature", "not_numeric"]
+    with pytest.raises(InputError, match="column 'odd' has the type"), as_files(table):
+        pass
+
+
+def test_run_end_encoded_numbers_are_numbers() -> None:
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 5], pa.int32()), pa.array([1.5, None]))
+    with as_files(pa.table({"x": runs})) as files:
+        block = read_block(open_table(files, options=Options()), ["x"])
+    np.testing.assert_array_equal(block.values[0], [1.5, 1.5, np.nan, np.nan, np.nan])
+
+
+def test_integers_of_128_bits_are_named_with_what_to_do(tmp_path: Path, client: Any) -> None:
+    frame = pl.DataFrame({"x": [1.0, 2, 4, 3], "wide": [1, 2, 3, 4]}).with_columns(
+        pl.col("wide").cast(pl.Int128)
+    )
+    with pytest.raises(InputError, match=r"'wide' has the type Int128, .* cast it to Int64"):
+        dpipe.select(frame)
+    kept = dpipe.select(frame, exclude=["wide"], client=client, passes=[1], min_valid=2)
+    assert kept.selected == ("x",)
+    frame.write_parquet(tmp_path / "wide.parquet")
+    with pytest.raises(InputError, match=r"wide\.parquet has a column of a type .* cast") as caught:
+        open_table([tmp_path], options=Options())
+    assert "damaged" not in str(caught.value)

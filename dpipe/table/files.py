@@ -256,6 +256,12 @@ def _parse(path: str, raw: bytes) -> ParquetReader:
         reader = ParquetReader()
         reader.open(pa.BufferReader(b"PAR1" + raw), pre_buffer=False)
         return reader
+    except NotImplementedError as error:
+        raise BadFile(
+            path,
+            f"has a column of a type that Arrow cannot read ({brief(error)}); write the file again "
+            "with that column cast, as by polars.col(...).cast(polars.Int64)",
+        ) from error
     except STORAGE_ERRORS as error:
         raise BadFile(path, f"is damaged: its footer cannot be read ({brief(error)})") from error
 

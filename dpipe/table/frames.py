@@ -5,18 +5,25 @@ polars, ...), each written to one uncompressed file, one row group after the oth
 Does not cover: telling these kinds apart, or parts of Dask collections (see `dpipe.inputs`).
 
 Beside the data no more than one row group is held. Values keep their type; a cell that pandas calls
-missing is null in the file, NaN of an array stays NaN.
+missing is null in the file, NaN of an array stays NaN. A column whose values Parquet cannot hold
+and nobody will read (molecule objects, intervals, unions) is there by its name alone.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -29,7 +36,33 @@ _CELLS = 4 * 1024 * 1024
 _ROWS = 1024, 1024 * 1024
 """Fewest and most rows of one row group."""
 
+_WITHOUT_VALUES = pa.large_binary()
+"""The type of a column that is there by its name alone: not numeric, and never taken for text."""
+
 _Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What will be read from the files.
+
+    Attributes
+    ----------
+    left_out
+        Columns that take no part in the analysis.
+    every_value
+        Whether all values are copied on, into a reduced table.
+    """
+
+    left_out: Collection[str] = ()
+    every_value: bool = False
+
+    def needs_values(self, name: str, *, numeric: bool) -> bool:
+        """Whether the values of a column are read."""
+        return self.every_value or (numeric and name not in self.left_out)
+
+
+EVERYTHING = Reading(every_value=True)
 
 
 def piece_rows(n_columns: int) -> int:
@@ -71,7 +104,7 @@ def check_names(names: Sequence[Any]) -> tuple[str, ...]:
     return texts
 
 
-def write_frame(frame: Any, path: _Path) -> None:
+def write_frame(frame: Any, path: _Path, reading: Reading = EVERYTHING) -> None:
     """Write a pandas frame; its index is left out.
 
     Raises
@@ -84,8 +117,12 @@ def write_frame(frame: Any, path: _Path) -> None:
     """
     names = check_names(list(frame.columns))
     columns = [frame.iloc[:, position] for position in range(len(names))]
-    types = [_column_type(name, series) for name, series in zip(names, columns, strict=True)]
-    schema = pa.schema(list(zip(names, types, strict=True)))
+    schema = pa.schema(
+        [
+            (name, _column_type(name, each, reading))
+            for name, each in zip(names, columns, strict=True)
+        ]
+    )
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start, stop in _pieces(len(frame), len(names)):
@@ -151,7 +188,7 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def write_stream(data: Any, path: _Path) -> None:
+def write_stream(data: Any, path: _Path, reading: Reading = EVERYTHING) -> None:
     """Write whatever has ``__arrow_c_stream__``: pyarrow and polars tables, DuckDB results, ...
 
     Raises
@@ -161,12 +198,13 @@ def write_stream(data: Any, path: _Path) -> None:
     ResourceError
         When the disk is full.
     """
+    data = _without_foreign_values(data, reading)
     try:
         reader = pa.RecordBatchReader.from_stream(data)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(f"{type(data).__name__} is no table ({brief(error)}).") from error
     check_names(reader.schema.names)
-    schema = pa.schema([(field.name, _plain_type(field.type)) for field in reader.schema])
+    schema = pa.schema([(each.name, _stored_type(each, reading)) for each in reader.schema])
     rows = piece_rows(len(schema))
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -189,17 +227,25 @@ def stream_names(data: Any) -> tuple[str, ...]:
 # Pandas
 
 
-def _column_type(name: str, series: Any) -> pa.DataType:
+def _column_type(name: str, series: Any, reading: Reading) -> pa.DataType:
     """The Arrow type of a whole column, so that all its pieces get the same."""
     try:
-        if series.dtype == object:
-            return pa.infer_type(series.to_numpy(), from_pandas=True)
-        return _as_array(series.iloc[:0], None).type
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise _no_common_type(name, error) from error
+        if series.dtype != object:
+            return _as_array(series.iloc[:0], None).type
+        kind = pa.infer_type(series.to_numpy(), from_pandas=True)
+        if name in reading.left_out:
+            _as_array(series, kind)  # a type that was inferred need not suit every value
+        return kind
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        numeric = series.dtype.kind == "c" or any(isinstance(each, Number) for each in series)
+        if reading.needs_values(name, numeric=numeric):
+            raise _no_common_type(name, error) from error
+        return _WITHOUT_VALUES
 
 
 def _from_series(name: str, series: Any, kind: pa.DataType) -> pa.Array:
+    if kind == _WITHOUT_VALUES and series.dtype == object:  # which is never inferred
+        return pa.nulls(len(series), kind)
     try:
         return _as_array(series, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
@@ -223,15 +269,44 @@ def _no_common_type(name: str, error: Exception) -> InputError:
 # Arrow
 
 
+def _stored_type(column: pa.Field, reading: Reading) -> pa.DataType:
+    """The type in which a column is written.
+
+    Raises
+    ------
+    InputError
+        When its values are needed and Parquet cannot hold them.
+    """
+    kind = _plain_type(column.type)
+    if _is_storable(kind):
+        return kind
+    if reading.needs_values(column.name, numeric=False):
+        raise InputError(
+            f"column {quoted(column.name)} has the type {column.type}, which Parquet does not "
+            "have; convert it, or drop it."
+        )
+    return _WITHOUT_VALUES
+
+
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """A type that Parquet has for values of `kind`: no views, no codes of views."""
-    if pa.types.is_dictionary(kind):
+    """A type that Parquet has for values of `kind`: no views, codes of views or runs."""
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_string_view(kind):
         return pa.large_string()
     if pa.types.is_binary_view(kind):
         return pa.large_binary()
     return kind
+
+
+@lru_cache(maxsize=1024)
+def _is_storable(kind: pa.DataType) -> bool:
+    """Whether Parquet can hold values of a type; its writer is the one to know."""
+    try:
+        pq.ParquetWriter(io.BytesIO(), pa.schema([("", kind)])).close()
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -242,7 +317,40 @@ def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _as_plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if isinstance(array, pa.DictionaryArray):
         return _as_plain(array.dictionary, kind).take(array.indices)
-    return array if array.type == kind else array.cast(kind)
+    if isinstance(array, pa.RunEndEncodedArray):
+        return _as_plain(pc.run_end_decode(array), kind)
+    if array.type == kind:
+        return array
+    if kind == _WITHOUT_VALUES and not _is_storable(_plain_type(array.type)):
+        return pa.nulls(len(array), kind)
+    return array.cast(kind)
+
+
+def _without_foreign_values(data: Any, reading: Reading) -> Any:
+    """A polars frame without the values that Arrow does not have: 128-bit integers, objects.
+
+    polars hands an object over as the address it has in memory.
+
+    Raises
+    ------
+    InputError
+        When they are needed.
+    """
+    polars = sys.modules.get("polars")
+    if polars is None or not isinstance(data, polars.DataFrame):
+        return data
+    foreign = {
+        name: kind
+        for name, kind in data.schema.items()
+        if str(kind) in ("Int128", "UInt128", "Object")
+    }
+    for name, kind in foreign.items():
+        if reading.needs_values(name, numeric=kind.is_numeric()):
+            raise InputError(
+                f"column {quoted(name)} has the type {kind}, which Arrow and Parquet do not have; "
+                "cast it to Int64 or Float64, or drop it."
+            )
+    return data.with_columns(polars.lit(None, dtype=polars.Binary).alias(name) for name in foreign)
 
 
 def _joined(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
