@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dpipe.errors import InputError
+from dpipe.words import first_line
 
 HIDDEN = "<hidden>"
 """What stands in a text where a secret stood."""
@@ -66,6 +67,17 @@ def without_secrets(text: str, storage_options: Mapping[str, Any] | None) -> str
     for value in sorted(_values(storage_options or {}, secret=False), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return text
+
+
+def safe_reason(error: BaseException, storage_options: Mapping[str, Any] | None) -> str:
+    """What an error says, as the end of a sentence, without the secrets in it.
+
+    Examples
+    --------
+    >>> safe_reason(OSError("hunter2 is no key."), {"key": "hunter2"})
+    '<hidden> is no key'
+    """
+    return without_secrets(first_line(error), storage_options)
 
 
 def _values(value: Any, *, secret: bool) -> Iterator[str]:

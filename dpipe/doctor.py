@@ -25,12 +25,12 @@ import psutil
 from dpipe import session as sessions
 from dpipe.credentials import Secrets
 from dpipe.device import card as cards
-from dpipe.engine.plan import gib
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, silent
 from dpipe.options import Options
-from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, first_line, within
+from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, within
 from dpipe.session.device import own_machine
+from dpipe.words import counted, first_line, sized
 
 PACKAGES = (
     "dpipe",
@@ -233,7 +233,7 @@ def _client_findings(here: Facts) -> Iterator[Finding]:
     yield Finding(
         place,
         "machine",
-        f"{here.cpus} cores and {gib(here.memory)} of memory that this process may use",
+        f"{here.cpus} cores and {sized(here.memory)} of memory that this process may use",
     )
     yield _card_finding(place, here)
     if here.open_files is not None:
@@ -257,7 +257,7 @@ def _card_finding(place: str, facts: Facts) -> Finding:
 
 
 def _disk_finding(place: str, facts: Facts) -> Finding:
-    free = "unknown space" if facts.free is None else gib(facts.free)
+    free = "unknown space" if facts.free is None else sized(facts.free)
     text = f"{facts.scratch} ({facts.disk}, {free} free)"
     if not facts.writable:
         return Finding(place, "scratch", f"{text} cannot be written", problem=True)
@@ -279,11 +279,11 @@ def _input_findings(place: str, facts: Facts) -> Iterator[Finding]:
 def _worker_findings(here: Facts, workers: Sequence[Facts], *, shared: bool) -> Iterator[Finding]:
     """What is worth knowing about each worker, or about all where they are alike."""
     for place, facts in _alike(workers):
-        limit = "no memory limit" if facts.limit is None else f"{gib(facts.limit)} of memory"
+        limit = "no memory limit" if facts.limit is None else f"{sized(facts.limit)} of memory"
         yield Finding(
             place,
             "limits",
-            f"{limit}, {facts.threads} task thread{'s' if facts.threads > 1 else ''}",
+            f"{limit}, {counted(facts.threads, 'task thread')}",
             problem=facts.limit is None,
         )
         yield Finding(
@@ -329,9 +329,8 @@ def _alike(workers: Sequence[Facts]) -> Iterator[tuple[str, Facts]]:
 
 def _workers_text(owned: bool, workers: Sequence[Facts]) -> str:
     hosts = len({facts.host for facts in workers})
-    plural = "" if len(workers) == 1 else "s"
-    where = "this machine, started to look at it" if owned else f"{hosts} host(s)"
-    return f"{len(workers)} worker{plural} on {where.replace('(s)', '' if hosts == 1 else 's')}"
+    where = "this machine, started to look at it" if owned else counted(hosts, "host")
+    return f"{counted(len(workers), 'worker')} on {where}"
 
 
 # Looking

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from dpipe.errors import InputError, ResourceError
 from dpipe.table import as_sources, frames
 from dpipe.table.frames import EVERYTHING, Reading
-from dpipe.table.words import listed, nearest
+from dpipe.words import listed, nearest
 
 
 class Kind(StrEnum):

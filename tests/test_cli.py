@@ -277,7 +277,7 @@ def test_bad_usage_is_one_sentence(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("spearman-treshold: 0.9", "there is no option 'spearman-treshold'; did you mean"),
+        ("spearman-treshold: 0.9", "there is no option 'spearman-treshold' (did you mean"),
         ("vif-threshold: 0.5", "--vif-threshold must be at least 1"),
         ("device: tpu", "--device is one of"),
         ("keep: [NO]", "--keep cannot be (False,)"),

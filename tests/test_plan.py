@@ -16,7 +16,6 @@ from dpipe.engine.plan import (
     check_client,
     check_disk,
     even_blocks,
-    gib,
     ranking_blocks,
     tile_grid,
 )
@@ -166,16 +165,6 @@ def test_check_client__names_the_options_that_help() -> None:
     check_client(2000, GIB)
     with pytest.raises(ResourceError, match=r"40000 columns need 71\.5 GiB .*--passes 1,2,4"):
         check_client(40_000, 8 * GIB)
-
-
-def test_gib__reads_well() -> None:
-    assert [gib(x) for x in (0, 1, 3 * 2**20, GIB, 3 * 2**40)] == [
-        "0 MiB",
-        "1 MiB",
-        "3 MiB",
-        "1.0 GiB",
-        "3.0 TiB",
-    ]
 
 
 # Cards

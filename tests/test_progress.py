@@ -28,7 +28,8 @@ from dpipe.model import (
     StageStarted,
     TaskDone,
 )
-from dpipe.watch.terminal import LineConsole, Progress, make_console, printable
+from dpipe.watch.terminal import LineConsole, Progress, make_console
+from dpipe.words import printable
 
 HOSTILE = "[bold]\x1b[31mred\x1b[0m\r\nline\u202e"
 
@@ -118,7 +119,7 @@ def without_escapes(text: str) -> str:
 def test_a_pipe_gets_one_plain_line_a_pass() -> None:
     assert shown().splitlines() == [
         "624 rows x 1,830 numeric columns; 2 workers on the CPU, 2.0 GiB each",
-        "plan: 130 tasks, at most 768 MiB a worker, 4 MiB of scratch disk",
+        "plan: 130 tasks, at most 768 MiB a worker, 4.0 MiB of scratch disk",
         "Dask's dashboard: http://127.0.0.1:8787/status",
         "warning: left out broken.parquet: it is cut short",
         "pass 1 prepare     1,830 ->   1,204 columns     2.3 s",

@@ -14,6 +14,7 @@ from typing import Any
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
 from dpipe.registry import PASSES
+from dpipe.words import counted
 
 _FACTS = ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique")
 _CAUSE = ("pass_number", "measure", "value", "threshold", "representative")
@@ -192,7 +193,7 @@ def _by_strength(drop: Drop) -> tuple[int, float, str]:
 
 
 def _why_kept(was_asked: bool, others: int) -> str:
-    represents = f"representative of {others} column{'' if others == 1 else 's'}" if others else ""
+    represents = f"representative of {counted(others, 'column')}" if others else ""
     if was_asked:
         return f"asked to keep, {represents}" if represents else "asked to keep"
     return represents or "no similar column"

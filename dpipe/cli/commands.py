@@ -103,7 +103,7 @@ def run(
 
 def _final_words(selection: Any, folder: str) -> None:
     """How many columns are left, where the files are, what to do next."""
-    from dpipe.watch.terminal import counted
+    from dpipe.words import counted
 
     analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
     where = click.format_filename(folder)
@@ -170,15 +170,14 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
     """A plan as lines and a table."""
     from rich.table import Table
 
-    from dpipe.engine.plan import gib
-    from dpipe.watch.terminal import counted
+    from dpipe.words import counted, sized
 
     machine = made.machine
     yield (
         f"{counted(made.n_rows, 'row')} x {counted(made.n_columns, 'numeric column')} on "
         f"{counted(machine.workers, 'worker')} with {counted(machine.threads, 'thread')} "
-        f"and {gib(machine.memory)} each"
-        + ("" if machine.device is None else f", {gib(machine.device)} of a card")
+        f"and {sized(machine.memory)} each"
+        + ("" if machine.device is None else f", {sized(machine.device)} of a card")
         + "\n"
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -190,14 +189,14 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
         table.add_row(
             f"{part.number} {part.name}",
             f"{part.tasks:,}",
-            gib(part.worker_bytes),
-            gib(part.bytes_read),
+            sized(part.worker_bytes),
+            sized(part.bytes_read),
             part.shape,
         )
     yield table
     yield (
-        f"\nscratch disk {gib(made.scratch_bytes)}, largest matrix here {gib(made.client_bytes)}; "
-        "later passes are planned for all columns and receive fewer."
+        f"\nscratch disk {sized(made.scratch_bytes)}, largest matrix here "
+        f"{sized(made.client_bytes)}; later passes are planned for all columns and receive fewer."
     )
 
 
@@ -284,7 +283,7 @@ def apply(
     if not found:
         raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
     from dpipe.runfolder import mirror
-    from dpipe.watch.terminal import counted
+    from dpipe.words import counted
 
     storage = storage_options_from(storage_options) or None
     with mirror.reading(folder, storage) as local:

@@ -93,7 +93,7 @@ def _sentence_of(error: Exception) -> tuple[str, int]:
 
 def fail(sentence: str, code: int, *, show_trace: bool = False) -> NoReturn:
     """Write one sentence, and with `show_trace` the traceback, and end with `code`."""
-    from dpipe.watch.terminal import printable
+    from dpipe.words import printable
 
     ctx = click.get_current_context(silent=True)
     secrets = ctx.meta.get(SECRETS) if ctx is not None else None

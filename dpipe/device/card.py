@@ -24,6 +24,8 @@ from typing import Any
 
 from distributed.diagnostics import nvml
 
+from dpipe.words import first_line, sized
+
 PROBE_SECONDS = 120.0
 """How long another process may take to try CuPy; the first time, CuPy compiles."""
 LEAST_ROOM = 512 * 2**20
@@ -73,7 +75,7 @@ def describe() -> str | None:
         return None
     found = nvml.one_time()
     total = found["memory-total"]  # None on a chip without memory of its own
-    return str(found["name"]) if total is None else f"{found['name']}, {total / 2**30:.0f} GiB"
+    return str(found["name"]) if total is None else f"{found['name']}, {sized(total)}"
 
 
 def used_bytes() -> int | None:
@@ -170,8 +172,8 @@ def _room(cupy: Any) -> int:
 
 def _trouble(error: Exception) -> str:
     """What keeps CuPy from computing, in half a sentence that says what to do."""
-    lines = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {lines[0].rstrip('. ')}" if lines else type(error).__name__
+    kind = type(error).__name__
+    said = kind if (line := first_line(error)) == kind else f"{kind}: {line}"
     if isinstance(error, MemoryError) or "out of memory" in said or "MemoryAllocation" in said:
         return _full(0)
     made_for, driver = _cuda_of_cupy(), _cuda_of_driver()
@@ -186,7 +188,7 @@ def _trouble(error: Exception) -> str:
 
 def _full(room: int) -> str:
     return (
-        f"the card is nearly full ({room / 2**20:.0f} MiB can be had); "
+        f"the card is nearly full ({sized(room)} can be had); "
         "nvidia-smi shows which processes hold it"
     )
 

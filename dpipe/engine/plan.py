@@ -17,6 +17,7 @@ from dpipe.errors import ResourceError
 from dpipe.kernels.measures import BASIS
 from dpipe.model import PlannedPass
 from dpipe.registry import Pass
+from dpipe.words import counted, sized
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""
@@ -287,8 +288,8 @@ def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, i
 def _refuse_card(stage: str, need: int, machine: Machine, what: str) -> None:
     fewer = "take fewer --threads-per-worker, " if machine.threads > 1 else ""
     raise ResourceError(
-        f"{stage}: {what} needs {gib(need)} on the card but a task there has "
-        f"{gib(machine.device_budget)}; end what else uses the card (nvidia-smi shows it), "
+        f"{stage}: {what} needs {sized(need)} on the card but a task there has "
+        f"{sized(machine.device_budget)}; end what else uses the card (nvidia-smi shows it), "
         f"{fewer}choose --device cpu, or a draw with --sample-rows."
     )
 
@@ -297,24 +298,10 @@ def _refuse(stage: str, need: int, machine: Machine, what: str) -> None:
     limit = math.ceil((need * machine.threads + memory.WORKER_BASE) / memory.USABLE_SHARE)
     fewer = "fewer --threads-per-worker, " if machine.threads > 1 else ""
     raise ResourceError(
-        f"{stage}: {what} needs {gib(need)} but a task of these workers has "
-        f"{gib(max(machine.task_budget, 0))}; set --memory-limit to at least {gib(limit)}, or "
+        f"{stage}: {what} needs {sized(need)} but a task of these workers has "
+        f"{sized(max(machine.task_budget, 0))}; set --memory-limit to at least {sized(limit)}, or "
         f"take {fewer}fewer --workers on this machine or a draw with --sample-rows."
     )
-
-
-def gib(size: float) -> str:
-    """A size in words.
-
-    Examples
-    --------
-    >>> gib(3 * 2**30), gib(5 * 2**20)
-    ('3.0 GiB', '5 MiB')
-    """
-    for unit, scale in (("TiB", 2**40), ("GiB", 2**30)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{max(1, round(size / 2**20)) if size else 0} MiB"
 
 
 def check_disk(plan: Plan, free: int, folder: str) -> None:
@@ -327,8 +314,8 @@ def check_disk(plan: Plan, free: int, folder: str) -> None:
     """
     if plan.scratch_bytes > free:
         raise ResourceError(
-            f"the rank store needs {gib(plan.scratch_bytes)} but {folder} has {gib(free)} free; "
-            "choose another --scratch-dir or --sample-rows."
+            f"the rank store needs {sized(plan.scratch_bytes)} but {folder} has {sized(free)} "
+            "free; choose another --scratch-dir or --sample-rows."
         )
 
 
@@ -343,9 +330,9 @@ def check_client(n_columns: int, free: int) -> None:
     need = memory.inflation_bytes(n_columns)
     if need > free:
         raise ResourceError(
-            f"vif: the matrices of {n_columns} columns need {gib(need)} on the client, which has "
-            f"{gib(free)} free; lower --spearman-threshold so that fewer columns reach pass 3, or "
-            "leave it out by --passes 1,2,4. What is finished is kept."
+            f"vif: the matrices of {n_columns} columns need {sized(need)} on the client, which has "
+            f"{sized(free)} free; lower --spearman-threshold so that fewer columns reach pass 3, "
+            "or leave it out by --passes 1,2,4. What is finished is kept."
         )
 
 
@@ -374,7 +361,7 @@ def plan_ranking(of: Pass, table: TableShape, machine: Machine) -> PlannedPass:
         + machine.threads * memory.ranking_bytes(n_rows, widest, table.row_group),
         bytes_read=n_rows * n_columns * 8,
         operations=n_rows * n_columns * math.log2(max(n_rows, 2)),
-        shape=f"{_counted(len(blocks), 'block')} of {widest} columns",
+        shape=f"{counted(len(blocks), 'block')} of {widest} columns",
     )
 
 
@@ -423,13 +410,9 @@ def plan_grid(
 
 
 def _shape(tiling: Tiling) -> str:
-    tiles = f"{_counted(len(tiling.tiles), 'tile')} of {tiling.widest} columns"
+    tiles = f"{counted(len(tiling.tiles), 'tile')} of {tiling.widest} columns"
     splits = len(tiling.splits)
     return tiles if splits == 1 else f"{tiles} x {splits} row splits"
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _width(blocks: Iterable[tuple[int, int]]) -> int:

@@ -30,11 +30,12 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from dpipe.engine import tiles
-from dpipe.engine.plan import FAN_IN, gib
+from dpipe.engine.plan import FAN_IN
 from dpipe.errors import ResourceError
 from dpipe.model import Emit, Fault, Note, StageStarted, TaskDone
 from dpipe.rankstore import Store
 from dpipe.session import Session
+from dpipe.words import sized
 
 STALL_SECONDS = 300.0
 """How long no task may finish before the run says what its workers are doing."""
@@ -303,7 +304,7 @@ class _Stage:
         processing = self._ask(client.processing, {})
         for address, facts in identity.get("workers", {}).items():
             seen = time.time() - facts.get("last_seen", 0)
-            memory = gib(facts.get("metrics", {}).get("memory", 0))
+            memory = sized(facts.get("metrics", {}).get("memory", 0))
             lines += ["", f"worker {facts.get('name')} at {address}, status {facts.get('status')}"]
             lines += [f"  {memory} in use, last heard of {seen:.0f} s ago"]
             keys = [str(key) for key in processing.get(address, ())]
@@ -368,15 +369,15 @@ class _Stage:
         where = self._where(units)
         if isinstance(error, KilledWorker):
             return ResourceError(
-                f"a {self.name} task{where}, projected to need {gib(self.need)}, killed every "
-                f"worker it ran on (limit {gib(self.session.memory_limit)} each); raise "
+                f"a {self.name} task{where}, projected to need {sized(self.need)}, killed every "
+                f"worker it ran on (limit {sized(self.session.memory_limit)} each); raise "
                 "--memory-limit or lower --threads-per-worker, then run the same command again "
                 "to continue."
             )
         if isinstance(error, MemoryError):
             return ResourceError(
-                f"a {self.name} task{where} ran out of memory ({gib(self.need)} projected); raise "
-                "--memory-limit, then run the same command again to continue."
+                f"a {self.name} task{where} ran out of memory ({sized(self.need)} projected); "
+                "raise --memory-limit, then run the same command again to continue."
             )
         if isinstance(error, FileNotFoundError):
             return ResourceError(

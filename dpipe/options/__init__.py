@@ -8,7 +8,6 @@ Does not cover: reading files or arguments (see `dpipe.cli`), or what an option 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from dpipe.options.kinds import (
     parse_size,
 )
 from dpipe.registry import PASSES
+from dpipe.words import nearest
 
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
 
@@ -184,7 +184,7 @@ class Options:
         "auto",
         choice("auto", "cpu", "gpu"),
         "where tasks compute; auto: on GPUs, where there are any",
-        also=("similarity", "doctor"),
+        also=_ANY,
     )
     scheduler: str | None = _workers(
         None,
@@ -325,9 +325,8 @@ def options_from(values: Mapping[str, Any]) -> Options:
     for raw_name, value in values.items():
         name = str(raw_name).replace("-", "_")
         if name not in DECLARED:
-            near = difflib.get_close_matches(name, DECLARED, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`dpipe run --help` lists them."
-            raise InputError(f"there is no option {raw_name!r}; {hint}")
+            hint = nearest(name, DECLARED) or "; `dpipe run --help` lists them"
+            raise InputError(f"there is no option {raw_name!r}{hint}.")
         if name in resolved:
             raise InputError(f"{flag(name)} is given twice, as {raw_name!r} too.")
         resolved[name] = DEFAULTS[name] if value is None else _convert(name, value)

@@ -21,7 +21,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.credentials import Secrets, without_secrets
+from dpipe.credentials import Secrets, safe_reason
 from dpipe.errors import InputError, ResourceError
 
 
@@ -59,7 +59,8 @@ class Store:
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root, **live, **self.storage_options)
         except Exception as error:  # whatever the storage library of this URL raises
-            raise InputError(f"{root} is no place for the ranks ({self._why(error)}).") from None
+            reason = safe_reason(error, self.storage_options)
+            raise InputError(f"{root} is no place for the ranks ({reason}).") from None
         self.local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def __eq__(self, other: object) -> bool:
@@ -102,13 +103,9 @@ class Store:
             if self.local:
                 raise
             raise ResourceError(
-                f"{self.root} cannot be reached ({self._why(error)}); "
+                f"{self.root} cannot be reached ({safe_reason(error, self.storage_options)}); "
                 "run the same command again to continue."
             ) from None
-
-    def _why(self, error: Exception) -> str:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return without_secrets(lines[0].rstrip(". ")[:200], self.storage_options)
 
     def write(self, name: str, *parts: Any, wait: bool = True) -> None:
         """Write buffers one after the other as the file `name`, whole or not at all.
@@ -126,7 +123,7 @@ class Store:
         except Exception as error:
             if self.local and not isinstance(error, OSError):
                 raise
-            reason = getattr(error, "strerror", None) or self._why(error)
+            reason = getattr(error, "strerror", None) or safe_reason(error, self.storage_options)
             raise ResourceError(
                 f"could not write {target} ({reason}); make room or choose "
                 "another --scratch-dir, then run the same command again to continue."

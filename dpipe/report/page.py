@@ -23,16 +23,8 @@ from dpipe.registry import PASSES
 from dpipe.report import figures, words
 from dpipe.report.payload import dump, payload
 from dpipe.report.results import PassRecord, Results
-from dpipe.report.words import (
-    DROPPED,
-    KEPT,
-    NOTHING,
-    bytes_of,
-    count,
-    duration,
-    operations_of,
-    plural,
-)
+from dpipe.report.words import DROPPED, KEPT, NOTHING, count, operations_of
+from dpipe.words import counted, sized, timed
 
 _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; "
@@ -99,11 +91,11 @@ def _facts(results: Results) -> str:
     parts = []
     if isinstance(rows, int) and isinstance(used, int):
         drawn = f", {count(used)} of them drawn" if used != rows else ""
-        parts.append(f"{plural(rows, 'row')}{drawn}")
+        parts.append(f"{counted(rows, 'row')}{drawn}")
     if results.input.get("files"):
-        parts.append(plural(len(results.input["files"]), "file"))
+        parts.append(counted(len(results.input["files"]), "file"))
     if results.passes:
-        parts.append(f"{duration(sum(p.done.seconds for p in results.passes))} in all passes")
+        parts.append(f"{timed(sum(p.done.seconds for p in results.passes))} in all passes")
     if results.versions.get("dpipe"):
         parts.append(f"dpipe {results.versions['dpipe']}")
     parts.append(f"run folder {results.name}")
@@ -253,9 +245,10 @@ def _dirt(results: Results) -> str:
     nan, infinite = sum(d.n_nan or 0 for d in known), sum(d.n_inf or 0 for d in known)
     missing = sum(d.n_missing or 0 for d in known)
     text = (
-        f"{plural(len(dirty), 'column')} of {count(len(known))} "
-        f"{'has' if len(dirty) == 1 else 'have'} missing values, {plural(missing, 'cell')} in all: "
-        f"{count(missing - nan - infinite)} empty, {count(nan)} NaN, {count(infinite)} infinite."
+        f"{counted(len(dirty), 'column')} of {count(len(known))} "
+        f"{'has' if len(dirty) == 1 else 'have'} missing values, {counted(missing, 'cell')} in "
+        f"all: {count(missing - nan - infinite)} empty, {count(nan)} NaN, {count(infinite)} "
+        "infinite."
     )
     return f'<p>{text}</p>{_bins(results, known)}<div class="table" data-table="dirt"></div>'
 
@@ -311,17 +304,17 @@ def _time_row(record: PassRecord, longest: float, ledger: Sequence[MemoryReading
     done, planned = record.done, record.planned
     time = (
         f'<span class="meter"><i style="width:{_percent(done.seconds, longest)}"></i></span>'
-        f"{duration(done.seconds)}"
+        f"{timed(done.seconds)}"
     )
     if done.reused:
-        time = f"{duration(done.seconds)}, taken from the run before"
+        time = f"{timed(done.seconds)}, taken from the run before"
     work = NOTHING
     if planned is not None:
-        parts = [plural(planned.tasks, "task")]
+        parts = [counted(planned.tasks, "task")]
         if planned.operations:
             parts.append(operations_of(planned.operations))
         if planned.bytes_read:
-            parts.append(f"{bytes_of(planned.bytes_read)} read")
+            parts.append(f"{sized(planned.bytes_read)} read")
         work = ", ".join(parts)
     return (
         f'<tr><th scope="row">{done.number} '
@@ -340,13 +333,13 @@ def _peak(record: PassRecord, ledger: Sequence[MemoryReading]) -> str:
     if not peaks:
         return NOTHING
     if record.planned is None:
-        return bytes_of(max(peaks))
+        return sized(max(peaks))
     limit = record.planned.worker_bytes
     over = max(peaks) > limit
     return (
         f'<span class="meter"><i class="{"gone" if over else ""}" '
         f'style="width:{_percent(max(peaks), limit)}"></i></span>'
-        f"{bytes_of(max(peaks))} of {bytes_of(limit)} planned"
+        f"{sized(max(peaks))} of {sized(limit)} planned"
         f"{', exceeded' if over else ''}"
     )
 
@@ -359,7 +352,7 @@ def _memory(results: Results, drawn: bool) -> str:
         workers = len({r.process for r in results.ledger if r.process != "client"})
         figure = f"""<div id="figure-memory"></div>
 <ul class="legend">
-<li><span class="swatch workers"></span>{plural(workers, "worker")}</li>
+<li><span class="swatch workers"></span>{counted(workers, "worker")}</li>
 <li><span class="swatch client"></span>client</li>
 <li>whiskers: highest so far in the life of a process</li>
 <li><span class="swatch planned"></span>planned for a worker, at most</li>
@@ -390,7 +383,7 @@ def _run(results: Results) -> str:
         else '<p class="hint">Every option has its default.</p>'
     )
     rest = (
-        f"<details><summary>{plural(len(same), 'option')} at the default</summary>"
+        f"<details><summary>{counted(len(same), 'option')} at the default</summary>"
         f'<table class="plain"><tbody>{"".join(same)}</tbody></table></details>'
         if same
         else ""
@@ -421,7 +414,7 @@ def _facts_table(results: Results) -> str:
     machine = (results.plan or {}).get("machine") or {}
     if machine:
         threads, memory = int(machine["threads"]), int(machine["memory"])
-        each = f"{plural(threads, 'thread')} and at most {bytes_of(memory)} each"
+        each = f"{counted(threads, 'thread')} and at most {sized(memory)} each"
         rows.append(("Workers", f"{count(int(machine['workers']))}, {each}"))
     if results.versions:
         rows.append(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dpipe.model import Decision, Role
+from dpipe.words import counted
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no value."""
@@ -54,7 +55,7 @@ def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
     decisions = tuple(decisions)
     features = [d for d in decisions if d.decision in (KEPT, DROPPED)]
     dropped = [d for d in features if d.decision == DROPPED]
-    title = f"{plural(len(features), 'column')} in, {count(len(features) - len(dropped))} kept"
+    title = f"{counted(len(features), 'column')} in, {count(len(features) - len(dropped))} kept"
     return title, _why_dropped(features, dropped), _passed_through(decisions)
 
 
@@ -95,7 +96,7 @@ def _passed_through(decisions: Iterable[Decision]) -> str:
     if len(roles) == 1:
         kinds = list(labels.values())
     was = "was" if total == 1 else "were"
-    return f"{plural(total, 'more column')} {was} not compared: {', '.join(kinds)}."
+    return f"{counted(total, 'more column')} {was} not compared: {', '.join(kinds)}."
 
 
 def count(number: int) -> str:
@@ -109,17 +110,6 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def plural(number: int, noun: str) -> str:
-    """A number of things.
-
-    Examples
-    --------
-    >>> plural(1, "column"), plural(1200, "row")
-    ('1 column', '1,200 rows')
-    """
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
-
-
 def short(value: float) -> str:
     """A number with four digits at most.
 
@@ -131,39 +121,6 @@ def short(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else f"{_MINUS}∞"
     return f"{value:.4g}".replace("-", _MINUS) if "e" not in f"{value:.4g}" else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it.
-
-    Examples
-    --------
-    >>> duration(0.0421), duration(8.6), duration(75), duration(7322)
-    ('42 ms', '8.6 s', '1 min 15 s', '2 h 02 min')
-    """
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def bytes_of(size: float) -> str:
-    """A size in binary units.
-
-    Examples
-    --------
-    >>> bytes_of(9140352), bytes_of(3.5 * 2**30), bytes_of(312)
-    ('8.7 MiB', '3.5 GiB', '312 B')
-    """
-    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale:
-            amount = size / scale
-            return f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.1f} {unit}"
-    return f"{size:.0f} B"
 
 
 def operations_of(number: float) -> str:

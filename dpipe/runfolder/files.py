@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from dpipe.errors import InputError, ResourceError
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
+from dpipe.words import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -367,5 +368,5 @@ def unreadable(path: Path, reason: object) -> InputError:
         return InputError(f"{path} does not exist; give the folder of a finished run.")
     if isinstance(reason, OSError) and reason.strerror:
         reason = reason.strerror
-    lines = str(reason).strip().splitlines() or ["it is broken"]
-    return InputError(f"{path} cannot be read: {lines[0].rstrip('.')}; run dpipe again.")
+    line = first_line(reason) if str(reason).strip() else "it is broken"
+    return InputError(f"{path} cannot be read: {line}; run dpipe again.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from dpipe.credentials import check_url, without_secrets
+from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Event, PassDone, silent
 from dpipe.runfolder import MANIFEST, is_portable
@@ -106,7 +106,8 @@ class _Copy:
         try:
             self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **self._options)
         except Exception as error:  # whatever the storage library of this URL raises
-            raise InputError(f"{url} is no place for results ({self._why(error)}).") from None
+            reason = safe_reason(error, self._options)
+            raise InputError(f"{url} is no place for results ({reason}).") from None
         self._root = root.rstrip("/")
 
     def fetch(self) -> bool:
@@ -123,7 +124,8 @@ class _Copy:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{self._url} cannot be read ({self._why(error)}).") from None
+            reason = safe_reason(error, self._options)
+            raise InputError(f"{self._url} cannot be read ({reason}).") from None
         self._sent = self._state()
         return bool(there)
 
@@ -142,7 +144,7 @@ class _Copy:
                 del self._sent[name]
         except Exception as error:
             raise ResourceError(
-                f"{self._url} cannot be written ({self._why(error)}); "
+                f"{self._url} cannot be written ({safe_reason(error, self._options)}); "
                 "run the same command again to continue."
             ) from None
 
@@ -155,7 +157,3 @@ class _Copy:
                 facts = path.stat()
                 found[name] = (facts.st_size, facts.st_mtime_ns)
         return found
-
-    def _why(self, error: Exception) -> str:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return without_secrets(lines[0].rstrip(". ")[:200], self._options)

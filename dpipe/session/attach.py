@@ -24,13 +24,8 @@ from distributed.security import Security
 
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Note
-from dpipe.session.calls import (
-    CLUSTER_ERRORS,
-    PROBE_SECONDS,
-    first_line,
-    scheduler_address,
-    within,
-)
+from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
+from dpipe.words import first_line
 
 
 def connect_client(connection: Any, seconds: float) -> tuple[Client, bool]:

@@ -33,15 +33,3 @@ def within(client: Client, seconds: float, method: str, *args: Any, **kwargs: An
         raise ConnectionError("the connection to the scheduler is lost")
     call: Callable[..., Any] = getattr(client, method)
     return client.sync(call, *args, callback_timeout=seconds, **kwargs)
-
-
-def counted(things: Any, noun: str) -> str:
-    """The number of things, with its noun."""
-    n = len(things)
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as the end of a sentence."""
-    lines: list[str] = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -20,8 +20,8 @@ from dpipe.device import card
 from dpipe.errors import InputError
 from dpipe.model import Emit, Note
 from dpipe.options import Options
-from dpipe.session.calls import counted
 from dpipe.session.worker import WorkerFacts
+from dpipe.words import counted
 
 
 def own_machine() -> tuple[int, int]:
@@ -92,7 +92,7 @@ def choose_own_device(options: Options, emit: Emit) -> tuple[str, int | None]:
     lack, room = _lack_of_gpu()
     if lack is None:
         if options.device == "auto":
-            cards = counted(range(card.visible_cards()), "GPU")
+            cards = counted(card.visible_cards(), "GPU")
             emit(Note(f"computing on {cards}: a card is visible."))
         return "gpu", room
     if options.device == "gpu":

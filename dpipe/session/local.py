@@ -35,10 +35,10 @@ from distributed.system import MEMORY_LIMIT
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Note
 from dpipe.options import Options
-from dpipe.session.calls import first_line
 from dpipe.session.device import OwnWorkers
 from dpipe.session.environment import worker_environment
 from dpipe.session.worker import SilentEnd
+from dpipe.words import first_line, sized
 
 GRACE_SECONDS = 2.0
 """How long an owned worker may take, at a restart, to stop what it is doing before it is killed."""
@@ -242,8 +242,8 @@ def warn_when_overcommitted(options: Options, emit: Emit) -> None:
     if asked > MEMORY_LIMIT:
         emit(
             Note(
-                f"--memory-limit and --workers allow {asked / 1024**3:.1f} GiB, more than the "
-                f"{MEMORY_LIMIT / 1024**3:.1f} GiB of this machine.",
+                f"--memory-limit and --workers allow {sized(asked)}, more than the "
+                f"{sized(MEMORY_LIMIT)} of this machine.",
                 "warning",
             )
         )

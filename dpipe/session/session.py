@@ -27,18 +27,12 @@ from dpipe.device import card
 from dpipe.errors import ResourceError
 from dpipe.model import Emit, MemoryReading, Note, silent
 from dpipe.options import Options
-from dpipe.session.calls import (
-    CLUSTER_ERRORS,
-    PROBE_SECONDS,
-    counted,
-    first_line,
-    scheduler_address,
-    within,
-)
+from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
 from dpipe.session.device import choose_attached_device
 from dpipe.session.local import OwnCluster, impatience, kill
 from dpipe.session.lost_workers import bring_back, kept_from_clock
 from dpipe.session.worker import ThreadPin, WorkerFacts, give_memory_back, look, process_memory
+from dpipe.words import counted, first_line, sized
 
 RECYCLE_SECONDS = 60.0
 """How long the workers of an attached cluster may take to come back as new processes."""
@@ -285,7 +279,7 @@ class Session:
                 others = [pid for pid in f.holders if pid != f.pid]
                 named = ", ".join(map(str, others[:5])) or "nvidia-smi may know which"
                 self._warn(
-                    f"the card of worker {f.name} has {more / 1024**3:.1f} GiB more in use than at "
+                    f"the card of worker {f.name} has {sized(more)} more in use than at "
                     f"the start, though the worker is new; other processes on it: {named}."
                 )
 
@@ -387,12 +381,12 @@ class Session:
                 return f"the scheduler does not say who else uses it ({first_line(error)})"
             others = {c for c in clients if c not in (self.client.id, "fire-and-forget")}
             if others:
-                return f"{counted(others, 'other client')} is connected"
+                return f"{counted(len(others), 'other client')} is connected"
             if not tasks:
                 return None
             # Futures dpipe let go of a moment ago take a moment to be forgotten.
             if time.monotonic() > deadline:
-                return f"the cluster holds {counted(range(tasks), 'result')} of other work"
+                return f"the cluster holds {counted(tasks, 'result')} of other work"
             gc.collect()
             time.sleep(0.1)
 

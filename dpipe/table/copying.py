@@ -23,14 +23,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.credentials import check_url, without_secrets
+from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.table.convert import simpler
 from dpipe.table.decode import decoder
 from dpipe.table.files import (
     STORAGE_ERRORS,
     StorageOptions,
-    brief,
     changed,
     filesystem,
     is_url,
@@ -111,7 +110,7 @@ def copy_columns(
     except STORAGE_ERRORS as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         kind: type[DpipeError] = ResourceError if full else InputError
-        reason = without_secrets(brief(error), storage_options)
+        reason = safe_reason(error, storage_options)
         raise kind(f"{destination} cannot be written ({reason}).") from error
     return tuple(_join(destination, part) for part in parts)
 

@@ -21,13 +21,12 @@ from dpipe.table.files import (
     STORAGE_ERRORS,
     BadFile,
     StorageOptions,
-    brief,
     open_file,
     open_part,
     reason_of,
 )
 from dpipe.table.record import Layout, TableFile
-from dpipe.table.words import listed
+from dpipe.words import first_line, listed
 
 _MERGED_ROWS = 64 * 1024
 """Row groups smaller than this are decoded together."""
@@ -159,8 +158,9 @@ class Decoder:
             )
         return BadFile(
             self._file.path,
-            f"cannot be read at {culprit}, row group {group} ({brief(error)}); restore the file or "
-            "leave it out, which --on-bad-file skip cannot do for a page found bad while reading",
+            f"cannot be read at {culprit}, row group {group} ({first_line(error)}); restore the "
+            "file or leave it out, which --on-bad-file skip cannot do for a page found bad while "
+            "reading",
         )
 
     def _first_failure(

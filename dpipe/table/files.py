@@ -26,6 +26,7 @@ from pyarrow.parquet.core import ParquetReader
 
 from dpipe.credentials import without_secrets
 from dpipe.errors import InputError
+from dpipe.words import first_line
 
 STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
@@ -112,7 +113,7 @@ def _patiently(action: Callable[..., Any], *arguments: Any) -> Any:
         except Exception as error:
             pause = next(pauses, None)
             if pause is None:
-                raise OSError(brief(error)) from error
+                raise OSError(first_line(error)) from error
             time.sleep(pause)
 
 
@@ -259,11 +260,13 @@ def _parse(path: str, raw: bytes) -> ParquetReader:
     except NotImplementedError as error:
         raise BadFile(
             path,
-            f"has a column of a type that Arrow cannot read ({brief(error)}); write the file again "
-            "with that column cast, as by polars.col(...).cast(polars.Int64)",
+            f"has a column of a type that Arrow cannot read ({first_line(error)}); write the file "
+            "again with that column cast, as by polars.col(...).cast(polars.Int64)",
         ) from error
     except STORAGE_ERRORS as error:
-        raise BadFile(path, f"is damaged: its footer cannot be read ({brief(error)})") from error
+        raise BadFile(
+            path, f"is damaged: its footer cannot be read ({first_line(error)})"
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:
@@ -272,10 +275,4 @@ def reason_of(error: BaseException) -> str:
         return "cannot be read (permission denied)"
     if isinstance(error, FileNotFoundError):
         return "does not exist"
-    return f"cannot be read ({brief(error)})"
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error's text, short enough for a sentence."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(c if c.isprintable() else "?" for c in lines[0].rstrip(". ")[:200])
+    return f"cannot be read ({first_line(error)})"

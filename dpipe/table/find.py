@@ -19,11 +19,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dpipe.credentials import check_url, without_secrets
+from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError
-from dpipe.table.files import StorageOptions, brief, filesystem, is_url
+from dpipe.table.files import StorageOptions, filesystem, is_url
 from dpipe.table.lake import refuse_lakes
-from dpipe.table.words import listed, nearest
+from dpipe.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 RUN_MARK = "checkpoint/manifest.json"
@@ -135,7 +135,7 @@ def _expand_url(url: str, storage_options: StorageOptions, left_out: _LeftOut) -
     except InputError:
         raise
     except Exception as error:  # whatever the storage library of this URL raises
-        reason = without_secrets(brief(error), storage_options)
+        reason = safe_reason(error, storage_options)
         raise InputError(f"{url} cannot be reached ({reason}).") from error
 
 

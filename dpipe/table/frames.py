@@ -28,8 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpipe.errors import InputError, ResourceError
-from dpipe.table.files import brief
-from dpipe.table.words import plural, quoted
+from dpipe.words import counted, first_line, quoted
 
 _CELLS = 4 * 1024 * 1024
 """Cells of one row group (32 MiB of float64)."""
@@ -174,7 +173,7 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> np.dtype[Any]:
     """
     if len(shape) != 2:
         raise InputError(
-            f"the array has {plural(len(shape), 'dimension')}; give one of two, rows by columns."
+            f"the array has {counted(len(shape), 'dimension')}; give one of two, rows by columns."
         )
     if shape[1] == 0:
         raise InputError("the data has no columns.")
@@ -202,7 +201,7 @@ def write_stream(data: Any, path: _Path, reading: Reading = EVERYTHING) -> None:
     try:
         reader = pa.RecordBatchReader.from_stream(data)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise InputError(f"{type(data).__name__} is no table ({brief(error)}).") from error
+        raise InputError(f"{type(data).__name__} is no table ({first_line(error)}).") from error
     check_names(reader.schema.names)
     schema = pa.schema([(each.name, _stored_type(each, reading)) for each in reader.schema])
     rows = piece_rows(len(schema))
@@ -261,8 +260,8 @@ def _as_array(series: Any, kind: pa.DataType | None) -> pa.Array:
 
 def _no_common_type(name: str, error: Exception) -> InputError:
     return InputError(
-        f"column {quoted(name)} holds values that are no single type of Arrow ({brief(error)}); "
-        "convert it to numbers, or drop it."
+        f"column {quoted(name)} holds values that are no single type of Arrow "
+        f"({first_line(error)}); convert it to numbers, or drop it."
     )
 
 
@@ -375,8 +374,8 @@ def _write(path: _Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) ->
                 writer.write_batch(batch, row_group_size=rows)
     except OSError as error:
         raise ResourceError(
-            f"the data cannot be written to {os.fspath(path)} ({brief(error)}); "
+            f"the data cannot be written to {os.fspath(path)} ({first_line(error)}); "
             "--scratch-dir names another place."
         ) from error
     except pa.ArrowException as error:
-        raise InputError(f"the data cannot be written as Parquet ({brief(error)}).") from error
+        raise InputError(f"the data cannot be written as Parquet ({first_line(error)}).") from error

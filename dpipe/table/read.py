@@ -25,7 +25,7 @@ from dpipe.table.decode import Part, decoder, rows_within
 from dpipe.table.files import StorageOptions
 from dpipe.table.record import Table
 from dpipe.table.schema import Kind, kind_of
-from dpipe.table.words import plural
+from dpipe.words import counted
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class _Filler:
             self._values = np.empty((len(names), n), dtype=np.float64)
         except MemoryError as error:
             raise ResourceError(
-                f"memory does not suffice for {plural(len(names), 'column')} of {n} rows; "
+                f"memory does not suffice for {counted(len(names), 'column')} of {n} rows; "
                 "give workers more memory or read fewer columns at once."
             ) from error
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from dpipe.credentials import Secrets
 from dpipe.errors import InputError
 from dpipe.model import Column, Role
-from dpipe.table.words import nearest
+from dpipe.words import nearest
 
 _FORMAT = "dpipe-table"
 _VERSION = 1

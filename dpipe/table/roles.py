@@ -25,7 +25,7 @@ from dpipe.table.decode import decoder
 from dpipe.table.files import BadFile, StorageOptions
 from dpipe.table.record import Layout, TableFile
 from dpipe.table.schema import Kind, kind_of, widen, widen_types
-from dpipe.table.words import columns_phrase, listed, nearest, plural, quoted
+from dpipe.words import columns_phrase, counted, listed, nearest, quoted
 
 _NUMBER_CELLS = 19, 20
 """Text is read as numbers when at least this share of its filled cells are numbers."""
@@ -68,7 +68,7 @@ class Use:
         parts = []
         for kind, groups in self.files_by_type.items():
             paths = sorted(chain.from_iterable(groups))
-            parts.append(f"{kind} in {plural(len(paths), 'file')} ({listed(paths, 2)})")
+            parts.append(f"{kind} in {counted(len(paths), 'file')} ({listed(paths, 2)})")
         return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -250,7 +250,7 @@ class Roles:
         for where, names in stories.items():
             paths = [file.path for file in self._files if file.layout in where]
             yield (
-                f"{columns_phrase(names)}: not in {plural(len(paths), 'file')} "
+                f"{columns_phrase(names)}: not in {counted(len(paths), 'file')} "
                 f"({listed(paths, 2)}); counted as missing there."
             )
 
@@ -259,7 +259,7 @@ class Roles:
             others = sum(self._text[name].n_others for name in self.coerced)
             yield (
                 f"{columns_phrase(self.coerced)}: text read as numbers; "
-                f"{plural(others, 'cell')} without a number counted as missing."
+                f"{counted(others, 'cell')} without a number counted as missing."
             )
         for name, cells in self._text.items():
             if name not in self.coerced and cells.numbers:

@@ -39,7 +39,7 @@ from dpipe.table.find import find_files
 from dpipe.table.record import Layout, Table, TableFile
 from dpipe.table.roles import Roles, Use, check_options
 from dpipe.table.schema import count_leaves
-from dpipe.table.words import listed, plural
+from dpipe.words import counted, listed
 
 _THREADS = 8
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
@@ -92,7 +92,9 @@ def open_table(
     scans, skipped = _scan_all(found.paths, options.on_bad_file, storage_options)
     if not any(scan.n_rows for scan in scans):
         paths = [scan.path for scan in scans]
-        raise InputError(f"there are no rows in {plural(len(paths), 'file')} ({listed(paths, 2)}).")
+        raise InputError(
+            f"there are no rows in {counted(len(paths), 'file')} ({listed(paths, 2)})."
+        )
     uses = _column_uses(scans)
     check_options(options, uses)
     numbers = {layout: i for i, layout in enumerate(dict.fromkeys(s.schema.layout for s in scans))}
@@ -191,7 +193,7 @@ def _scan_all(
             raise BadFile(result.path, result.reason, _SKIP_HINT)
     if not scans:
         path, reason = skipped[0]
-        raise InputError(f"none of {plural(len(skipped), 'file')} can be used: {path} {reason}.")
+        raise InputError(f"none of {counted(len(skipped), 'file')} can be used: {path} {reason}.")
     return scans, skipped
 
 
@@ -269,7 +271,7 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
 def _file_notes(files: Sequence[TableFile]) -> Iterator[str]:
     empty = [file.path for file in files if not file.n_rows]
     if empty:
-        yield f"{plural(len(empty), 'file')} without rows: {listed(empty, 2)}."
+        yield f"{counted(len(empty), 'file')} without rows: {listed(empty, 2)}."
 
 
 def _check_features(table: Table) -> None:
@@ -279,7 +281,7 @@ def _check_features(table: Table) -> None:
     words = {Role.NOT_NUMERIC: "not numeric", Role.ID: "ids", Role.EXCLUDED: "excluded"}
     parts = [f"{roles[role]} {word}" for role, word in words.items() if roles[role]]
     raise InputError(
-        f"no numeric column is left to analyse: of {plural(len(table.columns), 'column')} in "
-        f"{plural(len(table.files), 'file')}, {', '.join(parts) or 'none'} "
+        f"no numeric column is left to analyse: of {counted(len(table.columns), 'column')} in "
+        f"{counted(len(table.files), 'file')}, {', '.join(parts) or 'none'} "
         "(--coerce-strings reads text that holds numbers)."
     )

@@ -25,7 +25,6 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from dpipe.engine.plan import gib
 from dpipe.model import (
     Decision,
     Event,
@@ -37,23 +36,11 @@ from dpipe.model import (
     StageStarted,
     TaskDone,
 )
+from dpipe.words import counted, printable, sized, timed
 
 _WAITING = "opening the input"
 _REASONS_SHOWN = 4
 _PIPED_WIDTH = 200  # a table in a log is not folded to the 80 columns nobody looks at it in
-
-
-def printable(text: str) -> str:
-    r"""`text` with every character escaped that could steer a terminal or break a line.
-
-    Examples
-    --------
-    >>> printable("a\x1b[2Jb\n")
-    'a\\x1b[2Jb\\n'
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
 
 
 class LineConsole(Console):
@@ -177,12 +164,12 @@ class Progress:
         self.line(
             f"{counted(event.n_rows, 'row')} x {counted(event.n_features, 'numeric column')}; "
             f"{workers} on the {where}"
-            + (f", {gib(event.memory_limit)} each" if event.memory_limit else "")
+            + (f", {sized(event.memory_limit)} each" if event.memory_limit else "")
         )
         if event.n_tasks:
             self.line(
-                f"plan: {counted(event.n_tasks, 'task')}, at most {gib(event.worker_bytes)} "
-                f"a worker, {gib(event.scratch_bytes)} of scratch disk"
+                f"plan: {counted(event.n_tasks, 'task')}, at most {sized(event.worker_bytes)} "
+                f"a worker, {sized(event.scratch_bytes)} of scratch disk"
             )
         for line in _links(event):
             self.line(line, style="dim")
@@ -228,7 +215,7 @@ class Progress:
             self._bars.update(self._task, memory=self._memory)
         if self._verbosity > 0:
             moment = event.readings[0].moment
-            readings = ", ".join(f"{r.process} {gib(r.rss)}" for r in event.readings)
+            readings = ", ".join(f"{r.process} {sized(r.rss)}" for r in event.readings)
             self.line(f"  memory ({moment}): {readings}", style="dim")
 
     def summary(self, decisions: Iterable[Decision]) -> None:
@@ -276,38 +263,14 @@ class _Status(ProgressColumn):
         if task.total is not None:
             parts[0] += f" {int(task.completed):,}/{int(task.total):,}"
             if task.time_remaining:
-                parts.append(f"{duration(task.time_remaining)} left")
+                parts.append(f"{timed(task.time_remaining)} left")
             if task.speed:
                 parts.append(f"{task.speed:.2g}/s" if task.speed < 10 else f"{task.speed:,.0f}/s")
         if task.start_time is not None and len(parts) == 1:
-            parts.append(duration(time.monotonic() - task.start_time))
+            parts.append(timed(time.monotonic() - task.start_time))
         if task.fields.get("memory"):
-            parts.append(f"{gib(task.fields['memory'])} a worker")
+            parts.append(f"{sized(task.fields['memory'])} a worker")
         return Text(", ".join(part.strip() for part in parts if part))
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with its noun.
-
-    Examples
-    --------
-    >>> counted(1, "row"), counted(1830, "column")
-    ('1 row', '1,830 columns')
-    """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """A time in minutes and seconds, hours where it takes them.
-
-    Examples
-    --------
-    >>> duration(7), duration(3725)
-    ('0:07', '1:02:05')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _links(event: RunStarted) -> Iterator[str]:
