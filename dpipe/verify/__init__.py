@@ -21,17 +21,8 @@ from dpipe.errors import InputError, VerificationError
 from dpipe.options import Options, options_from
 from dpipe.runfolder import COMMUNITIES, DECISIONS_PARQUET, MANIFEST, RUN, SELECTED, RunFolder
 from dpipe.table import Table, open_table
-from dpipe.table.sample import nonlinear_sample, sample
-from dpipe.verify.checks import (
-    Claims,
-    check_chains,
-    check_nonlinear,
-    check_prepare,
-    check_rows,
-    check_spearman,
-    check_vif,
-    check_words,
-)
+from dpipe.table.sample import sample
+from dpipe.verify.checks import CHECKS, Claims, check_chains, check_rows, check_words
 from dpipe.verify.columns import rank_columns
 
 _MOST_TOLD = 5
@@ -119,13 +110,11 @@ def verify(
     _refuse(run_dir, [*check_rows(claims)] or [*check_words(claims)] or [*check_chains(claims)])
     rows = sample(table, options)
     columns = rank_columns(table, rows, storage_options)
-    failures = [*check_prepare(claims, columns)]
-    if 2 in options.passes:
-        failures += check_spearman(claims, columns)
-    if 3 in options.passes:
-        failures += check_vif(claims, columns)
-    if 4 in options.passes:
-        failures += check_nonlinear(claims, columns, nonlinear_sample(table, rows, options))
+    failures = [
+        failure
+        for number in sorted(options.passes)
+        for failure in CHECKS[number].check(claims, columns, rows)
+    ]
     _refuse(run_dir, failures)
     return VerifyReport(
         n_rows=columns.n_rows,

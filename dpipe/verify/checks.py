@@ -17,6 +17,7 @@ import numpy as np
 from dpipe.model import Decision, Role
 from dpipe.options import Options
 from dpipe.table import Table
+from dpipe.table.sample import nonlinear_sample
 from dpipe.verify.columns import Facts, RankedColumns
 from dpipe.verify.dependence import Nonlinear, score_factor, similar_pairs, spearman
 
@@ -32,11 +33,13 @@ _ROUNDING = 1e-10
 _DEPENDENT = 1e-10  # 1 - R^2 of an exact combination
 _EXACT = 1e-8  # and what is forgiven when it is computed from other columns than in the run
 _DUPLICATE = "monotone duplicate"
-_COMBINATION = "linear combination of "
+_COMBINATION = "linear combination"
 _INFLATED = "inflated variance"
 _REDUNDANT = "redundant"
 
 Failures = Iterator[str]
+Rule = tuple[str | None, float | None]
+"""Measure and threshold that a drop for some reason has."""
 
 
 @dataclass
@@ -133,24 +136,18 @@ def check_words(claims: Claims) -> Failures:
             )
 
 
-def _rule(decision: Decision, options: Options) -> tuple[str | None, float | None] | None:
+def _rule(decision: Decision, options: Options) -> Rule | None:
     """Measure and threshold of the rule a drop names; None when its pass has no such rule."""
-    reason = decision.reason
-    if decision.pass_number == 1:
-        return _rules_of_prepare(options).get(reason)
-    if decision.pass_number == 3:
-        if reason.startswith(_COMBINATION):
-            return "r2", 1.0
-        return ("vif", options.vif_threshold) if reason == _INFLATED else None
-    if reason != _REDUNDANT:
-        return None
-    if decision.pass_number == 2:
-        return "spearman", options.spearman_threshold
-    return "hsic+rdc", options.nonlinear_threshold
+    rules = CHECKS[decision.pass_number or 0].rules(options)
+    return next((rules[text] for text in rules if _gives(decision.reason, text)), None)
 
 
-def _rules_of_prepare(options: Options) -> dict[str, tuple[str | None, float | None]]:
-    """Measure and threshold of every rule of pass 1."""
+def _gives(reason: str, text: str) -> bool:
+    """Whether a reason is a text, with details after it or without."""
+    return reason == text or reason.startswith(f"{text} ")
+
+
+def _rules_of_prepare(options: Options) -> dict[str, Rule]:
     return {
         "no valid value": (None, None),
         "too few valid values": ("n_valid", options.min_valid),
@@ -215,7 +212,9 @@ def _check_communities(claims: Claims, chains: Mapping[str, list[str]]) -> Failu
 # Pass 1
 
 
-def check_prepare(claims: Claims, columns: RankedColumns) -> Failures:
+def check_prepare(
+    claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None
+) -> Failures:
     """The counts of every column, and that exactly the columns that break a rule were dropped."""
     options = claims.options
     for name in claims.table.features:
@@ -287,7 +286,9 @@ def _check_duplicates(claims: Claims, columns: RankedColumns) -> Failures:
 # Passes 2 and 4
 
 
-def check_spearman(claims: Claims, columns: RankedColumns) -> Failures:
+def check_spearman(
+    claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None
+) -> Failures:
     """The rho of every drop of pass 2, and that no two kept columns reach the threshold."""
     options = claims.options
 
@@ -305,7 +306,7 @@ def check_nonlinear(
 ) -> Failures:
     """The fused similarity of every drop of pass 4, and that no two kept columns reach it."""
     options = claims.options
-    measure = Nonlinear(columns, rows, options)
+    measure = Nonlinear(columns, nonlinear_sample(claims.table, rows, options), options)
     yield from _check_drops(claims, 4, measure.similarity, NONLINEAR_TOLERANCE)
     limit = options.nonlinear_threshold + NONLINEAR_TOLERANCE
     pairs = measure.similar_pairs(claims.selected, limit)
@@ -347,7 +348,7 @@ def _check_kept(
 # Pass 3
 
 
-def check_vif(claims: Claims, columns: RankedColumns) -> Failures:
+def check_vif(claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None) -> Failures:
     """The VIF of every drop of pass 3 when it went, and of what that pass kept.
 
     A pass drops the most inflated column first and every drop lowers the others' VIF, so the drops
@@ -403,3 +404,42 @@ def _check_kept_vif(claims: Claims, names: Sequence[str], factor: NDArray[np.flo
     for name, vif in zip(names, vifs, strict=True):
         if name not in claims.asked and vif >= limit * (1 + VIF_TOLERANCE):
             yield f"column {name!r} was kept with a VIF of {vif:.6g} (limit {limit:g})"
+
+
+# All passes
+
+
+@dataclass(frozen=True)
+class PassCheck:
+    """How the claims of one pass are checked.
+
+    Attributes
+    ----------
+    rules
+        Measure and threshold for each text of a reason that the pass may give.
+    check
+        Recomputes what the pass claims, from the claims of the run, the ranked columns and the
+        rows that took part (None for all).
+    """
+
+    rules: Callable[[Options], Mapping[str, Rule]]
+    check: Callable[[Claims, RankedColumns, NDArray[np.int64] | None], Failures]
+
+
+CHECKS: dict[int, PassCheck] = {
+    1: PassCheck(_rules_of_prepare, check_prepare),
+    2: PassCheck(
+        lambda options: {_REDUNDANT: ("spearman", options.spearman_threshold)}, check_spearman
+    ),
+    3: PassCheck(
+        lambda options: {
+            _COMBINATION: ("r2", 1.0),
+            _INFLATED: ("vif", options.vif_threshold),
+        },
+        check_vif,
+    ),
+    4: PassCheck(
+        lambda options: {_REDUNDANT: ("hsic+rdc", options.nonlinear_threshold)}, check_nonlinear
+    ),
+}
+"""The checks by the number of the pass; on purpose nothing here comes from the passes."""
