@@ -198,6 +198,13 @@ def test_the_layers_of_the_design_are_those_of_the_contract() -> None:
     assert [set(re.findall(r"`(.+?)`", row)) for row in rows] == layers
 
 
+def test_every_test_that_the_field_notes_name_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "field.md").read_text()))
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert named
+    assert named <= set(re.findall(r"^def (test_\w+)\(", code, re.M))
+
+
 @each_page
 def test_every_yaml_block_is_understood(page: Path) -> None:
     for block in fences(page.read_text(), "yaml"):
