@@ -1,7 +1,8 @@
 """dpipe: which columns of a wide table can go, because another column already says the same.
 
-Covers: the names of the Python interface. `select` runs the whole pipeline, `spearman`, `hsic` and
-`rdc` give all-pairs similarities, `DescriptorSelector` is a scikit-learn selector.
+Covers: the names of the Python interface. `select` runs the whole pipeline, `apply` reduces new
+files, `spearman`, `hsic` and `rdc` give all-pairs similarities, `DescriptorSelector` is a
+scikit-learn selector.
 Does not cover: what they do (`dpipe.api`, `dpipe.estimator`), the command line (`dpipe.cli`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dpipe.api import hsic, rdc, select, spearman
+from dpipe.api import apply, hsic, rdc, select, spearman
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "InputError",
     "ResourceError",
     "VerificationError",
+    "apply",
     "hsic",
     "rdc",
     "select",

@@ -71,6 +71,8 @@ def similarity(
     """
     if measure not in PUBLIC_MEASURES:
         raise InputError(f"--measure is one of {', '.join(PUBLIC_MEASURES)}, not {measure!r}.")
+    if output is not None and Path(output).suffix != ".npy":
+        raise InputError(f"--output takes a file that ends in .npy, not {os.fspath(output)!r}.")
     options = options or Options(min_valid=2)
 
     def emit(event: Event) -> None:
@@ -113,16 +115,14 @@ def similarity(
                 min_valid=options.min_valid,
             )
             edges = None
-        shape = (len(columns), len(columns))
         if output is None:
-            values = np.empty(shape, dtype=np.float32)
+            values = np.empty((len(columns), len(columns)), dtype=np.float32)
             assemble(context, grid, measure, columns, edges, values)
             return Similarity(values, columns)
         target = Path(output)
         folder = Files(target.parent.absolute(), manifest=False).create()
-        with folder.array_file(target.name, shape, np.float32) as out:
+        with folder.write_matrix(target.stem, columns) as out:
             assemble(context, grid, measure, columns, edges, out)
-        folder.write_columns(f"{target.stem}_columns.txt", columns)
         return Similarity(np.load(target, mmap_mode="r"), columns)
 
 

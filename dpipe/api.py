@@ -1,7 +1,7 @@
 """The functions of the Python interface.
 
-Covers: `select`, which runs the whole pipeline; `spearman`, `hsic` and `rdc`, which give all-pairs
-similarities; files for data that is already in memory.
+Covers: `select`, which runs the whole pipeline; `apply`, which reduces new files; `spearman`,
+`hsic` and `rdc`, which give all-pairs similarities; files for data that is already in memory.
 Does not cover: the command line (`dpipe.cli`), the scikit-learn selector (`dpipe.estimator`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dpipe.model import Similarity
     from dpipe.options import Options
+    from dpipe.pipeline.apply import Applied
     from dpipe.selection import Selection
 
 
@@ -49,7 +50,8 @@ def select(
         Dask client, cluster or scheduler address; None uses the current client, if there is one,
         else opens a local session and closes it again.
     output_dir
-        Folder for the results, from which an interrupted run continues; a temporary one if None.
+        Folder for the results, from which an interrupted run continues, or an fsspec URL for it; a
+        temporary one if None.
     storage_options
         Passed to fsspec.
     observers
@@ -92,6 +94,44 @@ def select(
             observers=observers,
             storage_options=storage_options,
         )
+
+
+def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None) -> Applied:
+    """Copy the columns that a finished run kept from new Parquet files, as ``dpipe apply`` does.
+
+    Parameters
+    ----------
+    folder
+        The run folder, or an fsspec URL of one.
+    sources
+        The new files, folders, globs or URLs: one or a list. For data in memory see
+        `dpipe.selection.Selection.apply`.
+    output
+        One Parquet file, or a folder that gets a file for each of the input; or a URL.
+    storage_options
+        Passed to fsspec.
+
+    Returns
+    -------
+    dpipe.pipeline.apply.Applied
+        ``files``, ``n_rows``, ``columns``, ``left_out``.
+
+    Raises
+    ------
+    InputError
+        When there is no such run, the new data lacks a kept column or holds no numbers in it, or
+        the output exists.
+    ResourceError
+        When the disk or memory does not suffice.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> dpipe.apply("out", "new.parquet", "reduced.parquet").n_rows  # doctest: +SKIP
+    """
+    from dpipe.pipeline import apply
+
+    return apply(folder, sources, output, storage_options=storage_options)
 
 
 def spearman(

@@ -304,7 +304,9 @@ def take_columns(data: Any, names: Sequence[str], every: Sequence[str]) -> Any:
     """
     kind = kind_of(data)
     if kind is Kind.PATHS:
-        raise InputError("apply() takes data in memory; `dpipe apply` reduces files.")
+        raise InputError(
+            "apply() takes data in memory; for files see dpipe.apply and `dpipe apply`."
+        )
     if kind in (Kind.ARRAY, Kind.DASK_ARRAY):
         if len(data.shape) != 2 or data.shape[1] != len(every):
             raise InputError(

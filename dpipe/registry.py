@@ -116,11 +116,6 @@ class Pass:
     pairwise: bool = True
     fresh_workers: bool = False
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files of its arrays."""
-        return tuple(f"{name}{end}" for name in self.arrays for end in (".npy", "_columns.txt"))
-
 
 PASSES: dict[int, Pass] = {
     entry.number: entry

@@ -21,9 +21,10 @@ from urllib.parse import quote
 
 from dpipe.choice.certificate import explain
 from dpipe.inputs import take_columns
+from dpipe.inventory import REPORT
 from dpipe.model import Decision, MemoryReading
 from dpipe.registry import PASSES
-from dpipe.runfolder import RunFolder, is_portable
+from dpipe.runfolder import RunFolder
 
 
 class TemporaryFolder:
@@ -49,7 +50,7 @@ class Selection:
     ledger
         Memory of every process around every pass and restart.
     folder
-        Where the result files lie.
+        Where the result files lie; of a run folder at a URL a copy, which goes with this object.
     """
 
     selected: tuple[str, ...]
@@ -66,7 +67,7 @@ class Selection:
         ----------
         data
             A pandas, polars or pyarrow table, a Dask DataFrame, or an array (NumPy or Dask) with
-            the columns of the table the selection was made on. For files see ``dpipe apply``.
+            the columns of the table the selection was made on. For files see `dpipe.apply`.
 
         Raises
         ------
@@ -83,12 +84,10 @@ class Selection:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Copy the result files and the page into `directory`, made if need be, and return it."""
         target = RunFolder(directory).create().path
-        for path in sorted(self.folder.rglob("*")):
-            relative = path.relative_to(self.folder)
-            if path.is_file() and is_portable(relative.as_posix()):
-                (target / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, target / relative)
-        if not (self.folder / "report.html").exists():  # a temporary folder has none
+        for name in RunFolder(self.folder).portable():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.folder / name, target / name)
+        if not (self.folder / REPORT).exists():  # a temporary folder has none
             from dpipe.report import write_report
 
             write_report(target)
@@ -98,7 +97,7 @@ class Selection:
         """Render the page of this run to `path` and return it."""
         from dpipe.report import write_report
 
-        return write_report(self.folder, path)
+        return Path(write_report(self.folder, path))
 
     def explain(self, column: str) -> str:
         """What became of one column, in a sentence.
@@ -152,7 +151,7 @@ class Selection:
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
     def _where_the_page_is(self) -> str:
-        page = self.folder / "report.html"
+        page = self.folder / REPORT
         if not page.exists():
             return "<code>.report(path)</code> writes the page with every decision."
         # Notebooks open what lies beside or below them; other files by their address, if at all.

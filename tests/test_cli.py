@@ -579,6 +579,22 @@ def test_apply_names_the_column_that_is_not_there(finished: Finished, tmp_path: 
         assert not (tmp_path / "reduced.parquet").exists()
 
 
+def test_apply_refuses_text_where_the_run_had_a_number(finished: Finished, tmp_path: Path) -> None:
+    data, out, _ = finished
+    whole = pq.read_table(data / "part-0.parquet")
+    text = pa.array([str(value) for value in whole["x5"].to_pylist()])
+    changed = whole.set_column(whole.column_names.index("x5"), "x5", text)
+    pq.write_table(changed, tmp_path / "text.parquet")
+    pq.write_table(whole, tmp_path / "whole.parquet")
+    for sources in (["text.parquet"], ["whole.parquet", "text.parquet"]):
+        paths = [tmp_path / source for source in sources]
+        result = invoke("apply", out, *paths, "--output", tmp_path / "reduced.parquet")
+        assert result.exit_code == 2
+        sentence = one_sentence(result.stderr)
+        assert re.search(r"column 'x5' of the new data is .*string, and a number \(dou", sentence)
+        assert not (tmp_path / "reduced.parquet").exists()
+
+
 @pytest.mark.parametrize("command", ["apply", "report", "verify"])
 def test_a_folder_that_is_no_run_is_one_sentence(
     command: str, tmp_path: Path, finished: Finished

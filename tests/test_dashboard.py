@@ -20,6 +20,7 @@ from distributed import Client, LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from dpipe.engine.submit import iterate, run_tasks
+from dpipe.inventory import MEMORY_SAMPLES, PERFORMANCE_REPORT
 from dpipe.model import (
     Event,
     MemoryRead,
@@ -37,7 +38,7 @@ from dpipe.options import Options, options_from
 from dpipe.pipeline import run
 from dpipe.session import Session, attach_session
 from dpipe.watch.board import Board, page
-from dpipe.watch.scheduler import RECORDS, page_link, recorded, shown
+from dpipe.watch.scheduler import page_link, recorded, shown
 from tests.tables import mixed_table, write_parts
 from tests.test_report import Browser, needs_browser
 
@@ -175,10 +176,10 @@ def test_page_shows_a_run_while_it_runs(tmp_path: Path) -> None:
     assert seen["state"]["memory"]
     assert len(seen["state"]["workers"]) == 1
 
-    samples = (tmp_path / "out" / RECORDS[0]).read_text().splitlines()
+    samples = (tmp_path / "out" / MEMORY_SAMPLES).read_text().splitlines()
     assert samples[0] == "seconds,bytes"
     assert max(int(line.split(",")[1]) for line in samples[1:]) > 2**20
-    assert "rank-columns" in (tmp_path / "out" / RECORDS[1]).read_text()
+    assert "rank-columns" in (tmp_path / "out" / PERFORMANCE_REPORT).read_text()
 
 
 def test_attached_scheduler_is_left_without_the_page(client: Client) -> None:
@@ -216,7 +217,9 @@ def test_run_ends_well_on_a_scheduler_that_records_nothing(tmp_path: Path) -> No
     assert found.selected
     texts = [n.text for n in notes if isinstance(n, Note)]
     assert any("record of the run is not kept" in text for text in texts), texts
-    assert not any((tmp_path / "out" / name).exists() for name in RECORDS)
+    assert not any(
+        (tmp_path / "out" / name).exists() for name in (MEMORY_SAMPLES, PERFORMANCE_REPORT)
+    )
 
 
 def test_what_cannot_be_served_or_saved_ends_no_run(client: Client) -> None:
@@ -236,7 +239,10 @@ def test_what_cannot_be_served_or_saved_ends_no_run(client: Client) -> None:
         with recorded(session, fail, emit):
             pass
     assert "the page /dpipe is not shown" in notes[0]
-    assert notes[1:] == [f"{name} is not kept (OSError: the disk is full)." for name in RECORDS]
+    assert notes[1:] == [
+        f"{name} is not kept (OSError: the disk is full)."
+        for name in (MEMORY_SAMPLES, PERFORMANCE_REPORT)
+    ]
 
 
 class BrokenScheduler:

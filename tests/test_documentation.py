@@ -8,7 +8,6 @@ Does not cover: whether a sentence is true.
 from __future__ import annotations
 
 import configparser
-import dataclasses
 import importlib
 import os
 import re
@@ -22,7 +21,9 @@ import numpy as np
 import pytest
 import yaml
 
+from dpipe.inventory import INVENTORY, entry_of
 from dpipe.options import DECLARED, flag, options_from
+from dpipe.runfolder import DECISIONS_SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_PAGES = ("benchmarks", "cluster", "docs", "examples", "notebooks")
@@ -137,12 +138,22 @@ def test_every_command_is_in_the_reference() -> None:
 
 
 def test_decision_table_in_the_reference_is_the_one_that_is_written() -> None:
-    from dpipe.model import Decision
-
     section = REFERENCE.partition("### Columns of the decision table")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([a-z_]+)` \|", section, flags=re.MULTILINE)
-    written = [field.name for field in dataclasses.fields(Decision)]
-    assert listed == ["pass" if name == "pass_number" else name for name in written]
+    entry = entry_of("decisions.parquet")
+    assert entry is not None
+    assert list(entry.columns) == listed == DECISIONS_SCHEMA.names
+
+
+def test_files_in_the_reference_are_those_of_the_inventory() -> None:
+    section = REFERENCE.partition("## Run folder")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", section.partition("###")[0], flags=re.MULTILINE)
+    listed = []
+    for names, holds in rows:
+        entries = {entry_of(name) for name in re.findall(r"`([^`]+)`", names)}
+        assert [entry and entry.holds for entry in entries] == [holds], names
+        listed += entries
+    assert listed == list(INVENTORY)
 
 
 @each_page

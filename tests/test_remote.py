@@ -30,6 +30,7 @@ import pytest
 from click.testing import CliRunner
 from tables import mixed_table, write_parts
 
+import dpipe
 from dpipe.cli import main
 from dpipe.credentials import HIDDEN, Secrets, check_url, without_secrets
 from dpipe.errors import DpipeError, InputError, ResourceError
@@ -38,9 +39,11 @@ from dpipe.options import Options
 from dpipe.passes.prepare import rank_columns
 from dpipe.pipeline import run
 from dpipe.rankstore import Store
-from dpipe.runfolder import mirror
+from dpipe.report import write_report
+from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import files as files_module
 from dpipe.table import open_table, read_block
+from dpipe.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY, SECRET = "AKIDFORTHETESTS", "hunter2+hunter2/hunter2"
@@ -462,6 +465,67 @@ def test_a_run_folder_on_s3_is_continued_proved_and_used(
         "Error: there is no run at s3://bucket/nowhere.\n",
     )
     assert holds_secret(tmp_path) == []
+
+
+def test_python_writes_and_reads_a_run_folder_at_a_url(client: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.parquet"
+    pq.write_table(table(), data)
+    here = dpipe.select(
+        data, client=client, restart="never", passes=(1, 2), output_dir=tmp_path / "out"
+    )
+    there = dpipe.select(
+        data, client=client, restart="never", passes=(1, 2), output_dir="memory://python/out"
+    )
+    fs = fsspec.filesystem("memory")
+    names = {path.removeprefix("/python/out/") for path in fs.find("/python/out")}
+    assert {"selected.txt", "spearman.npy", "report.html", "checkpoint/pass-2.json"} <= names
+    assert fs.cat_file("/python/out/selected.txt") == (tmp_path / "out/selected.txt").read_bytes()
+    assert there.decisions == here.decisions
+
+    events: list[Event] = []
+    again = dpipe.select(
+        data,
+        client=client,
+        restart="never",
+        passes=(1, 2),
+        output_dir="memory://python/out",
+        observers=[events.append],
+    )
+    assert [event.reused for event in events if isinstance(event, PassDone)] == [True, True]
+    assert again.report(tmp_path / "page.html").exists()
+    saved = RunFolder(again.save(tmp_path / "saved"))
+    assert saved.read_selected() == here.selected
+    assert saved.verify_checksums() == ()
+
+    reduced = dpipe.apply("memory://python/out", data, tmp_path / "reduced.parquet")
+    assert reduced.columns == tuple(pq.read_schema(tmp_path / "reduced.parquet").names)
+    assert reduced.columns == here.selected
+    assert (reduced.n_rows, reduced.left_out) == (300, ())
+    assert verify("memory://python/out").n_selected == len(here.selected)
+    fs.rm_file("/python/out/report.html")
+    assert write_report("memory://python/out") == "memory://python/out/report.html"
+    assert fs.exists("/python/out/report.html")
+
+
+def test_workers_that_may_be_elsewhere_keep_their_ranks_beside_a_run_folder_at_a_url(
+    client: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.parquet"
+    pq.write_table(table(), data)
+    url = f"file://{tmp_path}/out"
+    dpipe.select(data, client=client, restart="never", passes=(1,), output_dir=url)
+    assert list((tmp_path / "out" / "checkpoint").glob("ranks-*/block-*.json"))
+    events: list[Event] = []
+    dpipe.select(
+        data,
+        client=client,
+        restart="never",
+        passes=(1, 2),
+        output_dir=url,
+        observers=[events.append],
+    )
+    assert [event.reused for event in events if isinstance(event, PassDone)] == [True, False]
+    assert RunFolder(tmp_path / "out").verify_checksums() == ()
 
 
 def test_a_run_folder_at_a_url_finds_its_ranks_again(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipe.errors import InputError
-from dpipe.model import Decision, MemoryReading
+from dpipe.model import ColumnStatistics, Decision, MemoryReading
 from dpipe.report import write_report
 from dpipe.report.figures import pass_spans
 from dpipe.report.matrix import MISSING, communities_of, community_order, condense, pack
@@ -450,7 +450,7 @@ def test_matrix_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     (folder / "rdc.npy").write_bytes(b"no array")
     page = page_of(folder)
     assert [m["measure"] for m in page.data()["matrices"]] == ["spearman"]
-    assert "hsic.npy does not fit" in page.text
+    assert "it does not fit hsic_columns.txt" in page.text
     assert "rdc matrix is not shown" in page.text
 
 
@@ -659,9 +659,11 @@ def large_run(path: Path, size: int, name: Callable[[int], str]) -> Path:
         dict.fromkeys(("spearman", "hsic", "rdc"), (shown, values)),
         (names, rng.integers(0, 256, (size, 200), dtype=np.uint8)),
     )
-    statistics = {"n_null": 3, "minimum": -12.3456789, "maximum": 1.23e5, "mean": 0.000123456}
-    RunFolder(folder).write_json(
-        "checkpoint/statistics.json", {"columns": [{"name": n, **statistics} for n in names]}
+    numbers = {"minimum": -12.3456789, "maximum": 1.23e5, "mean": 0.000123456}
+    others = dict.fromkeys(("variance", "normalised_variance", "q025", "q975", "top_share"), 0.5)
+    RunFolder(folder).write_statistics(
+        ColumnStatistics(name, 9, 6, 3, 0, 0, 6, **numbers, **others, rank_hash="")
+        for name in names
     )
     return folder
 

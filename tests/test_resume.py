@@ -19,7 +19,8 @@ from trials import Reference, make_reference, make_table, wait_for
 import dpipe
 from dpipe.model import Event, Note, PassDone, TaskDone
 from dpipe.pipeline import resume
-from dpipe.runfolder import RunFolder
+from dpipe.runfolder import RunFolder, files
+from dpipe.runfolder.plain import digest_of
 
 start = functools.partial(trials.start, verbose=True)
 
@@ -30,7 +31,7 @@ KILLS = (
     "kill-before */block-*.f32",
     "kill-before */block-*.json",
     "kill-after */block-*.json",
-    "kill-before */checkpoint/pass-1-*.npz",
+    "kill-before */checkpoint/statistics.json",
     "kill-before */checkpoint/pass-1.json",
     "kill-before */spearman-*/catalogue.npz",
     "kill-before */spearman-*/tile-*.npz",
@@ -333,16 +334,31 @@ def test_fresh_starts_over(again: Any) -> None:
     assert tasks["rank-columns"] > 1
 
 
-@pytest.mark.parametrize("name", ["pass-2.json", "pass-1-*.npz"])
+@pytest.mark.parametrize(
+    ("name", "number", "why"),
+    [
+        ("pass-2.json", 2, ": checkpoint/pass-2.json does not have the checksum"),
+        ("statistics.json", 1, ", because checkpoint/statistics.json is missing or of another run"),
+    ],
+)
 def test_a_checkpoint_that_was_altered_is_not_believed(
-    again: Any, tmp_path: Path, name: str
+    again: Any, tmp_path: Path, name: str, number: int, why: str
 ) -> None:
-    (path,) = (tmp_path / "run" / "checkpoint").glob(name)
+    path = tmp_path / "run" / "checkpoint" / name
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
     reused, said, _ = again()
-    number = int(path.name[5])
     assert reused[number - 1] is False
-    assert f"pass {number} is done again: " in said
+    assert f"pass {number} is done again{why}" in said
+
+
+def test_a_folder_of_another_layout_is_done_again(again: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoint" / "pass-1.json"
+    body = json.loads(path.read_text())["body"]
+    del body["schema"]  # as schema 1 had it
+    path.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
+    reused, said, _ = again()
+    assert reused[0] is False
+    assert "pass 1 is done again, because the layout of a run folder changed." in said
 
 
 def test_a_matrix_that_is_gone_or_altered_is_made_again(again: Any, tmp_path: Path) -> None:
@@ -357,6 +373,24 @@ def test_a_matrix_that_is_gone_or_altered_is_made_again(again: Any, tmp_path: Pa
     np.save(path, altered)
     assert again()[0] == [True, False, True, True]
     np.testing.assert_array_equal(np.load(path), before)
+
+
+def test_a_matrix_is_read_for_its_digest_only_where_somebody_touched_it(
+    again: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def digest(path: Path) -> str:
+        hashed.append(path.name)
+        return read(path)
+
+    read = files.digest
+    monkeypatch.setattr(files, "digest", digest)
+    assert again()[0] == [True] * 4
+    assert hashed == []
+    os.utime(tmp_path / "run" / "spearman.npy", (1, 1))
+    assert again()[0] == [True] * 4
+    assert hashed == ["spearman.npy"]
 
 
 def test_a_rank_store_that_is_gone_is_made_again(again: Any, tmp_path: Path) -> None:

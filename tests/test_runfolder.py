@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,14 +24,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpipe import runfolder
+from dpipe import inventory, runfolder
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import Decision, Drop, PassResult
+from dpipe.model import ColumnStatistics, Decision, Drop, PassResult
 from dpipe.registry import Reason
-from dpipe.runfolder import Damaged, RunFolder, Stale, escape_name, plain, unescape_name
+from dpipe.runfolder import (
+    SCHEMA_VERSION,
+    Damaged,
+    RunFolder,
+    Saved,
+    Stale,
+    escape_name,
+    plain,
+    unescape_name,
+)
 from dpipe.runfolder.files import digest
 from dpipe.runfolder.plain import digest_of
-from dpipe.table import find
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,11 +115,6 @@ HOLD = """
 """
 
 
-def test_readers_of_tables_know_a_run_folder() -> None:
-    assert (runfolder.DECISIONS_PARQUET, runfolder.TABLE) == find.RUN_RESULTS
-    assert runfolder.MANIFEST == find.RUN_MARK
-
-
 def test_two_processes_exclude_each_other(folder: RunFolder) -> None:
     holder = start(HOLD, folder.path)
     assert holder.stdout is not None
@@ -125,7 +127,7 @@ def test_two_processes_exclude_each_other(folder: RunFolder) -> None:
     assert finish(holder)[0] == 0
     with folder.lock():
         pass
-    assert not (folder.path / runfolder.LOCK).exists()
+    assert not (folder.path / inventory.LOCK).exists()
 
 
 def test_one_process_cannot_lock_twice(folder: RunFolder) -> None:
@@ -143,9 +145,9 @@ def test_the_lock_of_a_killed_run_is_taken_over(folder: RunFolder) -> None:
     assert holder.stdout.readline() == "locked\n"
     holder.kill()
     finish(holder)
-    assert (folder.path / runfolder.LOCK).exists()
+    assert (folder.path / inventory.LOCK).exists()
     with folder.lock():
-        assert json.loads((folder.path / runfolder.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((folder.path / inventory.LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_the_lock_is_released_when_the_run_fails(folder: RunFolder) -> None:
@@ -180,7 +182,7 @@ def test_without_file_locks_a_living_owner_keeps_others_out(folder: RunFolder) -
 @pytest.mark.usefixtures("no_flock")
 @pytest.mark.parametrize("content", ["{}", "", "[", '{"pid": "x"}', "null"])
 def test_without_file_locks_nonsense_is_taken_over(folder: RunFolder, content: str) -> None:
-    (folder.path / runfolder.LOCK).write_text(content)
+    (folder.path / inventory.LOCK).write_text(content)
     with folder.lock():
         pass
 
@@ -188,7 +190,7 @@ def test_without_file_locks_nonsense_is_taken_over(folder: RunFolder, content: s
 @pytest.mark.usefixtures("no_flock")
 def test_without_file_locks_a_dead_owner_is_replaced(folder: RunFolder) -> None:
     owner = {"pid": dead_pid(), "host": socket.gethostname()}
-    (folder.path / runfolder.LOCK).write_text(json.dumps(owner))
+    (folder.path / inventory.LOCK).write_text(json.dumps(owner))
     with folder.lock():
         pass
 
@@ -196,7 +198,7 @@ def test_without_file_locks_a_dead_owner_is_replaced(folder: RunFolder) -> None:
 @pytest.mark.usefixtures("no_flock")
 def test_without_file_locks_another_host_may_be_at_work(folder: RunFolder) -> None:
     owner = {"pid": dead_pid(), "host": "elsewhere"}
-    (folder.path / runfolder.LOCK).write_text(json.dumps(owner))
+    (folder.path / inventory.LOCK).write_text(json.dumps(owner))
     with pytest.raises(InputError, match=r"on elsewhere.* remove .*\.dpipe\.lock"), folder.lock():
         pass
 
@@ -230,7 +232,7 @@ def test_every_writer_replaces_and_records(folder: RunFolder, name: str) -> None
         WRITERS[name](folder, size)
         assert folder.verify_checksums() == ()
         assert partial_files(folder) == []
-    listed = json.loads((folder.path / runfolder.MANIFEST).read_text())["files"]
+    listed = json.loads((folder.path / inventory.MANIFEST).read_text())["files"]
     assert listed[name]["bytes"] == (folder.path / name).stat().st_size
 
 
@@ -324,7 +326,7 @@ def test_a_crash_in_the_middle_leaves_the_old_file_and_the_next_lock_tidies(
     with folder.lock():
         assert partial_files(folder) == []
         assert folder.verify_checksums() == ()
-        assert folder.checkpoints.load(1, {"version": "1"}) == RESULT
+        assert load(folder, 1, {"version": "1"}).result == RESULT
 
 
 def test_names_never_leave_the_folder(folder: RunFolder, tmp_path: Path) -> None:
@@ -393,8 +395,6 @@ def test_an_array_file_needs_no_help_of_the_file_system(
 def test_objects_are_never_written(folder: RunFolder) -> None:
     with pytest.raises(TypeError, match="pickle"):
         folder.write_npy("a.npy", np.array([{}], object))
-    with pytest.raises(TypeError, match="pickle"):
-        folder.checkpoints.save(1, {}, RESULT, {"a": np.array([{}], object)})
     assert list(folder.path.rglob("*.np*")) == []
 
 
@@ -418,21 +418,6 @@ def test_a_pickle_in_a_matrix_is_not_executed(folder: RunFolder, tmp_path: Path)
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_pickle_in_a_checkpoint_is_not_executed(folder: RunFolder, tmp_path: Path) -> None:
-    """Even when whoever put it there also mended every checksum."""
-    folder.checkpoints.save(2, {}, RESULT, {"moments": np.eye(2)})
-    (npz,) = (folder.path / "checkpoint").glob("pass-2-*.npz")
-    np.savez(npz, moments=np.array([Trap(tmp_path / "trap")], object))
-    record = folder.path / "checkpoint" / "pass-2.json"
-    body = json.loads(record.read_text())["body"]
-    body["arrays"] |= {"sha256": digest(npz), "bytes": npz.stat().st_size}
-    record.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
-    assert folder.checkpoints.load(2, {}) == RESULT
-    with pytest.raises(InputError, match=r"npz cannot be read: Object arrays cannot be loaded"):
-        folder.checkpoints.load_arrays(2)
-    assert not (tmp_path / "trap").exists()
-
-
 # The manifest
 
 
@@ -448,7 +433,7 @@ def test_altered_and_missing_files_are_named(folder: RunFolder) -> None:
 def test_another_process_sees_the_same_manifest(folder: RunFolder) -> None:
     folder.write_text("a.txt", "a")
     RunFolder(folder.path).write_text("b.txt", "b")
-    listed = json.loads((folder.path / runfolder.MANIFEST).read_text())["files"]
+    listed = json.loads((folder.path / inventory.MANIFEST).read_text())["files"]
     assert list(listed) == ["a.txt", "b.txt"]
 
 
@@ -464,7 +449,7 @@ def test_a_manifest_that_leads_outside_is_refused(
     folder: RunFolder, files: dict[str, object], tmp_path: Path
 ) -> None:
     (tmp_path / "evil").write_text("not yours")
-    (folder.path / runfolder.MANIFEST).write_text(json.dumps({"files": files}))
+    (folder.path / inventory.MANIFEST).write_text(json.dumps({"files": files}))
     with pytest.raises(InputError, match="would leave the run folder"):
         folder.verify_checksums()
     with pytest.raises(InputError, match="would leave the run folder"):
@@ -486,7 +471,7 @@ def test_a_manifest_that_leads_outside_is_refused(
     ],
 )
 def test_a_broken_manifest_is_an_input_error(folder: RunFolder, content: bytes) -> None:
-    (folder.path / runfolder.MANIFEST).write_bytes(content)
+    (folder.path / inventory.MANIFEST).write_bytes(content)
     with pytest.raises(InputError, match=r"manifest\.json cannot be read: .*; run dpipe again\."):
         folder.verify_checksums()
     folder.write_text("a.txt", "a")
@@ -534,24 +519,21 @@ DEPENDS = {
 }
 
 
+def load(folder: RunFolder, number: int, depends: dict[str, object]) -> Saved:
+    found = folder.checkpoints.load(number, depends)
+    assert isinstance(found, Saved), found
+    return found
+
+
 def test_a_pass_comes_back_exactly(folder: RunFolder) -> None:
-    arrays = {"moments": np.eye(3) / 3, "file": np.arange(4, dtype=np.float32)}
-    key = folder.checkpoints.save(3, DEPENDS, RESULT, arrays)
-    again = RunFolder(folder.path)
-    assert again.checkpoints.load(3, DEPENDS) == RESULT
-    assert again.checkpoints.key(3) == key
-    stored = again.checkpoints.load_arrays(3)
-    assert stored.keys() == arrays.keys()
-    for name, array in arrays.items():
-        assert stored[name].dtype == array.dtype
-        np.testing.assert_array_equal(stored[name], array)
+    extra = {"files": {"vif.npy": "ab12"}, "cost": {"seconds": 0.1 + 0.2, "plan": None}}
+    saved = folder.checkpoints.save(3, DEPENDS, RESULT, extra)
+    assert load(RunFolder(folder.path), 3, DEPENDS) == saved
+    assert (saved.result, saved.extra) == (RESULT, extra)
 
 
 def test_a_pass_that_never_ran_is_none(folder: RunFolder) -> None:
     assert folder.checkpoints.load(1, {}) is None
-    assert folder.checkpoints.key(1) is None
-    with pytest.raises(InputError, match="the checkpoint of pass 1 cannot be read: there is none"):
-        folder.checkpoints.load_arrays(1)
 
 
 @pytest.mark.parametrize(
@@ -579,12 +561,14 @@ def test_a_condition_that_is_no_longer_given_is_named(folder: RunFolder) -> None
     assert folder.checkpoints.load(3, fewer) == Stale(("input",))
 
 
-def test_equal_results_have_equal_keys(folder: RunFolder, tmp_path: Path) -> None:
+def test_equal_results_have_equal_keys_whatever_they_cost(
+    folder: RunFolder, tmp_path: Path
+) -> None:
     other = RunFolder(tmp_path / "other")
-    key = folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.eye(2)})
+    key = folder.checkpoints.save(3, DEPENDS, RESULT, {"seconds": 1}).key
     in_another_order = dict(reversed(DEPENDS.items()))
-    assert other.checkpoints.save(3, in_another_order, RESULT, {"a": np.eye(2)}) == key
-    assert other.checkpoints.save(3, {**DEPENDS, "version": "0.2.0"}, RESULT) != key
+    assert other.checkpoints.save(3, in_another_order, RESULT, {"seconds": 2}).key == key
+    assert other.checkpoints.save(3, {**DEPENDS, "version": "0.2.0"}, RESULT).key != key
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"body": {}}', b"\x80abc", b"[" * 99999])
@@ -594,9 +578,6 @@ def test_a_broken_record_counts_as_absent(folder: RunFolder, content: bytes) -> 
     found = folder.checkpoints.load(3, DEPENDS)
     assert isinstance(found, Damaged)
     assert "checkpoint/pass-3.json" in found.reason
-    assert folder.checkpoints.key(3) is None
-    with pytest.raises(InputError, match="the checkpoint of pass 3 cannot be read"):
-        folder.checkpoints.load_arrays(3)
 
 
 def test_one_changed_letter_in_a_record_is_noticed(folder: RunFolder) -> None:
@@ -608,60 +589,29 @@ def test_one_changed_letter_in_a_record_is_noticed(folder: RunFolder) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_damaged_arrays_are_noticed(folder: RunFolder, damage: str) -> None:
-    folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.arange(1000.0)})
-    (npz,) = (folder.path / "checkpoint").glob("*.npz")
-    content = bytearray(npz.read_bytes())
-    content[4000] ^= 1
-    npz.unlink()
-    if damage != "remove":
-        npz.write_bytes(content if damage == "flip" else content[:4000])
-    found = folder.checkpoints.load(3, DEPENDS)
-    assert isinstance(found, Damaged)
-    assert "is missing or was altered" in found.reason
-
-
-def test_a_record_cannot_point_at_other_files(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_layout_is_stale(folder: RunFolder) -> None:
     folder.checkpoints.save(3, DEPENDS, RESULT)
     record = folder.path / "checkpoint/pass-3.json"
     body = json.loads(record.read_text())["body"]
-    body["arrays"]["file"] = "../../evil.npz"
+    del body["schema"], body["extra"]
+    body["arrays"] = {"file": "pass-3-ab12.npz"}  # as schema 1 had it
     record.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
-    assert folder.checkpoints.load(3, DEPENDS) == Damaged(
-        "checkpoint/pass-3.json names a file that is not its own"
-    )
+    assert folder.checkpoints.load(3, DEPENDS) == Stale(("schema",))
 
 
-def test_saving_again_keeps_one_file_of_arrays(folder: RunFolder) -> None:
-    for value in range(3):
-        folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.full(3, value)})
-    assert len(list((folder.path / "checkpoint").glob("*.npz"))) == 1
-    np.testing.assert_array_equal(folder.checkpoints.load_arrays(3)["a"], [2, 2, 2])
-
-
-@pytest.mark.parametrize("failing", [1, 2])
 def test_a_full_disk_leaves_the_last_good_pass(
-    folder: RunFolder, failing: int, monkeypatch: pytest.MonkeyPatch
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.checkpoints.save(3, DEPENDS, RESULT, {"a": np.zeros(3)})
-    calls = 0
-    replace = os.replace
+    saved = folder.checkpoints.save(3, DEPENDS, RESULT, {"seconds": 1})
 
-    def refuse(*arguments: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        replace(*arguments)
+    def refuse(*_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    changed = {**DEPENDS, "version": "0.2.0"}
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", refuse)
         with pytest.raises(ResourceError, match="pass-3"):
-            folder.checkpoints.save(3, changed, RESULT, {"a": np.ones(3)})
-    assert folder.checkpoints.load(3, DEPENDS) == RESULT
-    np.testing.assert_array_equal(folder.checkpoints.load_arrays(3)["a"], [0, 0, 0])
+            folder.checkpoints.save(3, {**DEPENDS, "version": "0.2.0"}, RESULT)
+    assert load(folder, 3, DEPENDS) == saved
 
 
 def test_clearing_forgets_passes_and_nothing_else(folder: RunFolder) -> None:
@@ -672,14 +622,54 @@ def test_clearing_forgets_passes_and_nothing_else(folder: RunFolder) -> None:
     assert folder.verify_checksums() == ()
 
 
-def test_arrays_are_an_ordinary_npz(folder: RunFolder) -> None:
-    folder.checkpoints.save(
-        3, DEPENDS, RESULT, {"a": np.asfortranarray(np.eye(3)), "b": np.array(3)}
+# Statistics, matrices, digests
+
+
+def test_statistics_come_back_exactly(folder: RunFolder) -> None:
+    numbers = (float("nan"), float("-inf"), 0.1 + 0.2, 1e-300, 5e-324, -0.0, 1.0)
+    entries = tuple(
+        ColumnStatistics(name, 9, 6, 1, 1, 1, 5, *numbers[k:], *numbers[:k], 0.5, "nan", -1)
+        for k, name in enumerate(["nan", "inf", "two\nlines"])
     )
-    (npz,) = (folder.path / "checkpoint").glob("*.npz")
-    assert zipfile.ZipFile(npz).testzip() is None
-    with np.load(npz, allow_pickle=False) as stored:
-        np.testing.assert_array_equal(stored["a"], np.eye(3))
+    folder.write_statistics(entries)
+    again = folder.read_statistics()
+    assert list(map(repr, again)) == list(map(repr, entries))
+    assert folder.verify_checksums() == ()
+
+
+@pytest.mark.parametrize("content", ['{"columns": 3}', '{"columns": [{"name": "x"}]}', "{}"])
+def test_broken_statistics_are_an_input_error(folder: RunFolder, content: str) -> None:
+    folder.write_text(inventory.STATISTICS, content)
+    with pytest.raises(InputError, match=r"statistics\.json cannot be read: .*; run dpipe again"):
+        folder.read_statistics()
+
+
+def test_a_matrix_comes_back_with_its_columns(folder: RunFolder) -> None:
+    with folder.write_matrix("hsic", ["a", "two\nlines"]) as out:
+        out[:] = [[1, 0.25], [0.25, np.nan]]
+    columns, values = folder.read_matrix("hsic")
+    assert columns == ("a", "two\nlines")
+    np.testing.assert_array_equal(values, np.array([[1, 0.25], [0.25, np.nan]], np.float32))
+    folder.write_columns("hsic_columns.txt", ["a"])
+    with pytest.raises(InputError, match=r"hsic\.npy cannot be read: it does not fit hsic_col"):
+        folder.read_matrix("hsic")
+
+
+def test_a_digest_is_of_the_content_whoever_wrote_it(folder: RunFolder) -> None:
+    folder.write_text("a.txt", "one")
+    ours = folder.digest_of("a.txt")
+    assert ours == digest(folder.path / "a.txt")
+    (folder.path / "a.txt").write_text("two")
+    assert folder.digest_of("a.txt") == digest(folder.path / "a.txt") != ours
+    assert folder.digest_of("b.txt") is None
+    (folder.path / inventory.MANIFEST).write_text("broken")
+    assert folder.digest_of("a.txt") == digest(folder.path / "a.txt")
+
+
+def test_a_run_of_another_layout_is_refused_with_what_to_do(folder: RunFolder) -> None:
+    folder.write_json("run.json", {"schema": 1})
+    with pytest.raises(InputError, match=r"it has schema 1, .* reads 2; run dpipe again\.$"):
+        folder.read_run()
 
 
 # Results
@@ -819,7 +809,7 @@ def test_json_results_come_back(folder: RunFolder) -> None:
     assert folder.read_communities() == communities
     folder.write_run({"options": DEPENDS, "ledger": (RESULT.drops[1],), "where": Path("a")})
     run = folder.read_run()
-    assert run["schema"] == 1
+    assert run["schema"] == SCHEMA_VERSION
     assert run["where"] == "a"
     assert run["ledger"][0]["column"] == "LogP"
 

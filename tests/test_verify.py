@@ -32,11 +32,12 @@ from dpipe.choice.certificate import alternatives, decide, follow_chain
 from dpipe.choice.communities import find_communities
 from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, VerificationError
+from dpipe.inventory import DECISIONS, MANIFEST
 from dpipe.kernels.draws import rdc_draws
 from dpipe.model import ColumnStatistics, Decision, Drop, Edges, PassResult
 from dpipe.options import Options
 from dpipe.registry import Reason
-from dpipe.runfolder import DECISIONS_PARQUET, MANIFEST, RunFolder
+from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import dependence, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
@@ -379,7 +380,7 @@ def test_altered_file(run: Run, tmp_path: Path, name: str) -> None:
 
 def test_missing_file(run: Run, tmp_path: Path) -> None:
     run.write(tmp_path)
-    (tmp_path / DECISIONS_PARQUET).unlink()
+    (tmp_path / DECISIONS).unlink()
     with pytest.raises(VerificationError, match=r"decisions\.parquet is not the file"):
         verify(tmp_path)
 

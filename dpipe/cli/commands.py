@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +25,7 @@ from dpipe.cli.headings import (
 )
 from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
 from dpipe.errors import InputError
-from dpipe.options import Options, Section
+from dpipe.options import Section
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,25 +76,15 @@ def run(
         raise InputError("no output folder was given; name one with --output-dir.")
     ctx.meta[RESUMABLE] = True
     from dpipe import pipeline
-    from dpipe.runfolder import mirror
     from dpipe.watch.terminal import Progress
 
-    options = request.options
-    attached = options.scheduler or options.scheduler_file
-    if attached and mirror.is_remote(request.output_dir) and options.scratch_dir is None:
-        # Workers elsewhere do not see the local copy of the run folder.
-        options = options.replace(scratch_dir=f"{request.output_dir.rstrip('/')}/checkpoint")
-    with (
-        Progress(request.verbosity) as progress,
-        mirror.working(request.output_dir, request.storage_options) as (folder, send),
-    ):
+    with Progress(request.verbosity) as progress:
         selection = pipeline.run(
             found,
-            options,
-            output_dir=folder,
-            observers=(progress, send),
+            request.options,
+            output_dir=request.output_dir,
+            observers=(progress,),
             storage_options=request.storage_options,
-            mirrors=request.output_dir if mirror.is_remote(request.output_dir) else None,
         )
     progress.summary(selection.decisions)
     if request.verbosity >= 0:
@@ -227,8 +217,6 @@ def similarity(
     The file holds float32, NaN where a pair has no similarity; the names of the columns stand
     beside it in NAME_columns.txt, one a line.
     """
-    if not output.endswith(".npy"):
-        raise InputError(f"--output takes a file that ends in .npy, not {output!r}.")
     request = settle(given, sources, config)
     found = need_sources(request)
     from dpipe import allpairs
@@ -282,46 +270,15 @@ def apply(
     found = (*sources, *parquet_glob)
     if not found:
         raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
-    from dpipe.runfolder import mirror
+    from dpipe import pipeline
     from dpipe.words import counted
 
     storage = storage_options_from(storage_options) or None
-    with mirror.reading(folder, storage) as local:
-        n_rows, n_columns = _reduce(local, found, output, storage)
-    click.echo(f"{output}: {counted(n_rows, 'row')}, {counted(n_columns, 'column')}")
-
-
-def _reduce(
-    folder: str, sources: Sequence[str], output: str, storage_options: Mapping[str, Any] | None
-) -> tuple[int, int]:
-    """Copy what the run in `folder` did not drop; the rows and columns that were written."""
-    from dpipe.runfolder import RunFolder
-    from dpipe.table import conflicting, copy_columns, open_table
-
-    done = RunFolder(folder)
-    selected = done.read_selected()
-    coerce = bool(done.read_run().get("options", {}).get("coerce_strings", False))
-    options = Options(coerce_strings=coerce)
-    table = open_table(sources, options=options, storage_options=storage_options)
-    there = {column.name for column in table.columns}
-    for file in table.files:
-        lacking = set(selected) - there | set(table.lacks(file))
-        missing = [name for name in selected if name in lacking]
-        if missing:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise InputError(
-                f"{file.path} lacks column {missing[0]!r}{others} of the {len(selected)} that "
-                f"{os.path.join(folder, 'selected.txt')} lists."
-            )
-    carried = [d.column for d in done.read_decisions() if d.decision != "dropped"]
-    names = [name for name in carried if name in there]
-    for name in conflicting(table, names, storage_options):
-        names.remove(name)
+    done = pipeline.apply(folder, found, output, storage_options=storage)
+    for name in done.left_out:
         click.echo(f"left out {name!r}: its types in different files do not meet.", err=True)
-    if not names:
-        raise InputError(f"the run in {folder} kept no column: there is nothing to copy.")
-    copy_columns(table, names, output, storage_options=storage_options)
-    return table.n_rows, len(names)
+    size = f"{counted(done.n_rows, 'row')}, {counted(len(done.columns), 'column')}"
+    click.echo(f"{output}: {size}")
 
 
 @main.command(
@@ -346,16 +303,9 @@ def report(
 ) -> None:
     """Render the page of the finished run in DIR again."""
     from dpipe.report import write_report
-    from dpipe.runfolder import mirror
 
     storage = storage_options_from(storage_options) or None
-    if output is None and mirror.is_remote(folder):
-        with mirror.working(folder, storage) as (copy, _):
-            write_report(copy)
-        click.echo(f"{folder.rstrip('/')}/report.html")
-    else:
-        with mirror.reading(folder, storage) as copy:
-            click.echo(str(write_report(copy, output)))
+    click.echo(str(write_report(folder, output, storage_options=storage)))
 
 
 @main.command(
@@ -383,13 +333,10 @@ def verify(
     verbose: bool | None,
 ) -> None:
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
-    from dpipe.runfolder import mirror
     from dpipe.verify import verify as recompute
 
     storage = storage_options_from(storage_options) or None
-    with mirror.reading(folder, storage) as local:
-        made = recompute(local, sources or None, storage)
-    for line in made.lines:
+    for line in recompute(folder, sources or None, storage).lines:
         click.echo(line)
 
 

@@ -7,7 +7,7 @@ their order (`dpipe.pipeline`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.engine.plan import Machine
-from dpipe.model import Emit
+from dpipe.model import ColumnStatistics, Emit
 from dpipe.options import Options
 from dpipe.rankstore import Store, StoredColumn
 from dpipe.session import Session
@@ -29,16 +29,16 @@ Prepared = Mapping[str, StoredColumn]
 class MatrixFolder(Protocol):
     """Where matrices go: the run folder, as a pass sees it."""
 
-    def array_file(
-        self, name: str, shape: tuple[int, ...], dtype: Any
-    ) -> AbstractContextManager[NDArray[Any]]:
-        """An array assembled on disk in place."""
+    def write_matrix(
+        self, name: str, columns: Sequence[str]
+    ) -> AbstractContextManager[NDArray[np.float32]]:
+        """A matrix assembled on disk in place, with its columns."""
 
-    def write_npy(self, name: str, values: NDArray[Any]) -> None:
-        """An array that fits in memory."""
+    def write_statistics(self, statistics: Iterable[ColumnStatistics]) -> None:
+        """The statistics of every column."""
 
-    def write_columns(self, name: str, columns: Sequence[str]) -> None:
-        """A list of column names."""
+    def write_rank_sample(self, columns: Sequence[str], codes: NDArray[np.uint8]) -> None:
+        """Ranks of a few rows."""
 
 
 @dataclass(frozen=True)

@@ -216,10 +216,8 @@ def write_matrix(
     """Write ``MEASURE.npy`` and its column names into the run folder, when it is to be written."""
     if context.folder is None or not grid.job.matrix:
         return
-    size = len(columns)
-    with context.folder.array_file(f"{measure}.npy", (size, size), np.float32) as out:
+    with context.folder.write_matrix(measure, columns) as out:
         assemble(context, grid, measure, columns, edges, out)
-    context.folder.write_columns(f"{measure}_columns.txt", columns)
 
 
 def by_name(edges: Edges, names: Sequence[str], columns: Sequence[str]) -> Edges:

@@ -269,11 +269,10 @@ def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) ->
 
 
 def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
-    """Decide on the ranked columns, and leave a sample of their ranks for the report."""
+    """Decide on the ranked columns; leave their statistics, and some ranks for the report."""
     if context.folder is not None:
-        names, codes = rank_sample(context.store, prepared)
-        context.folder.write_npy("rank_sample.npy", codes)
-        context.folder.write_columns("rank_sample_columns.txt", names)
+        context.folder.write_statistics(column.statistics for column in prepared.values())
+        context.folder.write_rank_sample(*rank_sample(context.store, prepared))
     return decide(this, prepared, columns, context.options, context.priority)
 
 

@@ -1,8 +1,9 @@
 """One run from files to a selection: the passes in order, their checkpoints, what they leave.
 
-Covers: `run` and `plan_run`, the two things to do with a table. The driver of the passes is
+Covers: `run`, `plan_run` and `apply`, the things to do with a table. The driver of the passes is
 `dpipe.pipeline.driver`, what a run takes over from the one before `dpipe.pipeline.resume`, what it
-leaves `dpipe.pipeline.record`, the plan of a run that is not started `dpipe.pipeline.preview`.
+leaves `dpipe.pipeline.record`, the plan of a run that is not started `dpipe.pipeline.preview`, new
+data reduced by a finished run `dpipe.pipeline.apply`.
 Does not cover: the passes (`dpipe.passes`), showing progress (`dpipe.watch.terminal`), the page
 (`dpipe.report`), checking a finished run (`dpipe.verify`).
 """
@@ -14,17 +15,21 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpipe.inventory import CHECKPOINT
 from dpipe.model import Emit
 from dpipe.options import Options
+from dpipe.pipeline.apply import apply
 from dpipe.pipeline.driver import Run
 from dpipe.pipeline.preview import plan_run
 from dpipe.pipeline.record import render_page
-from dpipe.runfolder import RunFolder
+from dpipe.runfolder import RunFolder, mirror
+from dpipe.runfolder.mirror import is_remote
 from dpipe.selection import Selection, TemporaryFolder
+from dpipe.session import current_client
 from dpipe.table import as_sources, open_table
 from dpipe.watch.journal import Journal
 
-__all__ = ["plan_run", "run"]
+__all__ = ["apply", "plan_run", "run"]
 
 
 def run(
@@ -35,7 +40,6 @@ def run(
     client: Any = None,
     observers: Sequence[Emit] = (),
     storage_options: Mapping[str, Any] | None = None,
-    mirrors: str | None = None,
 ) -> Selection:
     """Select columns of a Parquet table.
 
@@ -46,7 +50,8 @@ def run(
     options
         See `dpipe.options.Options`; the defaults when None.
     output_dir
-        Run folder; a temporary one, gone with the result and without a page, when None.
+        Run folder, or a URL for it, which is worked on in a copy that goes with the result; a
+        temporary folder, without a page, when None.
     client
         Dask client, cluster or address to run on; with None an own session, unless options name
         a scheduler.
@@ -54,9 +59,6 @@ def run(
         Called with every event (see `dpipe.model`).
     storage_options
         Passed to fsspec; never written anywhere.
-    mirrors
-        URL that `output_dir` is a local copy of (see `dpipe.runfolder.mirror`); names the rank
-        store.
 
     Returns
     -------
@@ -71,15 +73,26 @@ def run(
     """
     options = options or Options()
     sources = as_sources(sources)
-    temporary = None
-    if output_dir is None:
-        temporary = TemporaryFolder()
-        output_dir = temporary.path
-    folder = RunFolder(output_dir, mirrors=mirrors, temporary=temporary is not None)
-    journal = Journal(folder, observers)
-    table = open_table(sources, options=options, storage_options=storage_options)
-    with folder.lock():
-        selection = Run(table, options, folder, journal, client).select(sources)
-        if not folder.temporary:
-            render_page(folder, journal)
+    target = "" if output_dir is None else os.fspath(output_dir)
+    mirrors = target if is_remote(target) else None
+    # What is read from the folder of the result lives as long as the result.
+    temporary = TemporaryFolder() if output_dir is None or mirrors else None
+    into = None if temporary is None else temporary.path
+    if mirrors and options.scratch_dir is None and _are_elsewhere(mirrors, options, client):
+        options = options.replace(scratch_dir=f"{mirrors.rstrip('/')}/{CHECKPOINT}")
+    with mirror.working(target or into or ".", storage_options, into=into) as (here, send):
+        folder = RunFolder(here, mirrors=mirrors, temporary=output_dir is None)
+        journal = Journal(folder, (*observers, send))
+        table = open_table(sources, options=options, storage_options=storage_options)
+        with folder.lock():
+            selection = Run(table, options, folder, journal, client).select(sources)
+            if not folder.temporary:
+                render_page(folder, journal)
     return dataclasses.replace(selection, _temporary=temporary)
+
+
+def _are_elsewhere(url: str, options: Options, client: Any) -> bool:
+    """Whether workers may be on machines that do not see the copy of a run folder at a URL."""
+    attached = client or options.scheduler or options.scheduler_file or current_client()
+    # What lies at memory:// is of this process alone, so that workers see the copy if anything.
+    return attached is not None and not url.startswith("memory://")

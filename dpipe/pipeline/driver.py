@@ -58,6 +58,7 @@ class Run:
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
         self._plan: dict[str, Any] | None = None  # of the run before while no session is open
+        self._files: list[str] = []  # that the passes left, beside what every run leaves
 
     def select(self, sources: Sequence[str]) -> Selection:
         """Run the passes, or take them over, and write the results."""
@@ -80,6 +81,7 @@ class Run:
                     self.journal,
                     tuple(sources),
                     tuple(results),
+                    tuple(self._files),
                     self.n_rows,
                     self._plan,
                 )
@@ -106,10 +108,10 @@ class Run:
                 this = PASSES[number]
                 self.journal(PassStarted(number, this.name, len(columns)))
                 if reused is not None:
-                    result = reused
-                    cost = self._resume.recall(number)
-                    self._plan = cost["plan"]
-                    seconds = cost["seconds"]
+                    saved = reused
+                    self.journal.recall(saved.extra["cost"])
+                    self._plan = saved.extra["cost"]["plan"]
+                    seconds = saved.extra["cost"]["seconds"]
                 else:
                     if context is None:
                         context = stack.enter_context(self._context())
@@ -119,23 +121,22 @@ class Run:
                         result = self._run_pass(context, this, prepared, columns)
                     seconds = time.monotonic() - began
                     self.folder.check_present()
-                    self._resume.save(
-                        depends, result, prepared, {"seconds": seconds, "plan": self._plan}
-                    )
+                    saved = self._resume.save(depends, result, seconds, self._plan)
                     remove_grids(context.store, this.name)
-                key = self.folder.checkpoints.key(number) or ""
+                key = saved.key
+                self._files += saved.extra["files"]
                 self.journal(
                     PassDone(
                         number,
                         this.name,
                         len(columns),
-                        len(result.kept),
+                        len(saved.result.kept),
                         seconds,
                         reused is not None,
                     )
                 )
-                columns = result.kept
-                results.append(result)
+                columns = saved.result.kept
+                results.append(saved.result)
         return results
 
     @contextmanager

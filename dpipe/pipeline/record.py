@@ -14,27 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.choice.certificate import alternatives, decide
-from dpipe.model import ColumnStatistics, Emit, Note, PassResult
+from dpipe.inventory import SINGLE_RESULTS
+from dpipe.model import Emit, Note, PassResult
 from dpipe.options import Options
-from dpipe.pipeline.resume import saved_extra, version
-from dpipe.registry import FIRST, PASSES
-from dpipe.runfolder import CHECKPOINT, RunFolder
+from dpipe.pipeline.resume import version
+from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.table import Table, conflicting, copy_columns
 from dpipe.watch.journal import Journal, plain_fault
-from dpipe.watch.scheduler import RECORDS
-
-_STATISTICS = f"{CHECKPOINT}/statistics.json"
-_RESULTS = (
-    "selected.txt",
-    "decisions.parquet",
-    "decisions.csv",
-    "communities.json",
-    "run.json",
-    "report.html",
-    *RECORDS,
-    *(name for entry in PASSES.values() for name in entry.files),
-)
 
 
 @dataclass(frozen=True)
@@ -49,6 +36,8 @@ class Finished:
         What the caller named as input.
     results
         Of every pass, in order.
+    files
+        Names of what the passes left, now or in a run before: matrices, statistics.
     n_rows
         Rows that took part.
     plan
@@ -61,6 +50,7 @@ class Finished:
     journal: Journal
     sources: tuple[str, ...]
     results: tuple[PassResult, ...]
+    files: tuple[str, ...]
     n_rows: int
     plan: dict[str, Any] | None
 
@@ -69,17 +59,15 @@ def write_results(run: Finished) -> Selection:
     """Write all results but the page, and remove those of a run before."""
     folder = run.folder
     selected = run.results[-1].kept
-    stored = saved_extra(folder, FIRST, "statistics")
-    statistics = [ColumnStatistics(**entry) for entry in stored]
+    statistics = folder.read_statistics()
     decisions = decide(run.table.columns, statistics, run.results, run.options.keep)
     communities = alternatives(selected, run.results)
     folder.write_selected(selected)
     folder.write_decisions(decisions)
     folder.write_communities(communities)
-    folder.write_json(_STATISTICS, {"columns": stored})
     _write_table(run, [d.column for d in decisions if d.decision != "dropped"])
     folder.write_run(_record(run))
-    _drop_old_results(run)
+    folder.prune_results({*SINGLE_RESULTS, *run.files, *run.journal.files})
     readings = tuple(run.journal.readings)
     return Selection(selected, decisions, communities, readings, folder.path)
 
@@ -106,14 +94,6 @@ def _write_table(run: Finished, columns: Sequence[str]) -> None:
         )
     else:
         run.folder.remove_table()
-
-
-def _drop_old_results(run: Finished) -> None:
-    """Keep the matrices that a pass of this run left, now or before, and no others."""
-    unwanted = {name for entry in PASSES.values() for name in entry.files}
-    for number in run.options.passes:
-        unwanted -= saved_extra(run.folder, number, "matrices").keys()
-    run.folder.prune_results({*_RESULTS, *run.journal.files} - unwanted)
 
 
 def _record(run: Finished) -> dict[str, Any]:

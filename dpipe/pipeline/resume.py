@@ -8,10 +8,8 @@ has to be done again (`dpipe.pipeline.driver`).
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.engine.context import Prepared
+from dpipe.inventory import CHECKPOINT, STATISTICS, matrix_files
 from dpipe.model import Note, PassResult
 from dpipe.options import Options
 from dpipe.passes.prepare import ranks_key
 from dpipe.rankstore import Store
 from dpipe.registry import FIRST, PASSES
-from dpipe.runfolder import CHECKPOINT, Damaged, RunFolder, Stale
+from dpipe.runfolder import Damaged, RunFolder, Saved, Stale
 from dpipe.table import Table
 from dpipe.watch.journal import Journal
 
@@ -34,6 +32,7 @@ _SAID = {
     "version": "the version of dpipe",
     "input": "the input",
     "previous": "what the pass before it left",
+    "schema": "the layout of a run folder",
 }
 """How a reason to do a pass again is put, where it is no option."""
 
@@ -60,14 +59,13 @@ class Resume:
             f"options.{name}": value for name, value in self._options.affecting(number).items()
         }
 
-    def reusable(
-        self, number: int, depends: Mapping[str, Any], n_columns: int
-    ) -> PassResult | None:
-        """What a pass of the run before decided, if it still holds; notes say why not."""
+    def reusable(self, number: int, depends: Mapping[str, Any], n_columns: int) -> Saved | None:
+        """A pass of the run before, if it still holds; notes say why not."""
         found = self._folder.checkpoints.load(number, depends)
-        if isinstance(found, PassResult):
-            if (reason := self._missing_matrix(number, n_columns)) is not None:
-                self._journal(Note(f"pass {number} is done again, because {reason}.", "notice"))
+        if isinstance(found, Saved):
+            if (missing := self._missing_file(number, n_columns, found)) is not None:
+                why = f"{missing} is missing or of another run"
+                self._journal(Note(f"pass {number} is done again, because {why}.", "notice"))
                 return None
             self._journal(Note(f"pass {number} is taken from the run before."))
             return found
@@ -82,54 +80,37 @@ class Resume:
             self._journal(Note(f"pass {number} is done again: {found.reason}.", "warning"))
         return None
 
-    def _missing_matrix(self, number: int, n_columns: int) -> str | None:
-        """The first matrix of a reused pass that is absent or changed; None when all is there."""
-        if not n_columns or 4 * n_columns**2 > self._options.matrix_budget:
-            return None
-        names = PASSES[number].files
-        left = saved_extra(self._folder, number, "matrices")
+    def _missing_file(self, number: int, n_columns: int, saved: Saved) -> str | None:
+        """The first file of a reused pass that is absent or changed; None when all is there."""
+        digests = saved.extra["files"]
         # By content: a run that was broken off may have put its own in their place.
         return next(
             (
-                f"{name} is missing or of another run"
-                for name in names
-                if left.get(name) is None or left[name] != _digest(self._folder.path / name)
+                name
+                for name in self._files_of(number, n_columns)
+                if name not in digests or digests[name] != self._folder.digest_of(name)
             ),
             None,
         )
 
-    def recall(self, number: int) -> dict[str, Any]:
-        """Take over what a reused pass cost in the run that computed it."""
-        cost: dict[str, Any] = saved_extra(self._folder, number, "cost")
-        self._journal.recall(cost)
-        return cost
+    def _files_of(self, number: int, n_columns: int) -> tuple[str, ...]:
+        """What a pass that receives so many columns leaves in the run folder."""
+        arrays = tuple(file for name in PASSES[number].arrays for file in matrix_files(name))
+        if number == FIRST:
+            return STATISTICS, *arrays
+        fits = n_columns > 0 and 4 * n_columns**2 <= self._options.matrix_budget
+        return arrays if fits else ()
 
     def save(
-        self,
-        depends: Mapping[str, Any],
-        result: PassResult,
-        prepared: Prepared,
-        cost: Mapping[str, Any],
-    ) -> None:
+        self, depends: Mapping[str, Any], result: PassResult, seconds: float, plan: Any
+    ) -> Saved:
         """Keep a pass, with what the results need of it beside its decisions."""
-        number = result.number
-        beside: dict[str, Any] = {
-            "matrices": {
-                name: _digest(self._folder.path / name)
-                for name in PASSES[number].files
-                if name in self._folder.written
-            },
-            "cost": self._journal.measured() | dict(cost),
+        files = self._files_of(result.number, len(result.kept) + len(result.drops))
+        extra = {
+            "files": {name: self._folder.digest_of(name) for name in files},
+            "cost": self._journal.measured() | {"seconds": seconds, "plan": plan},
         }
-        if number == FIRST:
-            beside["statistics"] = [
-                dataclasses.asdict(column.statistics) for column in prepared.values()
-            ]
-        arrays = {
-            name: np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-            for name, value in beside.items()
-        }
-        self._folder.checkpoints.save(number, depends, result, arrays)
+        return self._folder.checkpoints.save(result.number, depends, result, extra)
 
     def rank_store(self, rows: NDArray[np.int64] | None) -> Store:
         """The rank store of these rows of this input, whatever is decided about its columns."""
@@ -154,23 +135,9 @@ class Resume:
         return store
 
 
-def saved_extra(folder: RunFolder, number: int, name: str) -> Any:
-    """What `Resume.save` left beside the decisions of a pass."""
-    return json.loads(folder.checkpoints.load_arrays(number)[name].tobytes())
-
-
 def version(name: str = "dpipe") -> str:
     """A package's version; a checkout that is on the path but not installed has none."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "from source"
-
-
-def _digest(path: Path) -> str | None:
-    """The checksum of a file, None without one."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None

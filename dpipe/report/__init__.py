@@ -14,35 +14,41 @@ page's own scripts run, named by their checksums, and forbids every request.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dpipe.inventory import REPORT
 from dpipe.report.page import render
 from dpipe.report.results import read_results
 from dpipe.report.write import write_page
+from dpipe.runfolder import mirror
 
-REPORT = "report.html"
-"""Name of the page in a run folder."""
-
-__all__ = ["REPORT", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(
-    folder: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
-) -> Path:
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path | str:
     """Render the page of a finished run.
 
     Parameters
     ----------
     folder
-        The run folder.
+        The run folder, or a URL of one.
     path
         The page to write; ``report.html`` of the run folder when None. A page inside the run folder
         is listed in its manifest with its checksum.
+    storage_options
+        Passed to fsspec for a URL.
 
     Returns
     -------
-    Path
-        Where the page lies.
+    Path or str
+        Where the page lies, a URL as text.
 
     Raises
     ------
@@ -64,6 +70,9 @@ def write_report(
     >>> write_report(run.path).name
     'report.html'
     """
-    results = read_results(folder)
-    target = Path(path) if path is not None else Path(folder) / REPORT
-    return write_page(folder, target, render(results))
+    if path is not None:
+        with mirror.reading(folder, storage_options) as here:
+            return write_page(here, Path(path), render(read_results(here)))
+    with mirror.working(folder, storage_options) as (here, _):
+        written = write_page(here, Path(here) / REPORT, render(read_results(here)))
+    return f"{os.fspath(folder).rstrip('/')}/{REPORT}" if mirror.is_remote(folder) else written

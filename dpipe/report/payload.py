@@ -87,7 +87,7 @@ def _columns(results: Results, index: Mapping[str, int]) -> dict[str, Any]:
         return [_number(getattr(d, field)) for d in decisions]
 
     def known(field: str) -> list[Any]:
-        return [_number(results.statistics.get(d.column, {}).get(field)) for d in decisions]
+        return [_number(getattr(results.statistics.get(d.column), field, None)) for d in decisions]
 
     return {
         "name": [d.column for d in decisions],

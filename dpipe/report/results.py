@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpipe.errors import InputError
-from dpipe.model import Decision, MemoryReading, PassDone, PlannedPass
-from dpipe.runfolder import CHECKPOINT, RunFolder
+from dpipe.inventory import RANK_SAMPLE, RUN, STATISTICS, matrix_files
+from dpipe.model import ColumnStatistics, Decision, MemoryReading, PassDone, PlannedPass
+from dpipe.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 MATRICES = ("spearman", "hsic", "rdc")
-STATISTICS = f"{CHECKPOINT}/statistics.json"
-SAMPLE = "rank_sample"
 
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
@@ -67,7 +66,7 @@ class Results:
     versions: Mapping[str, str]
     input: Mapping[str, Any]
     plan: Mapping[str, Any] | None
-    statistics: Mapping[str, Mapping[str, Any]]
+    statistics: Mapping[str, ColumnStatistics]
     matrices: tuple[Matrix, ...]
     sample: Sample | None
     troubles: tuple[str, ...]
@@ -106,7 +105,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         )
     except _BROKEN as error:
         raise InputError(
-            f"{run.path / 'run.json'} is not the record of a run ({error}); run dpipe again."
+            f"{run.path / RUN} is not the record of a run ({error}); run dpipe again."
         ) from error
 
 
@@ -131,44 +130,36 @@ def _skipped(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((str(p), str(r)) for p, r in (record.get("input") or {}).get("skipped") or ())
 
 
-def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, Mapping[str, Any]]:
+def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, ColumnStatistics]:
     if not (run.path / STATISTICS).exists():
         return {}
     try:
-        return {str(entry["name"]): entry for entry in run.read_json(STATISTICS)["columns"]}
-    except (InputError, *_BROKEN):
-        troubles.append(f"{STATISTICS} cannot be read, so means and ranges are not shown.")
+        return {entry.name: entry for entry in run.read_statistics()}
+    except InputError as error:
+        troubles.append(f"means and ranges are not shown: {error}")
         return {}
 
 
 def _matrices(run: RunFolder, troubles: list[str]) -> list[Matrix]:
     found = []
     for measure in MATRICES:
-        if not (run.path / f"{measure}.npy").exists():
+        if not (run.path / matrix_files(measure)[0]).exists():
             continue
         try:
-            columns = run.read_columns(f"{measure}_columns.txt")
-            values = run.read_npy(f"{measure}.npy")
+            columns, values = run.read_matrix(measure)
         except InputError as error:
             troubles.append(f"the {measure} matrix is not shown: {error}")
             continue
-        if values.shape != (len(columns), len(columns)) or values.dtype.kind != "f":
-            troubles.append(f"{measure}.npy does not fit {measure}_columns.txt and is not shown.")
-        elif columns:
+        if columns:
             found.append(Matrix(measure, columns, values))
     return found
 
 
 def _sample(run: RunFolder, troubles: list[str]) -> Sample | None:
-    if not (run.path / f"{SAMPLE}.npy").exists():
+    if not (run.path / matrix_files(RANK_SAMPLE)[0]).exists():
         return None
     try:
-        columns = run.read_columns(f"{SAMPLE}_columns.txt")
-        codes = run.read_npy(f"{SAMPLE}.npy")
+        return Sample(*run.read_rank_sample())
     except InputError as error:
         troubles.append(f"the sample of ranks is not shown: {error}")
         return None
-    if codes.dtype != "uint8" or codes.ndim != 2 or len(codes) != len(columns):
-        troubles.append(f"{SAMPLE}.npy does not fit {SAMPLE}_columns.txt and is not shown.")
-        return None
-    return Sample(columns, codes)

@@ -16,58 +16,51 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.credentials import check_url
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import Decision
-from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Stale
-from dpipe.runfolder.files import (
-    BROKEN,
+from dpipe.inventory import (
     CHECKPOINT,
-    MANIFEST,
-    SCHEMA_VERSION,
-    Files,
-    digest,
-    unreadable,
+    COMMUNITIES,
+    DECISIONS,
+    DECISIONS_CSV,
+    LOCK,
+    RANK_SAMPLE,
+    RUN,
+    SELECTED,
+    STATISTICS,
+    TABLE,
+    TABLE_CLAIM,
+    is_portable,
+    matrix_files,
 )
+from dpipe.model import ColumnStatistics, Decision
+from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
+from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = [
-    "CHECKPOINT",
-    "COMMUNITIES",
-    "DECISIONS_CSV",
-    "DECISIONS_PARQUET",
     "DECISIONS_SCHEMA",
-    "LOCK",
-    "MANIFEST",
-    "RUN",
     "SCHEMA_VERSION",
-    "SELECTED",
-    "TABLE",
     "Damaged",
     "Files",
     "RunFolder",
+    "Saved",
     "Stale",
     "escape_name",
-    "is_portable",
     "plain",
     "unescape_name",
 ]
-
-DECISIONS_PARQUET = "decisions.parquet"
-DECISIONS_CSV = "decisions.csv"
-SELECTED = "selected.txt"
-TABLE = "table"
-_TABLE_CLAIM = f"{CHECKPOINT}/table.json"
-COMMUNITIES = "communities.json"
-RUN = "run.json"
-LOCK = ".dpipe.lock"
 
 DECISIONS_SCHEMA = pa.schema(
     [
@@ -89,19 +82,6 @@ DECISIONS_SCHEMA = pa.schema(
     ]
 )
 """Columns of the decision table; the field of `Decision` behind "pass" is ``pass_number``."""
-
-
-def is_portable(name: str) -> bool:
-    """Whether a file of a run folder is worth having in a copy of the folder.
-
-    The lock, the ranks and what is half written are not.
-
-    Examples
-    --------
-    >>> is_portable("table/ranks_2024.parquet"), is_portable("checkpoint/ranks-1-2/layout.json")
-    (True, False)
-    """
-    return not name.startswith((LOCK, f"{CHECKPOINT}/ranks-")) and not name.endswith(".partial")
 
 
 class RunFolder(Files):
@@ -218,7 +198,7 @@ class RunFolder(Files):
             raise InputError(
                 f"{path} was not written by a run; move it, or choose another --output-dir."
             )
-        self.write_json(_TABLE_CLAIM, {})
+        self.write_json(TABLE_CLAIM, {})
         return path
 
     def record_table(self, files: Iterable[str | os.PathLike[str]]) -> None:
@@ -226,9 +206,11 @@ class RunFolder(Files):
         entries = self._manifest_without_table()
         for file in files:
             path = Path(file)
+            facts = path.stat()
             entries[str(path.relative_to(self.path))] = {
                 "sha256": digest(path),
-                "bytes": path.stat().st_size,
+                "bytes": facts.st_size,
+                "mtime": facts.st_mtime_ns,
             }
         self._write_manifest(entries)
 
@@ -238,14 +220,14 @@ class RunFolder(Files):
             self._write_manifest(self._manifest_without_table())
             if (self.path / TABLE).exists():
                 shutil.rmtree(self.path / TABLE)
-            (self.path / _TABLE_CLAIM).unlink()
+            (self.path / TABLE_CLAIM).unlink()
 
     def _manifest_without_table(self) -> dict[str, dict[str, Any]]:
         files = self._manifest()
         return {name: entry for name, entry in files.items() if Path(name).parts[0] != TABLE}
 
     def _has_claimed(self) -> bool:
-        return (self.path / _TABLE_CLAIM).exists()
+        return (self.path / TABLE_CLAIM).exists()
 
     # Results
 
@@ -266,7 +248,7 @@ class RunFolder(Files):
             name: [getattr(decision, field) for decision in decisions]
             for name, field in zip(names, fields, strict=True)
         }
-        self.write_parquet(DECISIONS_PARQUET, pa.table(columns, schema=DECISIONS_SCHEMA))
+        self.write_parquet(DECISIONS, pa.table(columns, schema=DECISIONS_SCHEMA))
         self.write_csv(DECISIONS_CSV, names, zip(*columns.values(), strict=True))
 
     def read_decisions(self) -> tuple[Decision, ...]:
@@ -277,7 +259,7 @@ class RunFolder(Files):
         InputError
             When the file is missing, broken or not a decision table.
         """
-        path = self.path / DECISIONS_PARQUET
+        path = self.path / DECISIONS
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             table = table.select(DECISIONS_SCHEMA.names).cast(DECISIONS_SCHEMA)
@@ -307,5 +289,69 @@ class RunFolder(Files):
         self.write_json(RUN, {"schema": SCHEMA_VERSION, **sections})
 
     def read_run(self) -> dict[str, Any]:
-        """Read ``run.json``."""
-        return self.read_json(RUN)
+        """Read ``run.json``.
+
+        Raises
+        ------
+        InputError
+            When it is missing, broken or of another version's layout.
+        """
+        record = self.read_json(RUN)
+        if (schema := record.get("schema")) != SCHEMA_VERSION:
+            reason = f"it has schema {schema}, and this version of dpipe reads {SCHEMA_VERSION}"
+            raise unreadable(self.path / RUN, reason)
+        return record
+
+    def write_statistics(self, statistics: Iterable[ColumnStatistics]) -> None:
+        """Write ``checkpoint/statistics.json``: the statistics of every analysed column."""
+        self.write_json(STATISTICS, {"columns": list(statistics)})
+
+    def read_statistics(self) -> tuple[ColumnStatistics, ...]:
+        """Read the statistics of every analysed column.
+
+        Raises
+        ------
+        InputError
+            When the file is missing or broken.
+        """
+        stored = self.read_json(STATISTICS)
+        try:
+            return tuple(_statistics_of(entry) for entry in stored["columns"])
+        except BROKEN as error:
+            raise unreadable(self.path / STATISTICS, error) from error
+
+    def write_rank_sample(self, columns: Sequence[str], codes: NDArray[np.uint8]) -> None:
+        """Write the ranks (p, m) of a few rows, a byte each, with their columns."""
+        array_name, columns_name = matrix_files(RANK_SAMPLE)
+        self.write_npy(array_name, codes)
+        self.write_columns(columns_name, columns)
+
+    def read_rank_sample(self) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+        """The columns of the sample of ranks, and its codes.
+
+        Raises
+        ------
+        InputError
+            When one of the two files is missing or broken, or they do not fit each other.
+        """
+        array_name, columns_name = matrix_files(RANK_SAMPLE)
+        columns, codes = self.read_columns(columns_name), self.read_npy(array_name)
+        if codes.dtype != np.uint8 or codes.ndim != 2 or len(codes) != len(columns):
+            raise unreadable(self.path / array_name, f"it does not fit {columns_name}")
+        return columns, codes
+
+    def portable(self) -> Iterator[str]:
+        """Names of the files that are worth having in a copy of the folder."""
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_file() and is_portable(name):
+                yield name
+
+
+def _statistics_of(stored: Mapping[str, Any]) -> ColumnStatistics:
+    """JSON has no NaN: such numbers are texts there."""
+    numbers: dict[str, Any] = {
+        key: float(value) if isinstance(value, str) and key not in ("name", "rank_hash") else value
+        for key, value in stored.items()
+    }
+    return ColumnStatistics(**numbers)

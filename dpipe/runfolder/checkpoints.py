@@ -7,23 +7,35 @@ Does not cover: which runs may use it (`dpipe.pipeline`), the ranks (`dpipe.rank
 
 from __future__ import annotations
 
-import re
-import uuid
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from dpipe.errors import InputError
+from dpipe.inventory import CHECKPOINT, pass_file
 from dpipe.model import Drop, PassResult
 from dpipe.registry import Reason
-from dpipe.runfolder.files import BROKEN, CHECKPOINT, Files, same, unreadable
+from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files
 from dpipe.runfolder.plain import digest_of, plain
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+
+@dataclass(frozen=True)
+class Saved:
+    """A pass that is kept.
+
+    Attributes
+    ----------
+    result
+        What the pass decided.
+    key
+        Names the result and all it follows from, for the ``depends`` of the next pass.
+    extra
+        What else was kept with it, in the types of JSON.
+    """
+
+    result: PassResult
+    key: str
+    extra: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,15 +63,14 @@ class Checkpoints:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._folder = files.path / CHECKPOINT
 
     def save(
         self,
         number: int,
         depends: Mapping[str, Any],
         result: PassResult,
-        arrays: Mapping[str, NDArray[Any]] | None = None,
-    ) -> str:
+        extra: Mapping[str, Any] | None = None,
+    ) -> Saved:
         """Keep what a pass decided, for `load` of a later run.
 
         Parameters
@@ -69,86 +80,25 @@ class Checkpoints:
         depends
             A flat record of everything the result follows from: version, input fingerprint,
             options, the key of the pass before.
-        result, arrays
-            What the pass decided, and arrays a later pass needs.
-
-        Returns
-        -------
-        str
-            The key of this result, for the ``depends`` of the next pass.
+        result, extra
+            What the pass decided, and what else a later run wants to know of it.
         """
-        named = dict(arrays or {})
-        if any(array.dtype.hasobject for array in named.values()):
-            raise TypeError(f"pass {number} would need pickle: an array holds Python objects.")
-        # The arrays get a name of their own each time, so that the pass kept before stays whole
-        # until the record below takes its place.
-        file_name = f"pass-{number}-{uuid.uuid4().hex[:12]}.npz"
-        with self._files.replacing(f"{CHECKPOINT}/{file_name}") as pending:
-            _write_npz(pending.file, named)
         decided = {"depends": plain(depends), "result": plain(result)}
-        key = digest_of(decided)
-        stored = {"file": file_name, "sha256": pending.digest, "bytes": pending.size}
-        body = {**decided, "key": key, "arrays": stored}
-        self._files.write_json(_pass_file(number), {"sha256": digest_of(body), "body": body})
-        # Only now is the checkpoint of an earlier run of this pass no longer needed.
-        for old in self._folder.glob(f"pass-{number}-*.npz"):
-            if old.name != file_name:
-                old.unlink(missing_ok=True)
-        return key
+        saved = Saved(result, digest_of(decided), plain(extra or {}))
+        body = {**decided, "schema": SCHEMA_VERSION, "key": saved.key, "extra": saved.extra}
+        self._files.write_json(pass_file(number), {"sha256": digest_of(body), "body": body})
+        return saved
 
-    def load(self, number: int, depends: Mapping[str, Any]) -> PassResult | Stale | Damaged | None:
+    def load(self, number: int, depends: Mapping[str, Any]) -> Saved | Stale | Damaged | None:
         """What the pass decided in an earlier run, if it still holds.
 
         Returns
         -------
-        PassResult or Stale or Damaged or None
+        Saved or Stale or Damaged or None
             `Stale` names every field of `depends` that differs; `Damaged` (treat it as absent)
-            says what is wrong with the files; None when there is no checkpoint.
+            says what is wrong with the file; None when there is no checkpoint.
         """
-        body = self._read(number)
-        if body is None or isinstance(body, Damaged):
-            return body
-        now, then = plain(depends), body["depends"]
-        missing = object()
-        changed = [k for k in [*now, *then] if now.get(k, missing) != then.get(k, missing)]
-        if changed:
-            return Stale(tuple(dict.fromkeys(changed)))
-        try:
-            return _pass_result(body["result"])
-        except BROKEN as error:
-            return Damaged(f"{_pass_file(number)} holds no result of a pass ({error})")
-
-    def key(self, number: int) -> str | None:
-        """The key of the stored result of a pass, None without a sound one."""
-        body = self._read(number)
-        return str(body["key"]) if isinstance(body, dict) else None
-
-    def load_arrays(self, number: int) -> dict[str, NDArray[Any]]:
-        """Read the arrays kept with a pass that `load` accepted.
-
-        Raises
-        ------
-        InputError
-            When they are missing or broken.
-        """
-        body = self._read(number)
-        if not isinstance(body, dict):
-            reason = body.reason if body else "there is none"
-            raise InputError(f"the checkpoint of pass {number} cannot be read: {reason}.")
-        path = self._folder / body["arrays"]["file"]
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except BROKEN as error:
-            raise unreadable(path, error) from error
-
-    def clear(self) -> None:
-        """Forget every pass, so that a run starts from nothing."""
-        for file in self._folder.glob("pass-*"):
-            file.unlink(missing_ok=True)
-
-    def _read(self, number: int) -> dict[str, Any] | Damaged | None:
-        name = _pass_file(number)
+        name = pass_file(number)
         if not (self._files.path / name).exists():
             return None
         try:
@@ -156,18 +106,25 @@ class Checkpoints:
             body = stored["body"]
             if stored["sha256"] != digest_of(body):
                 return Damaged(f"{name} does not have the checksum it was written with")
-            arrays = body["arrays"]
-            if not re.fullmatch(rf"pass-{number}-[0-9a-f]+\.npz", arrays["file"]):
-                return Damaged(f"{name} names a file that is not its own")
-            if not same(self._folder / arrays["file"], arrays["sha256"], arrays["bytes"]):
-                return Damaged(f"{arrays['file']} is missing or was altered")
+            if body.get("schema") != SCHEMA_VERSION:
+                return Stale(("schema",))
+            if changed := _changed(body["depends"], plain(depends)):
+                return Stale(changed)
+            return Saved(_pass_result(body["result"]), str(body["key"]), dict(body["extra"]))
         except (InputError, *BROKEN) as error:
             return Damaged(f"{name} cannot be read ({error})")
-        return dict(body)
+
+    def clear(self) -> None:
+        """Forget every pass, so that a run starts from nothing."""
+        for file in (self._files.path / CHECKPOINT).glob("pass-*"):
+            file.unlink(missing_ok=True)
 
 
-def _pass_file(number: int) -> str:
-    return f"{CHECKPOINT}/pass-{number}.json"
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that differ, or that only one of two records has."""
+    absent = object()
+    names = dict.fromkeys([*now, *then])
+    return tuple(name for name in names if now.get(name, absent) != then.get(name, absent))
 
 
 def _pass_result(stored: Mapping[str, Any]) -> PassResult:
@@ -184,11 +141,3 @@ def _pass_result(stored: Mapping[str, Any]) -> PassResult:
 def _drop(stored: Mapping[str, Any]) -> Drop:
     numbers = {k: None if stored[k] is None else float(stored[k]) for k in ("value", "threshold")}
     return Drop(**{**stored, **numbers, "reason": Reason(stored["reason"])})
-
-
-def _write_npz(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """As ``numpy.savez`` does, with any name for an array and no way to pickle one."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

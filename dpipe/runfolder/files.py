@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.errors import InputError, ResourceError
+from dpipe.inventory import MANIFEST, is_listed, matrix_files
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
 from dpipe.words import first_line
@@ -36,11 +37,8 @@ from dpipe.words import first_line
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the layout of a run folder."""
-
-CHECKPOINT = "checkpoint"
-MANIFEST = f"{CHECKPOINT}/manifest.json"
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
 """What reading a file that somebody altered may raise."""
@@ -57,6 +55,11 @@ class Pending:
     file: IO[bytes]
     digest: str = field(default="", init=False)
     size: int = field(default=0, init=False)
+    mtime: int = field(default=0, init=False)
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"sha256": self.digest, "bytes": self.size, "mtime": self.mtime}
 
 
 class Files:
@@ -72,7 +75,6 @@ class Files:
 
     def __init__(self, path: Path, *, manifest: bool = True) -> None:
         self.path = path
-        self.written: set[str] = set()  # names, since this object was made
         self._keeps_manifest = manifest
 
     def create(self) -> Self:
@@ -162,6 +164,14 @@ class Files:
                 array.flush()  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
+    def write_matrix(self, name: str, columns: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """Yield ``NAME.npy`` (p, p) to fill in place; its list of columns is written after it."""
+        array_name, columns_name = matrix_files(name)
+        with self.array_file(array_name, (len(columns), len(columns)), np.float32) as array:
+            yield array
+        self.write_columns(columns_name, columns)
+
+    @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Pending]:
         """A pending file whose block does nothing but write it."""
         with self._pending_file(name) as pending, _saying_which_file(pending.target):
@@ -183,17 +193,17 @@ class Files:
                 os.fsync(file.fileno())
                 file.seek(0)
                 pending.digest = hashlib.file_digest(file, "sha256").hexdigest()
-                pending.size = os.fstat(file.fileno()).st_size
+                facts = os.fstat(file.fileno())
+                pending.size, pending.mtime = facts.st_size, facts.st_mtime_ns
                 os.replace(temporary, target)
                 _sync_folder(target.parent)
-                self.written.add(name)
         finally:
             # After a failed write both fail again, and have nothing new to say.
             with contextlib.suppress(OSError):
                 file.close()
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if self._keeps_manifest and not name.startswith(f"{CHECKPOINT}/"):
+        if self._keeps_manifest and is_listed(name):
             self._record(name, pending)
 
     def inside(self, name: str) -> Path:
@@ -206,11 +216,8 @@ class Files:
     # The manifest
 
     def _record(self, name: str, written: Pending) -> None:
-        try:
-            files = self._manifest()
-        except InputError:
-            files = {}
-        files[name] = {"sha256": written.digest, "bytes": written.size}
+        files = self._listed()
+        files[name] = written.entry()
         self._write_manifest(files)
 
     def _write_manifest(self, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -228,6 +235,25 @@ class Files:
         for name in files:
             self.inside(name)
         return files
+
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        """What the manifest lists; nothing where it is broken, and the next write mends it."""
+        try:
+            return self._manifest()
+        except InputError:
+            return {}
+
+    def digest_of(self, name: str) -> str | None:
+        """SHA-256 of a file, None without one; the manifest's where nobody touched it since."""
+        path = self.inside(name)
+        try:
+            facts = path.stat()
+            entry = self._listed().get(name, {})
+            if (entry.get("bytes"), entry.get("mtime")) == (facts.st_size, facts.st_mtime_ns):
+                return str(entry["sha256"])
+            return digest(path)
+        except OSError:
+            return None
 
     def verify_checksums(self) -> tuple[str, ...]:
         """Names of result files that are missing or differ from what the run wrote.
@@ -284,6 +310,20 @@ class Files:
         except BROKEN as error:
             raise unreadable(path, error) from error
         return array
+
+    def read_matrix(self, name: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The columns of a matrix and its values, mapped into memory.
+
+        Raises
+        ------
+        InputError
+            When one of the two files is missing or broken, or they do not fit each other.
+        """
+        array_name, columns_name = matrix_files(name)
+        columns, values = self.read_columns(columns_name), self.read_npy(array_name)
+        if values.shape != (len(columns), len(columns)) or values.dtype.kind != "f":
+            raise unreadable(self.path / array_name, f"it does not fit {columns_name}")
+        return columns, values
 
     def read_bytes(self, name: str) -> bytes:
         """Read a file of the folder.

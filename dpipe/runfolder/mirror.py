@@ -19,8 +19,9 @@ import fsspec
 
 from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError, ResourceError
+from dpipe.inventory import MANIFEST
 from dpipe.model import Emit, Event, PassDone, silent
-from dpipe.runfolder import MANIFEST, is_portable
+from dpipe.runfolder import RunFolder
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
@@ -35,7 +36,9 @@ def is_remote(folder: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def reading(folder: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[str]:
+def reading(
+    folder: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """The local path of a finished run: its own, or that of a copy which goes afterwards.
 
     Raises
@@ -43,6 +46,7 @@ def reading(folder: str, storage_options: Mapping[str, Any] | None = None) -> It
     InputError
         When nothing lies at the URL, or it cannot be read.
     """
+    folder = os.fspath(folder)
     if not is_remote(folder):
         yield folder
         return
@@ -54,22 +58,33 @@ def reading(folder: str, storage_options: Mapping[str, Any] | None = None) -> It
 
 @contextlib.contextmanager
 def working(
-    folder: str, storage_options: Mapping[str, Any] | None = None
+    folder: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    into: str | None = None,
 ) -> Iterator[tuple[str, Emit]]:
     """The local path a run works in, and an observer of it.
 
     For a URL that is a copy, fetched first, so that an interrupted run continues. The observer
     brings the URL up to date after every pass, and the end of the block does, however it ends.
 
+    Parameters
+    ----------
+    folder, storage_options
+        A run folder, which may be a URL, and what opens it.
+    into
+        A folder for the copy, which then stays; without one the copy goes when the block ends.
+
     Raises
     ------
     InputError, ResourceError
         When the URL cannot be read, or written.
     """
+    folder = os.fspath(folder)
     if not is_remote(folder):
         yield folder, silent
         return
-    with _copy_of(folder, storage_options) as copy:
+    with _copy_of(folder, storage_options, into) as copy:
         copy.fetch()
 
         def watch(event: Event) -> None:
@@ -86,10 +101,14 @@ def working(
 
 
 @contextlib.contextmanager
-def _copy_of(url: str, storage_options: Mapping[str, Any] | None) -> Iterator[_Copy]:
-    with tempfile.TemporaryDirectory(prefix="dpipe-") as parent:
+def _copy_of(
+    url: str, storage_options: Mapping[str, Any] | None, into: str | None = None
+) -> Iterator[_Copy]:
+    with contextlib.ExitStack() as stack:
+        if into is None:
+            into = stack.enter_context(tempfile.TemporaryDirectory(prefix="dpipe-"))
         # Of the same name, which the report shows.
-        local = Path(parent) / url.rstrip("/").rsplit("/", 1)[-1]
+        local = Path(into) / url.rstrip("/").rsplit("/", 1)[-1]
         local.mkdir()
         yield _Copy(url, storage_options or {}, local)
 
@@ -151,9 +170,7 @@ class _Copy:
     def _state(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file worth copying, by name."""
         found = {}
-        for path in self.path.rglob("*"):
-            name = path.relative_to(self.path).as_posix()
-            if path.is_file() and is_portable(name):
-                facts = path.stat()
-                found[name] = (facts.st_size, facts.st_mtime_ns)
+        for name in RunFolder(self.path).portable():
+            facts = (self.path / name).stat()
+            found[name] = (facts.st_size, facts.st_mtime_ns)
         return found

@@ -21,15 +21,12 @@ from typing import Any, Protocol
 
 from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError
+from dpipe.inventory import DECISIONS, MANIFEST, TABLE
 from dpipe.table.files import StorageOptions, filesystem, is_url
 from dpipe.table.lake import refuse_lakes
 from dpipe.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")
-RUN_MARK = "checkpoint/manifest.json"
-"""The file that tells a run folder (see `dpipe.runfolder`)."""
-RUN_RESULTS = ("decisions.parquet", "table")
-"""What is Parquet in a run folder: a file and a folder."""
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -229,11 +226,11 @@ def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:
 def _is_result(path: str, top: str) -> bool:
     """Whether a file was left by a run whose folder is `top` or lies below it."""
     folder, name = os.path.split(path)
-    folders = [folder] if name == RUN_RESULTS[0] else []
+    folders = [folder] if name == DECISIONS else []
     while len(folder) > len(top):
         folder, name = os.path.split(folder)
-        folders += [folder] if name == RUN_RESULTS[1] else []
-    return any(os.path.exists(os.path.join(each, RUN_MARK)) for each in folders)
+        folders += [folder] if name == TABLE else []
+    return any(os.path.exists(os.path.join(each, MANIFEST)) for each in folders)
 
 
 def _local_of_url(url: str) -> str:

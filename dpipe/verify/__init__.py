@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.errors import InputError, VerificationError
+from dpipe.inventory import COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
 from dpipe.options import Options, options_from
-from dpipe.runfolder import COMMUNITIES, DECISIONS_PARQUET, MANIFEST, RUN, SELECTED, RunFolder
+from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import Table, open_table
 from dpipe.table.sample import sample
 from dpipe.verify.checks import CHECKS, Claims, check_chains, check_rows, check_words
@@ -72,7 +73,7 @@ def verify(
     Parameters
     ----------
     run_dir
-        The run folder.
+        The run folder, or a URL of one.
     sources
         The input, where it is not where the run found it.
     storage_options
@@ -93,7 +94,16 @@ def verify(
     feature columns, on disk beyond 2 GiB. Time: 6,000 rows x 1,800 columns, or 100,000 x 200, in
     well under a minute on two cores.
     """
-    folder = RunFolder(run_dir)
+    with mirror.reading(run_dir, storage_options) as here:
+        return _verify(RunFolder(here), os.fspath(run_dir), sources, storage_options)
+
+
+def _verify(
+    folder: RunFolder,
+    run_dir: str,
+    sources: Sequence[str | os.PathLike[str]] | None,
+    storage_options: Mapping[str, Any] | None,
+) -> VerifyReport:
     run = folder.read_run()
     _refuse(run_dir, _altered(folder))
     options = _options(run)
@@ -125,18 +135,18 @@ def verify(
     )
 
 
-def _refuse(run_dir: str | os.PathLike[str], failures: Sequence[str]) -> None:
+def _refuse(run_dir: str, failures: Sequence[str]) -> None:
     """Raise when a check failed, naming the first few failures."""
     if failures:
         more = len(failures) - _MOST_TOLD
         told = [*failures[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
-        raise VerificationError(f"{os.fspath(run_dir)} does not hold: {'; '.join(told)}.")
+        raise VerificationError(f"{run_dir} does not hold: {'; '.join(told)}.")
 
 
 def _altered(folder: RunFolder) -> list[str]:
     """Result files that differ from what the run wrote, or of which it left no checksum."""
     listed = folder.read_json(MANIFEST).get("files", {})
-    proofs = {SELECTED, DECISIONS_PARQUET, COMMUNITIES, RUN}
+    proofs = {SELECTED, DECISIONS, COMMUNITIES, RUN}
     return [
         *(f"{name} has no checksum in the manifest" for name in sorted(proofs - set(listed))),
         *(f"{name} is not the file the run wrote" for name in folder.verify_checksums()),

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpipe.inventory import stall_file
 from dpipe.model import Emit, Event, Fault, MemoryRead, MemoryReading, Note, PassDone
 from dpipe.runfolder import RunFolder
 from dpipe.watch.board import Board
@@ -80,7 +81,7 @@ class Journal:
 
     def _keep(self, fault: Fault) -> None:
         """Leave the details of a fault where whoever looks into it finds them."""
-        name = f"stall-{len(self.files) + 1}.txt"
+        name = stall_file(len(self.files) + 1)
         self._folder.write_text(name, fault.details)
         self.files.append(name)
         self(Note(f"what the workers were doing stands in {self._folder.path / name}."))

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dpipe.inventory import MEMORY_SAMPLES, PERFORMANCE_REPORT
 from dpipe.model import Emit, Note
 from dpipe.session import Session
 
@@ -27,8 +28,6 @@ PATH = "/dpipe"
 """Where the page is, beside Dask's own ``/status``."""
 SAMPLE_SECONDS = 0.5
 """Time between two samples of the workers' memory, as Dask's MemorySampler has it."""
-RECORDS = ("memory_samples.csv", "performance_report.html")
-"""What `recorded` leaves."""
 _REFRESH_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0  # how long a scheduler may take over any of this
 _REPORT_SECONDS = 60.0
@@ -211,9 +210,9 @@ def recorded(session: Session, save: Save, emit: Emit) -> Iterator[None]:
             with contextlib.suppress(Exception):  # a scheduler that is gone has stopped, too
                 samples = ask(scheduler.memory_sampler_stop, key=key)
     if samples and count is not None:  # not of a cluster that had to be opened anew
-        keep(RECORDS[0], lambda: _as_csv(samples, began))
+        keep(MEMORY_SAMPLES, lambda: _as_csv(samples, began))
         keep(
-            RECORDS[1],
+            PERFORMANCE_REPORT,
             lambda: ask(
                 scheduler.performance_report,
                 start=began,

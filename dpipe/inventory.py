@@ -1,0 +1,172 @@
+"""The files of a run folder: what each is called, what it holds, which columns it has.
+
+Covers: the names, in the order of docs/reference.md, whose table of files is this one; which of
+them the manifest lists.
+Does not cover: writing and reading them (`dpipe.runfolder`), the rank store (`dpipe.rankstore`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from dpipe.model import Decision
+
+SELECTED = "selected.txt"
+DECISIONS = "decisions.parquet"
+DECISIONS_CSV = "decisions.csv"
+COMMUNITIES = "communities.json"
+RANK_SAMPLE = "rank_sample"
+RUN = "run.json"
+REPORT = "report.html"
+MEMORY_SAMPLES = "memory_samples.csv"
+PERFORMANCE_REPORT = "performance_report.html"
+TABLE = "table"
+CHECKPOINT = "checkpoint"
+
+LOCK = ".dpipe.lock"
+MANIFEST = f"{CHECKPOINT}/manifest.json"
+STATISTICS = f"{CHECKPOINT}/statistics.json"
+TABLE_CLAIM = f"{CHECKPOINT}/table.json"
+RANKS = f"{CHECKPOINT}/ranks-"
+"""How the folder of a rank store begins, where it has no place of its own."""
+
+DECISION_COLUMNS = tuple(
+    {"pass_number": "pass"}.get(field.name, field.name) for field in dataclasses.fields(Decision)
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a run folder, or several that belong together.
+
+    Attributes
+    ----------
+    names
+        Names relative to the folder; in one of many files a ``*`` stands for any text.
+    holds
+        What is in it, as the reference says it.
+    columns
+        The columns of a table.
+    """
+
+    names: tuple[str, ...]
+    holds: str
+    columns: tuple[str, ...] = ()
+
+
+def matrix_files(name: str) -> tuple[str, str]:
+    """The array called `name` and the list of its columns.
+
+    Examples
+    --------
+    >>> matrix_files("spearman")
+    ('spearman.npy', 'spearman_columns.txt')
+    """
+    return f"{name}.npy", f"{name}_columns.txt"
+
+
+def stall_file(number: int) -> str:
+    """Where the details of the n-th fault lie."""
+    return f"stall-{number}.txt"
+
+
+def pass_file(number: int) -> str:
+    """Where what a pass decided lies, for a later run."""
+    return f"{CHECKPOINT}/pass-{number}.json"
+
+
+INVENTORY = (
+    Entry((SELECTED,), "kept columns, one a line, in input order"),
+    Entry(
+        (DECISIONS, DECISIONS_CSV),
+        "one row for each input column, see below",
+        columns=DECISION_COLUMNS,
+    ),
+    Entry(
+        (COMMUNITIES,),
+        "for each kept column its alternatives with pass, measure and value, and the chain where "
+        "a representative was itself dropped later",
+    ),
+    Entry(
+        ("*.npy",),
+        "float32 matrix (p, p) of that pass, where it fits `--matrix-budget`; NaN where a pair "
+        "has no similarity",
+    ),
+    Entry(("*_columns.txt",), "the columns of the matrix, one a line"),
+    Entry(
+        matrix_files(RANK_SAMPLE),
+        "ranks of at most 200 rows in a byte each, for the scatter plots of the report",
+    ),
+    Entry(
+        (RUN,),
+        "schema version, versions, resolved options, fingerprint of the input, seeds, plan, "
+        "seconds and memory of each pass (of the run that computed it), faults survived",
+    ),
+    Entry((REPORT,), "the report: one page that works offline"),
+    Entry(
+        (MEMORY_SAMPLES, PERFORMANCE_REPORT),
+        "what Dask recorded of the run: seconds and bytes of all workers together; task stream, "
+        "profile and versions. Left out, with a note, where the scheduler keeps no such record",
+    ),
+    Entry((f"{TABLE}/",), "with `--write-table` the reduced table, a part for each input file"),
+    Entry(
+        ("stall-*.txt",),
+        "what the workers were doing when no task had finished for five minutes",
+    ),
+    Entry(
+        (f"{CHECKPOINT}/",),
+        "manifest and pass results for a later run; nothing in it can execute code",
+    ),
+)
+"""Every file of a run folder; a name that stands here as it is goes before a pattern."""
+
+SINGLE_RESULTS = (
+    STATISTICS,
+    *(name for entry in INVENTORY for name in entry.names if "*" not in name and "/" not in name),
+)
+"""Results that every run leaves under the same name, whatever it measures."""
+
+
+def entry_of(name: str) -> Entry | None:
+    """What the inventory says of a file, None where no run writes such a file.
+
+    Examples
+    --------
+    >>> entry_of("hsic_columns.txt").holds
+    'the columns of the matrix, one a line'
+    """
+    for known in (str.__eq__, _is_inside, fnmatchcase):
+        for entry in INVENTORY:
+            if any(known(name, each) for each in entry.names):
+                return entry
+    return None
+
+
+def _is_inside(name: str, folder: str) -> bool:
+    return folder.endswith("/") and name.startswith(folder)
+
+
+def is_listed(name: str) -> bool:
+    """Whether the manifest has the checksum of a file: of all but what a later run alone reads.
+
+    Examples
+    --------
+    >>> is_listed("run.json"), is_listed("checkpoint/pass-1.json")
+    (True, False)
+    """
+    return name == STATISTICS or not name.startswith(f"{CHECKPOINT}/")
+
+
+def is_portable(name: str) -> bool:
+    """Whether a file of a run folder is worth having in a copy of the folder.
+
+    The lock, the ranks and what is half written are not.
+
+    Examples
+    --------
+    >>> is_portable("table/ranks_2024.parquet"), is_portable("checkpoint/ranks-1-2/layout.json")
+    (True, False)
+    """
+    return not name.startswith((LOCK, RANKS)) and not name.endswith(".partial")

@@ -1,0 +1,125 @@
+"""New data reduced with a finished selection.
+
+Covers: which columns to copy, that the new data has them and that they are what they were.
+Does not cover: copying them (`dpipe.table.copying`), data in memory (`dpipe.selection`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpipe.errors import InputError
+from dpipe.inventory import SELECTED
+from dpipe.model import Role
+from dpipe.options import Options
+from dpipe.runfolder import RunFolder, mirror
+from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` wrote.
+
+    Attributes
+    ----------
+    files
+        The files written.
+    n_rows
+        Rows in all of them.
+    columns
+        Their columns, in order.
+    left_out
+        Columns that the run did not analyse and that cannot be copied, because their types differ
+        between the new files.
+    """
+
+    files: tuple[str, ...]
+    n_rows: int
+    columns: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def apply(
+    folder: str | os.PathLike[str],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Applied:
+    """Copy the columns that a finished run kept from new Parquet files.
+
+    Columns that the run did not analyse (identifiers, text) are carried along where the new data
+    has them.
+
+    Parameters
+    ----------
+    folder
+        The run folder, or a URL of one.
+    sources
+        The new files, folders, globs or fsspec URLs.
+    output
+        One Parquet file, or a folder that gets a file for each of the input; or a URL.
+    storage_options
+        Passed to fsspec.
+
+    Raises
+    ------
+    InputError
+        When there is no such run, the new data lacks a kept column or holds no numbers in it, or
+        the output exists.
+    ResourceError
+        When the disk or memory does not suffice.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> dpipe.apply("out", "new.parquet", "reduced.parquet").n_rows  # doctest: +SKIP
+    """
+    with mirror.reading(folder, storage_options) as here:
+        done = RunFolder(here)
+        selected = done.read_selected()
+        decisions = {decision.column: decision for decision in done.read_decisions()}
+        coerce = bool(done.read_run().get("options", {}).get("coerce_strings", False))
+    table = open_table(
+        as_sources(sources),
+        options=Options(coerce_strings=coerce),
+        storage_options=storage_options,
+    )
+    where = os.fspath(folder)
+    _check_present(table, selected, where)
+    for name in selected:
+        _check_number(table, name, decisions[name].dtype if name in decisions else "", where)
+    there = {column.name for column in table.columns}
+    names = [name for name, d in decisions.items() if d.decision != "dropped" and name in there]
+    left_out = conflicting(table, names, storage_options)
+    names = [name for name in names if name not in left_out]
+    if not names:
+        raise InputError(f"the run in {where} kept no column: there is nothing to copy.")
+    files = copy_columns(table, names, output, storage_options=storage_options)
+    return Applied(files, table.n_rows, tuple(names), left_out)
+
+
+def _check_present(table: Table, selected: Sequence[str], where: str) -> None:
+    there = {column.name for column in table.columns}
+    for file in table.files:
+        lacking = set(selected) - there | set(table.lacks(file))
+        missing = [name for name in selected if name in lacking]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{file.path} lacks column {missing[0]!r}{others} of the {len(selected)} that "
+                f"{os.path.join(where, SELECTED)} lists."
+            )
+
+
+def _check_number(table: Table, name: str, before: str, where: str) -> None:
+    """Refuse what is no number now: the run kept a number of that name."""
+    column = table.column(name)
+    if column.role is Role.NOT_NUMERIC:
+        raise InputError(
+            f"column {name!r} of the new data is {column.dtype}, and a number ({before}) in the "
+            f"run in {where}; convert it first."
+        )
