@@ -1,0 +1,478 @@
+"""Which columns the kept ones predict, in one pass through an order of columns.
+
+Covers: the sweep that keeps a column unless kept ones predict it, what that claim needs in rows,
+and how well a given set of columns predicts the others. Host arrays only: one p x p Gram matrix,
+however many rows it came from.
+Does not cover: the Gram matrix itself, the order (see `dpipe.passes`), the strict elimination by
+variance inflation (see `dpipe.kernels.vif`).
+See also: docs/statistics.md, with every formula and its source.
+
+A claim is either *by few* (at most a handful of kept columns, found by forward selection and named)
+or *by all* kept columns together. Both know their degrees of freedom: R^2 is adjusted for the
+number of predictors, and a claim that chance alone could have made among so many columns, and so
+many sets of them, is not made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESIDUAL_VARIANCE = 1e-10
+"""A column of unit variance with less than this left beside kept ones is their combination."""
+
+CHANCE = 0.01
+"""Expected number of claims in a table of independent columns, at most."""
+
+TIE = 1e-6
+"""Relative difference below which two values count as equal, so that the order decides."""
+
+_PANEL = 128  # columns factored before one matrix product applies them
+_NEGLIGIBLE = 1e-6  # coefficients this small beside the largest are rounding
+_SEPARATE = 1e-4  # a predictor with less variance left beside the chosen ones adds only rounding
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One column that kept ones predict.
+
+    Attributes
+    ----------
+    index
+        The column, as the matrix counts.
+    r_squared
+        R^2 on `partners`, or on all columns kept by then, adjusted for their number.
+    predictors
+        How many columns that R^2 is of.
+    partners
+        (column, coefficient) in terms of the unit-norm scores, largest coefficient first: the few
+        predictors, or those that an exact combination needs. Empty for a claim by many.
+    representative
+        The predictor that the column correlates with most.
+    """
+
+    index: int
+    r_squared: float
+    predictors: int
+    partners: tuple[tuple[int, float], ...]
+    representative: int
+
+
+def adjusted(r_squared: float, rows: int, predictors: int) -> float:
+    """R^2 less what as many independent predictors would reach; minus infinity without freedom.
+
+    Examples
+    --------
+    >>> round(adjusted(0.9, 101, 50), 3)
+    0.8
+    >>> adjusted(1.0, 10, 9)
+    -inf
+    """
+    freedom = rows - 1 - predictors
+    return 1 - (1 - r_squared) * (rows - 1) / freedom if freedom > 0 else -math.inf
+
+
+def log_chance(r_squared: float, rows: int, predictors: int, choices: int) -> float:
+    """Logarithm of a bound on the chance that one of many sets of predictors reaches an R^2.
+
+    Parameters
+    ----------
+    r_squared
+        The R^2 reached, not adjusted.
+    rows
+        Rows it was computed on.
+    predictors
+        Predictors it took.
+    choices
+        How many columns those were chosen from.
+
+    Notes
+    -----
+    Of one set of s independent predictors 1 - R^2 follows Beta(df / 2, s / 2), df = n - 1 - s (the
+    F test). Its lower tail at x is at most x^a / (a B(a, b)), over sqrt(1 - x) where b < 1; the
+    chance of any of the C(m, s) sets is at most their number times that.
+
+    Examples
+    --------
+    >>> round(math.exp(log_chance(0.5, 20, 1, 1)), 5)  # exactly 0.00049
+    0.00051
+    """
+    a, b = (rows - 1 - predictors) / 2, predictors / 2
+    if a <= 0:
+        return math.inf
+    left = max(1 - r_squared, np.finfo(float).tiny)
+    tail = a * math.log(left) - math.log(a) + _log_gamma_ratio(a, b)
+    if b < 1:
+        tail -= 0.5 * math.log(max(r_squared, np.finfo(float).tiny))
+    return tail + _log_binomial(choices, predictors)
+
+
+def _log_gamma_ratio(a: float, b: float) -> float:
+    """-log B(a, b)."""
+    return math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+
+
+def _log_binomial(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def sweep(
+    r: Matrix,
+    order: Indices,
+    asked: NDArray[np.bool_],
+    rows: Indices,
+    threshold: float,
+    most: int | None,
+    few: int = 5,
+) -> list[Prediction]:
+    """Go through the columns in order; keep one unless kept ones predict it.
+
+    Parameters
+    ----------
+    r
+        (p, p) Gram matrix of unit-norm centred columns: symmetric, positive semi-definite, unit
+        diagonal.
+    order
+        All p columns, from the one most worth keeping to the one least so.
+    asked
+        (p,) columns that stay whatever predicts them. They are taken first.
+    rows
+        (p,) rows that each column's R^2 may count on: its valid ones.
+    threshold
+        Adjusted R^2 at which a column goes.
+    most
+        Most kept columns that a prediction may need; None for any number. An exact combination of
+        any number goes either way.
+    few
+        Most columns looked for by forward selection, where all of them prove nothing because the
+        rows are few. Not more than `most`.
+
+    Returns
+    -------
+    The columns that go, in order. Whatever is not among them stays, so every column that goes is
+    predicted by columns that stay.
+
+    Raises
+    ------
+    ValueError
+        When the arguments do not fit together or `r` has no unit diagonal.
+
+    Notes
+    -----
+    p^2 m operations for m independent columns among those kept, nearly all in matrix products, and
+    about 10 m for every predictor that is looked for. Memory: two matrices beside `r`, p x p and
+    p x m.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, b = np.eye(4)[:2]
+    >>> scores = np.stack([a, b, (a + b) / np.sqrt(2)])
+    >>> gone = sweep(
+    ...     scores @ scores.T, np.arange(3), np.zeros(3, bool), np.full(3, 100), 0.9, None
+    ... )
+    >>> [(one.index, one.representative, one.predictors) for one in gone]
+    [(2, 0, 2)]
+    >>> [(column, round(weight, 3)) for column, weight in gone[0].partners]
+    [(0, 0.707), (1, 0.707)]
+    """
+    order, n_asked = _asked_first(r, order, asked, rows)
+    run = _Sweep(r[np.ix_(order, order)], rows[order], threshold, most, few)
+    run.go(n_asked)
+    return [_renumbered(one, order) for one in run.gone]
+
+
+class _Sweep:
+    """The sweep in positions: 0 is the first column of the order.
+
+    A left-looking Cholesky factorisation in panels: when a column's turn comes, its residual
+    variance beside the independent columns kept so far stands on the diagonal.
+    """
+
+    def __init__(
+        self, gram: Matrix, rows: Indices, threshold: float, most: int | None, few: int
+    ) -> None:
+        self.gram = gram
+        self.rows = rows
+        self.threshold = threshold
+        self.most = len(gram) if most is None else most
+        self.few = min(few, self.most)
+        self.gone: list[Prediction] = []
+        self.kept = np.zeros(len(gram), dtype=bool)
+        self.basis: list[int] = []
+        self.limit = math.log(CHANCE / len(gram)) if len(gram) else 0.0
+
+    def go(self, n_asked: int) -> Matrix:
+        """Decide every column; the first `n_asked` stay. Returns the factor, (p, at least m)."""
+        p = len(self.gram)
+        factor = np.zeros((p, min(p, _PANEL)), order="F")
+        for start in range(0, p, _PANEL):
+            stop = min(start + _PANEL, p)
+            done = len(self.basis)
+            factor = _with_room(factor, done + stop - start)
+            panel = self.gram[start:, start:stop] - (
+                factor[start:, :done] @ factor[start:stop, :done].T
+            )
+            for j in range(start, stop):
+                m = len(self.basis)
+                rest = panel[j - start :, j - start] - factor[j:, done:m] @ factor[j, done:m]
+                left = min(max(float(rest[0]), 0.0), 1.0)
+                claim = None if j < n_asked else self._claim(j, left, factor)
+                if claim is not None:
+                    self.gone.append(claim)
+                    continue
+                self.kept[j] = True
+                if left >= RESIDUAL_VARIANCE:
+                    factor[j:, m] = rest / math.sqrt(left)
+                    self.basis.append(j)
+        return factor
+
+    def _claim(self, j: int, left: float, factor: Matrix) -> Prediction | None:
+        """What predicts column `j`, of which the kept columns leave `left`; None to keep it."""
+        m = len(self.basis)
+        if m == 0 or not _reaches(1 - left, self.threshold):  # what all leave, fewer leave too
+            return None
+        exact = left < RESIDUAL_VARIANCE
+        if (m <= self.most or exact) and self._holds(j, 1 - left, m, m):
+            value = adjusted(1 - left, int(self.rows[j]), m)
+            return self._by_all(j, value, factor, named=exact or m <= self.few)
+        return self._by_few(j)
+
+    def _holds(self, j: int, r_squared: float, predictors: int, choices: int) -> bool:
+        """Whether the rows of column `j` bear the claim."""
+        n = int(self.rows[j])
+        return (
+            _reaches(adjusted(r_squared, n, predictors), self.threshold)
+            and log_chance(r_squared, n, predictors, choices) <= self.limit
+        )
+
+    def _by_all(self, j: int, value: float, factor: Matrix, named: bool) -> Prediction:
+        basis = np.array(self.basis, dtype=np.int64)
+        partners: tuple[tuple[int, float], ...] = ()
+        if named:
+            m = len(basis)
+            weights = np.asarray(np.linalg.solve(factor[basis, :m].T, factor[j, :m]))
+            partners = _largest_first(basis, weights)
+            basis = np.array([column for column, _ in partners], dtype=np.int64)
+        return self._prediction(j, value, len(basis), partners, basis)
+
+    def _by_few(self, j: int) -> Prediction | None:
+        """Forward selection among the kept columns, as far as `few`."""
+        choices = int(np.count_nonzero(self.kept[:j]))
+        search = _Forward(self.gram, j, self.kept[:j])
+        for size in range(1, self.few + 1):
+            if not search.add():
+                return None
+            if self._holds(j, search.r_squared, size, choices):
+                members = np.sort(np.array(search.members, dtype=np.int64))
+                value = adjusted(search.r_squared, int(self.rows[j]), size)
+                partners = _largest_first(members, self._weights(j, members))
+                return self._prediction(j, value, size, partners, members)
+        return None
+
+    def _weights(self, j: int, members: Indices) -> Matrix:
+        """Least-squares coefficients of column `j` in a few others."""
+        gram = self.gram[np.ix_(members, members)]
+        found: Matrix = np.linalg.solve(gram, self.gram[members, j])
+        return found
+
+    def _prediction(
+        self,
+        j: int,
+        value: float,
+        predictors: int,
+        partners: tuple[tuple[int, float], ...],
+        among: Indices,
+    ) -> Prediction:
+        closeness = np.abs(self.gram[j, among])
+        nearest = int(among[closeness >= closeness.max() * (1 - TIE)].min())
+        return Prediction(j, value, predictors, partners, nearest)
+
+
+class _Forward:
+    """Forward regression of one column on earlier ones, a predictor at a time, from the Gram alone.
+
+    Works on all earlier columns, which is faster than picking out the kept ones; those that went
+    are treated like columns of which nothing is left.
+    """
+
+    def __init__(self, gram: Matrix, target: int, kept: NDArray[np.bool_]) -> None:
+        self._gram = gram
+        self._shared = np.where(kept, gram[target, :target], 0.0)
+        self._left = kept.astype(np.float64)
+        self._factors: list[Matrix] = []
+        self.members: list[int] = []
+        self.r_squared = 0.0
+
+    def add(self) -> bool:
+        """Take the predictor that explains most of what is left; False when none explains any."""
+        gain = self._shared * self._shared
+        gain /= np.maximum(self._left, _SEPARATE)
+        top = float(gain.max())
+        if top <= RESIDUAL_VARIANCE:
+            return False
+        best = int(np.argmax(gain >= top * (1 - TIE)))
+        column = self._gram[best, : len(self._left)].copy()
+        for factor in self._factors:
+            column -= factor[best] * factor
+        scale = math.sqrt(float(self._left[best]))
+        column /= scale
+        step = float(self._shared[best]) / scale
+        self._factors.append(column)
+        self._shared -= step * column
+        self._left -= column * column
+        self._shared[self._left <= _SEPARATE] = 0.0
+        self.r_squared = min(self.r_squared + step * step, 1.0)
+        self.members.append(best)
+        return True
+
+
+def explained(r: Matrix, kept: Indices, others: Indices, rows: Indices) -> tuple[Matrix, int]:
+    """How well all of `kept` together predict each of `others`, adjusted.
+
+    Parameters
+    ----------
+    r
+        (p, p) Gram matrix as for `sweep`.
+    kept, others
+        Indices into r, in an order that does not depend on the input's.
+    rows
+        (p,) rows that each column's R^2 may count on.
+
+    Returns
+    -------
+    (others,) adjusted R^2, minus infinity where the rows leave no freedom, and the number of
+    independent columns among `kept`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values, rank = explained(
+    ...     np.array([[1.0, 0.8], [0.8, 1.0]]), np.array([0]), np.array([1]), np.array([50, 50])
+    ... )
+    >>> round(float(values[0]), 2), rank
+    (0.63, 1)
+    """
+    run = _Sweep(r[np.ix_(kept, kept)], rows[kept], math.inf, None, 0)
+    factor = run.go(len(kept))
+    basis = kept[run.basis]
+    triangle = factor[run.basis, : len(basis)]
+    beside = np.linalg.solve(triangle, r[np.ix_(basis, others)])
+    left = np.clip(1 - (beside * beside).sum(axis=0), 0, 1)
+    left[left < RESIDUAL_VARIANCE] = 0
+    values = [
+        adjusted(1 - rest, int(n), len(basis)) for rest, n in zip(left, rows[others], strict=True)
+    ]
+    return np.array(values), len(basis)
+
+
+def on_selection(
+    r: Matrix, kept: Indices, gone: Sequence[Prediction], rows: Indices
+) -> NDArray[np.float64]:
+    """The best adjusted R^2 of each column that went, on the columns of a later selection.
+
+    Parameters
+    ----------
+    r, rows
+        As for `sweep`.
+    kept
+        The selection, as indices into r.
+    gone
+        Answers of `sweep`.
+
+    Returns
+    -------
+    (gone,) R^2 on all of `kept`, or that of its own few predictors where all of these are among
+    `kept` and it is larger: many predictors cost degrees of freedom.
+    """
+    others = np.array([one.index for one in gone], dtype=np.int64)
+    values, _ = explained(r, kept, others, rows)
+    present = set(kept.tolist())
+    stated = [
+        one.r_squared
+        if one.partners and all(column in present for column, _ in one.partners)
+        else -math.inf
+        for one in gone
+    ]
+    return np.maximum(values, stated)
+
+
+def returning(
+    r: Matrix, kept: Indices, gone: Sequence[Prediction], rows: Indices, threshold: float
+) -> Indices:
+    """Which of the columns that went must come back, so that `kept` and they predict the others.
+
+    Arguments are those of `on_selection`; the answer is in the order of `gone`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> r = np.array([[1.0, 0.99, 0.0], [0.99, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> rows = np.full(3, 100)
+    >>> gone = sweep(r, np.arange(3), np.zeros(3, bool), rows, 0.9, None)
+    >>> returning(r, np.array([2]), gone, rows, 0.9).tolist()  # another pass took column 0
+    [1]
+    """
+    back: list[int] = []
+    waiting = list(gone)
+    while waiting:
+        values = on_selection(r, np.concatenate([kept, np.array(back, np.int64)]), waiting, rows)
+        fallen = [not _reaches(value, threshold) for value in values.tolist()]
+        if not any(fallen):
+            break
+        back += [one.index for one, fell in zip(waiting, fallen, strict=True) if fell]
+        waiting = [one for one, fell in zip(waiting, fallen, strict=True) if not fell]
+    return np.array(back, dtype=np.int64)
+
+
+def _reaches(value: float, threshold: float) -> bool:
+    """Compared as whole millionths, so that no rounding of sums decides."""
+    return round(value, 6) >= round(threshold, 6) if math.isfinite(value) else value > 0
+
+
+def _largest_first(columns: Indices, weights: Matrix) -> tuple[tuple[int, float], ...]:
+    size = np.abs(weights)
+    used = np.flatnonzero(size > _NEGLIGIBLE * size.max())
+    used = used[np.lexsort((columns[used], -np.round(size[used], 9)))]
+    return tuple(zip(columns[used].tolist(), weights[used].tolist(), strict=True))
+
+
+def _with_room(factor: Matrix, columns: int) -> Matrix:
+    """`factor` with at least `columns` columns; it grows by halves, so as to be copied rarely."""
+    if factor.shape[1] >= columns:
+        return factor
+    larger = np.zeros((len(factor), max(columns, factor.shape[1] * 3 // 2)), order="F")
+    larger[:, : factor.shape[1]] = factor
+    return larger
+
+
+def _asked_first(
+    r: Matrix, order: Indices, asked: NDArray[np.bool_], rows: Indices
+) -> tuple[Indices, int]:
+    """`order` with the columns that are asked for ahead, and how many those are."""
+    p = len(r)
+    fits = r.shape == (p, p) and asked.shape == (p,) and rows.shape == (p,)
+    if not fits or not np.array_equal(np.sort(order), np.arange(p)):
+        raise ValueError("r, order, asked and rows must speak of the same columns, each once.")
+    if not np.allclose(np.diagonal(r), 1.0, rtol=0, atol=1e-6):  # NaN fails too
+        raise ValueError("r must be the Gram matrix of columns of norm 1.")
+    first = asked[order]
+    return np.concatenate((order[first], order[~first])), int(np.count_nonzero(first))
+
+
+def _renumbered(one: Prediction, names: Indices) -> Prediction:
+    """`one` with every position replaced by what stands there in `names`."""
+    return Prediction(
+        index=int(names[one.index]),
+        r_squared=one.r_squared,
+        predictors=one.predictors,
+        partners=tuple((int(names[column]), weight) for column, weight in one.partners),
+        representative=int(names[one.representative]),
+    )
