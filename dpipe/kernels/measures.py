@@ -165,13 +165,13 @@ def _hsic(
     """Normalised HSIC of the ranks under a Gaussian kernel, in [0, 1]."""
     assert marginals_i is not None and marginals_j is not None
     xp = namespace(moments.product)
-    root = _kernel_root(BASIS, parameters.get("bandwidth", HSIC_BANDWIDTH))
+    root = kernel_root(BASIS, parameters.get("bandwidth", HSIC_BANDWIDTH))
     left, right = (
         xp.asarray(marginals.on_gram(root.T @ marginals.loading))
         for marginals in (marginals_i, marginals_j)
     )
     scale_i, scale_j = (
-        xp.asarray(_self_hsic(root, marginals)) for marginals in (marginals_i, marginals_j)
+        xp.asarray(self_hsic(root, marginals)) for marginals in (marginals_i, marginals_j)
     )
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
@@ -182,7 +182,7 @@ def _hsic(
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 
-def _self_hsic(root: np.ndarray, marginals: Marginals) -> np.ndarray:
+def self_hsic(root: np.ndarray, marginals: Marginals) -> np.ndarray:
     """Square root of each column's HSIC with itself."""
     side = root.T @ marginals.loading
     return np.asarray(np.sqrt(((side @ side.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))
@@ -197,7 +197,7 @@ def _rdc(
     """Randomized dependence coefficient: the median over draws, in [0, 1]."""
     assert marginals_i is not None and marginals_j is not None
     xp = namespace(moments.product)
-    spans = _feature_spans(
+    spans = feature_spans(
         parameters.get("seed", 0), parameters.get("seeds", 5), parameters.get("degree")
     )
     values = xp.stack([_canonical(moments, marginals_i, marginals_j, span) for span in spans])
@@ -210,7 +210,7 @@ def _canonical(
     """Largest canonical correlation of the features (K, m) of every pair of columns."""
     xp = namespace(moments.product)
     left, right = (
-        xp.asarray(marginals.on_gram(_orthonormal_span(marginals.loading, features)))
+        xp.asarray(marginals.on_gram(orthonormal_span(marginals.loading, features)))
         for marginals in (marginals_i, marginals_j)
     )
 
@@ -225,7 +225,7 @@ def _canonical(
     return xp.where(defined_i[:, None] & defined_j[None, :], values, xp.nan)
 
 
-def _orthonormal_span(loading: np.ndarray, features: np.ndarray) -> np.ndarray:
+def orthonormal_span(loading: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Rows spanning each column's features in its whitened coordinates: (b, d, K), zero-padded.
 
     Gram-Schmidt with column pivoting on the features (b, K, m) themselves, stopping at the relative
@@ -263,7 +263,7 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def _kernel_root(functions: int, bandwidth: float) -> np.ndarray:
+def kernel_root(functions: int, bandwidth: float) -> np.ndarray:
     """A (K, K) with A A' = T, the Gaussian kernel's coefficients in the basis."""
     u, weights, basis = _quadrature()
     kernel = np.exp(-((u[:, None] - u[None, :]) ** 2) / (2 * bandwidth**2))
@@ -273,7 +273,7 @@ def _kernel_root(functions: int, bandwidth: float) -> np.ndarray:
 
 
 @lru_cache
-def _feature_spans(seed: int, seeds: int, degree: int | None) -> tuple[np.ndarray, ...]:
+def feature_spans(seed: int, seeds: int, degree: int | None) -> tuple[np.ndarray, ...]:
     """Coefficients (K, m) of each draw's features in the basis."""
     if degree is not None:
         return (np.eye(BASIS)[:, :degree],)

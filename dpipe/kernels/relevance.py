@@ -1,0 +1,253 @@
+"""How much each column tells of a target: nHSIC and RDC against numbers and against classes.
+
+Covers: a target's functions, their cross moments with a block of columns, and the measures from
+these, in float64 throughout.
+Does not cover: pairs of columns (`dpipe.kernels.measures`), reading or scheduling.
+See also: docs/statistics.md.
+
+A target of numbers is expanded in the basis of the columns. A target of classes has one indicator
+function for each class: the delta kernel is their sum of products, so HSIC is a sum of squared
+covariances there too, and the largest canonical correlation is that of the features with the
+indicators. Missing targets are left out pairwise, as missing cells are everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.kernels.basis import legendre
+from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
+from dpipe.kernels.measures import (
+    BASIS,
+    HSIC_BANDWIDTH,
+    feature_spans,
+    kernel_root,
+    orthonormal_span,
+    self_hsic,
+)
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the moments and measures need to know of one target.
+
+    Attributes
+    ----------
+    values
+        (n,) centred ranks of a target of numbers, 0 where missing; of a target of classes the
+        number of each row's class, -1 where missing.
+    shares
+        (C,) share of each class among the valid rows; None for a target of numbers.
+    marginals
+        Moments of the target's own functions; None for classes.
+    """
+
+    values: NDArray[np.float64] | NDArray[np.int64]
+    valid: Flags
+    shares: Floats | None
+    marginals: Marginals | None
+
+    @property
+    def n_functions(self) -> int:
+        """Functions the target is expanded in."""
+        return BASIS if self.shares is None else len(self.shares)
+
+    def functions(self, rows: slice) -> Floats:
+        """(functions, rows): its values on some rows, 0 where missing."""
+        if self.shares is not None:
+            classes = np.arange(len(self.shares))
+            return np.asarray(self.values[rows] == classes[:, None], dtype=np.float64)
+        valid = self.valid[rows].astype(np.float64)
+        scores = np.asarray(self.values[rows], dtype=np.float64)
+        return np.asarray(legendre(scores[None], BASIS, valid[None])[0])
+
+
+def of_numbers(scores: Floats, valid: Flags) -> Target:
+    """A target of numbers, from its centred ranks (n,), 0 where missing."""
+    sums = marginal_sums(scores[None], BASIS, valid[None])
+    return Target(scores, valid, None, whitened(sums))
+
+
+def of_classes(codes: NDArray[np.int64]) -> Target:
+    """A target of classes 0, 1, ... (n,), each of which occurs; -1 is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> of_classes(np.array([0, 1, 1, -1])).shares.round(3).tolist()
+    [0.333, 0.667]
+    """
+    valid = codes >= 0
+    counts = np.bincount(codes[valid])
+    return Target(codes, valid, counts / max(1, int(counts.sum())), None)
+
+
+@dataclass
+class CrossSums:
+    """Sums over rows for every column of a block and every function of the targets.
+
+    Attributes
+    ----------
+    count
+        (b, t) rows where both column and target are valid.
+    product
+        (b, K, q) sum of psi_k(column) g(target) over those rows.
+    total
+        (b, K, t) sum of psi_k(column) over the rows where the target is valid.
+    total_target
+        (b, q) sum of g(target) over the rows where the column is valid.
+    """
+
+    count: Floats
+    product: Floats
+    total: Floats
+    total_target: Floats
+
+    def __iadd__(self, other: CrossSums) -> CrossSums:
+        for field in fields(self):
+            mine = getattr(self, field.name)
+            mine += getattr(other, field.name)
+        return self
+
+
+_AT_ONCE = 2**17  # values of the functions of a column group: they stay in a core's cache
+
+
+def cross_sums(
+    scores: Floats, valid: Flags | None, targets: tuple[Target, ...], rows: slice
+) -> CrossSums:
+    """Sums of one row chunk.
+
+    Parameters
+    ----------
+    scores
+        (b, r) float64 centred ranks of a block of columns, 0 where missing.
+    valid
+        (b, r) bool, or None when complete.
+    targets
+        The targets, of all rows.
+    rows
+        Which rows of theirs the chunk is.
+    """
+    functions = np.concatenate([target.functions(rows) for target in targets])
+    known = np.stack([target.valid[rows] for target in targets]).astype(np.float64)
+    both = np.concatenate([functions, known])
+    b, r = scores.shape
+    q = len(functions)
+    present = None if valid is None else valid.astype(np.float64)
+    counted = np.tile(both.sum(axis=1), (b, 1)) if present is None else present @ both.T
+    product = np.empty((b, BASIS, len(both)))
+    step = max(1, _AT_ONCE // (BASIS * max(r, 1)))
+    for start in range(0, b, step):
+        part = slice(start, start + step)
+        psi = legendre(scores[part], BASIS, None if present is None else present[part])
+        product[part] = psi @ both.T
+    return CrossSums(counted[:, q:], product[:, :, :q], product[:, :, q:], counted[:, :q])
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """(b, t) nHSIC and RDC of every column with every target, in [0, 1]; NaN where undefined."""
+
+    hsic: Floats
+    rdc: Floats
+
+
+def relevance(
+    sums: CrossSums,
+    marginals: Marginals,
+    targets: tuple[Target, ...],
+    least: int,
+    seed: int = 0,
+    seeds: int = 5,
+    degree: int | None = None,
+) -> Relevance:
+    """The measures of a block of columns with every target.
+
+    Parameters
+    ----------
+    sums
+        Added up over all rows.
+    marginals
+        The columns' own moments.
+    targets
+        As given to `cross_sums`.
+    least
+        Fewest common rows of a column and a target; with fewer there is no relevance.
+    seed, seeds, degree
+        Of RDC, as for pairs of columns.
+    """
+    spans = feature_spans(seed, seeds, degree)
+    lefts = [orthonormal_span(marginals.loading, span) @ marginals.whiten for span in spans]
+    hsic, rdc = np.empty((2, *sums.count.shape))
+    start = 0
+    for number, target in enumerate(targets):
+        part = slice(start, start + target.n_functions)
+        start = part.stop
+        covariance = _covariance(sums, number, part)
+        hsic[:, number] = _hsic(covariance, marginals, target)
+        rdc[:, number] = np.median(
+            [
+                _canonical(left @ covariance @ right)
+                for left, right in zip(lefts, _rights(target, spans), strict=True)
+            ],
+            axis=0,
+        )
+    defined = sums.count >= max(least, 1)
+    defined &= (marginals.whiten != 0).any(axis=(1, 2))[:, None]
+    return Relevance(np.where(defined, hsic, np.nan), np.where(defined, rdc, np.nan))
+
+
+def _covariance(sums: CrossSums, number: int, part: slice) -> Floats:
+    """(b, K, functions) of a target's functions on the common rows."""
+    count = np.maximum(sums.count[:, number], 1)
+    mean = sums.total[:, :, number] / count[:, None]
+    mean_target = sums.total_target[:, part] / count[:, None]
+    found: Floats = sums.product[:, :, part] / count[:, None, None]
+    return found - mean[:, :, None] * mean_target[:, None, :]
+
+
+def _hsic(covariance: Floats, marginals: Marginals, target: Target) -> Floats:
+    root = kernel_root(BASIS, HSIC_BANDWIDTH)
+    if target.marginals is not None:
+        side = root
+        scale = float(self_hsic(root, target.marginals)[0])
+    else:
+        assert target.shares is not None
+        side = np.eye(len(target.shares))
+        scale = _self_hsic_of_classes(target.shares)
+    norm = self_hsic(root, marginals) * scale
+    squares = ((root.T @ covariance @ side) ** 2).sum(axis=(1, 2))
+    return np.asarray(np.clip(squares / np.where(norm > 0, norm, 1), 0, 1))
+
+
+def _self_hsic_of_classes(shares: Floats) -> float:
+    """Square root of the delta kernel's HSIC with itself.
+
+    The covariance of the indicators is diag(p) - p p'; its squared norm is
+    sum p^2 - 2 sum p^3 + (sum p^2)^2.
+    """
+    squares = float((shares**2).sum())
+    return float(np.sqrt(max(squares - 2 * float((shares**3).sum()) + squares**2, 0.0)))
+
+
+def _rights(target: Target, spans: tuple[Floats, ...]) -> list[Floats]:
+    """For each draw (functions, d): uncorrelated functions of unit variance of the target."""
+    if target.marginals is not None:
+        loading, whiten = target.marginals.loading, target.marginals.whiten
+        return [(orthonormal_span(loading, span) @ whiten)[0].T for span in spans]
+    assert target.shares is not None
+    # diag(1 / p) is a generalised inverse of diag(p) - p p', so its root whitens the indicators.
+    return [np.diag(1 / np.sqrt(target.shares))] * len(spans)
+
+
+def _canonical(inner: Floats) -> Floats:
+    """Largest canonical correlation of each column from (b, d, e) of whitened functions."""
+    gram = inner @ inner.transpose(0, 2, 1)
+    return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(gram)[:, -1], 0, 1)))
