@@ -1,0 +1,226 @@
+"""Exactly K columns: those that serve a target best together, or stand best for the rest.
+
+Covers: greedy choice of columns from one Gram matrix, with and without a target, and what share of
+the table and of the target the columns chosen so far explain. Host arrays only.
+Does not cover: the Gram matrix and the order of columns (see `dpipe.passes`).
+See also: docs/statistics.md for formulas and sources; docs/models.md for what was compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_RIDGE = 0.1
+ROWS_OF_RIDGE = 100
+"""The penalty of the regression on the target is worth this many rows, and at least a tenth of a
+column's variance: docs/models.md has what others cost."""
+
+TIE = 1e-6
+"""Relative difference below which two gains count as equal, so that the order decides."""
+
+RESIDUAL_VARIANCE = 1e-10
+"""A column of unit variance with less than this left beside chosen ones adds nothing."""
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns chosen, and what they explain.
+
+    Attributes
+    ----------
+    indices
+        (k,) in the order they were taken.
+    table
+        (k,) share of all columns' variance that the columns up to each explain, by least squares.
+    target
+        (k,) share of the targets' variance that a ridge regression on them explains; empty
+        without a target.
+    """
+
+    indices: Indices
+    table: Matrix
+    target: Matrix
+
+
+def ridge_for(rows: int) -> float:
+    """The penalty for a table of so many rows.
+
+    Examples
+    --------
+    >>> ridge_for(50), ridge_for(10**6)
+    (2.0, 0.1)
+    """
+    return max(ROWS_OF_RIDGE / max(rows, 1), LEAST_RIDGE)
+
+
+def choose_for_target(
+    r: Matrix,
+    responses: Matrix,
+    order: Indices,
+    asked: NDArray[np.bool_],
+    count: int,
+    ridge: float,
+) -> Chosen:
+    """Forward regression of the targets: always the column that explains most of what is left.
+
+    Parameters
+    ----------
+    r
+        (p, p) Gram matrix of unit-norm centred columns.
+    responses
+        (p, q) products of the columns with unit-norm centred functions of the targets: one for a
+        target of numbers; for classes their indicators, each times sqrt(1 - share), so that the
+        squares of a column's products add up to the share of its variance that the classes explain.
+    order
+        All p columns, the most relevant first; of equal gains the first counts.
+    asked
+        (p,) columns that are taken before any other.
+    count
+        How many columns to take; all when there are fewer.
+    ridge
+        Penalty in units of a column's variance, see `ridge_for`; it keeps columns that differ only
+        by noise from being taken for that noise.
+
+    Notes
+    -----
+    The gain of a column is the fall of the penalised sum of squares, |c_j|^2 / (v_j + ridge), with
+    c_j its product with the residuals and v_j its own residual variance, both by a Cholesky
+    factorisation of r + ridge I that grows by a column a step: 2 p k operations a step. Memory:
+    p x count beside `r`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> r = np.array([[1, 0.95, 0.1], [0.95, 1, 0.1], [0.1, 0.1, 1.0]])
+    >>> chosen = choose_for_target(
+    ...     r, np.array([[0.8], [0.79], [0.5]]), np.arange(3), np.zeros(3, bool), 2, 0.1
+    ... )
+    >>> chosen.indices.tolist()
+    [0, 2]
+    """
+    order = _asked_first(order, asked)
+    n_asked, count = int(np.count_nonzero(asked)), min(count, len(r))
+    gram = r[np.ix_(order, order)]
+    shared = responses[order].copy()
+    total = shared.shape[1]
+    left = np.full(len(gram), 1 + ridge)
+    waiting = np.ones(len(gram), dtype=bool)
+    factor = np.empty((len(gram), count), order="F")
+    taken, gained = [], []
+    for step in range(count):
+        gains = (shared**2).sum(axis=1) / left
+        best = _first_of_largest(gains, waiting) if step >= n_asked else step
+        column = gram[:, best] - factor[:, :step] @ factor[best, :step]
+        column[best] += ridge
+        column /= math.sqrt(left[best])
+        factor[:, step] = column
+        gained.append(float(gains[best]))
+        shared -= np.outer(column, shared[best] / math.sqrt(left[best]))
+        left = np.maximum(left - column * column, ridge)
+        waiting[best] = False
+        taken.append(best)
+    share = np.cumsum(gained) / max(total, 1)
+    return Chosen(order[taken], explained_by(gram, np.array(taken, dtype=np.int64)), share)
+
+
+def choose_for_table(r: Matrix, order: Indices, asked: NDArray[np.bool_], count: int) -> Chosen:
+    """Greedy column subset selection: always the column that explains most of what is left of all.
+
+    Arguments are those of `choose_for_target`, as far as they go. When the chosen columns explain
+    everything, the rest is filled up in order.
+
+    Notes
+    -----
+    With E the Gram matrix of the residuals, the gain of column j is |E_j|^2 / E_jj. Both are kept
+    up to date without E itself (Farahat, Ghodsi and Kamel 2011): one product of `r` with a vector
+    and 2 p k operations a step. Memory: p x count beside `r`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> r = np.array([[1, 0.9, 0.1], [0.9, 1, 0.5], [0.1, 0.5, 1.0]])
+    >>> choose_for_table(r, np.arange(3), np.zeros(3, bool), 1).indices.tolist()
+    [1]
+    """
+    order = _asked_first(order, asked)
+    n_asked, count = int(np.count_nonzero(asked)), min(count, len(r))
+    gram = r[np.ix_(order, order)]
+    rest = _Residual(gram, count)
+    waiting = np.ones(len(gram), dtype=bool)
+    taken: list[int] = []
+    for step in range(count):
+        best = _first_of_largest(rest.gains(), waiting) if step >= n_asked else step
+        rest.take(best)
+        waiting[best] = False
+        taken.append(best)
+    return Chosen(order[taken], np.array(rest.explained), np.empty(0))
+
+
+def explained_by(r: Matrix, chosen: Indices) -> Matrix:
+    """Share of all columns' variance that the first 1, 2, ... of `chosen` explain, (k,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> explained_by(np.eye(4), np.array([2, 0])).tolist()
+    [0.25, 0.5]
+    """
+    rest = _Residual(r, len(chosen))
+    for column in chosen.tolist():
+        rest.take(column)
+    return np.array(rest.explained)
+
+
+class _Residual:
+    """What the columns taken so far leave of each column."""
+
+    def __init__(self, gram: Matrix, count: int) -> None:
+        self._gram = gram
+        self._factor = np.empty((len(gram), count), order="F")
+        self._rank = 0
+        self._left = np.diagonal(gram).copy()
+        self._squares = np.einsum("ij,ij->i", gram, gram)
+        self.explained: list[float] = []
+
+    def gains(self) -> Matrix:
+        """What each column would explain of all that is left."""
+        lives = self._left > RESIDUAL_VARIANCE
+        return np.where(lives, self._squares / np.where(lives, self._left, 1), 0)
+
+    def take(self, column: int) -> None:
+        """Take a column; one that adds nothing changes nothing."""
+        share = self.explained[-1] if self.explained else 0.0
+        if self._left[column] > RESIDUAL_VARIANCE:
+            share += self._downdate(column) / len(self._gram)
+        self.explained.append(min(share, 1.0))
+
+    def _downdate(self, column: int) -> float:
+        held = self._factor[:, : self._rank]
+        found = self._gram[:, column] - held @ held[column]
+        found /= math.sqrt(self._left[column])
+        spread = self._gram @ found - held @ (held.T @ found)
+        norm = float(found @ found)
+        self._squares = np.maximum(self._squares - 2 * found * spread + norm * found**2, 0)
+        self._left = np.maximum(self._left - found * found, 0)
+        self._left[column] = 0.0
+        self._factor[:, self._rank] = found
+        self._rank += 1
+        return norm
+
+
+def _asked_first(order: Indices, asked: NDArray[np.bool_]) -> Indices:
+    first = asked[order]
+    return np.concatenate((order[first], order[~first]))
+
+
+def _first_of_largest(gains: Matrix, waiting: NDArray[np.bool_]) -> int:
+    """The first of those whose gain is largest, ties included."""
+    gains = np.where(waiting, gains, -1.0)
+    return int(np.flatnonzero(waiting & (gains >= gains.max() * (1 - TIE)))[0])
