@@ -144,26 +144,26 @@ def examine(
     scratch = None if "://" in (options.scratch_dir or "") else options.scratch_dir
     with _token(scratch) as token:
         probe = Probe(scratch, token, files, Secrets(storage_options))
-        here = look(probe)
-        yield from _client_findings(here)
+        client_facts = look(probe)
+        yield from _client_findings(client_facts)
         if connection:
-            opened = sessions.attach_session(connection, options, emit=emit)
+            session_context = sessions.attach_session(connection, options, emit=emit)
         else:
             # One worker shows what a local session is like; starting one per core takes long.
             few = options.replace(workers=options.workers or 1)
-            opened = sessions.open_session(few, emit=emit)
-        with opened as session:
-            there = _ask(session.client, probe)
+            session_context = sessions.open_session(few, emit=emit)
+        with session_context as session:
+            answers = _ask(session.client, probe)
             owned, device = session.owned, session.device
-    workers = [facts for facts in there.values() if isinstance(facts, Facts)]
+    workers = [facts for facts in answers.values() if isinstance(facts, Facts)]
     yield Finding("session", "workers", _workers_text(owned, workers))
     yield Finding("session", "computes on", "the GPU" if device == "gpu" else "the CPU")
-    for address, error in there.items():
+    for address, error in answers.items():
         if isinstance(error, BaseException):
             reason = f"could not look around: {type(error).__name__}: {error}"
             yield Finding(f"worker {address}", "failure", reason, problem=True)
     workers.sort(key=lambda facts: (len(facts.name), facts.name))
-    yield from _worker_findings(here, workers, shared=not owned)
+    yield from _worker_findings(client_facts, workers, shared=not owned)
 
 
 def _ask(client: Any, probe: Probe) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
     cores, memory = own_machine()
     limit = dask_worker.memory_manager.memory_limit if dask_worker is not None else None
     scratch = os.path.abspath(probe.scratch or tempfile.gettempdir())
-    there = _nearest_existing(scratch)
+    place = _nearest_existing(scratch)
     return Facts(
         name="client" if dask_worker is None else str(dask_worker.name),
         host=platform.node(),
@@ -209,9 +209,9 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
         card=cards.describe(),
         open_files=_open_files_limit(),
         scratch=scratch,
-        disk=_disk_type(there),
-        free=shutil.disk_usage(there).free,
-        writable=os.access(there, os.W_OK),
+        disk=_disk_type(place),
+        free=shutil.disk_usage(place).free,
+        writable=os.access(place, os.W_OK),
         sees_token=probe.token is None or os.path.exists(probe.token),
         unreadable=tuple(_unreadable(probe.files, probe.storage_options)),
     )
@@ -220,28 +220,28 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
 # What is found
 
 
-def _client_findings(here: Facts) -> Iterator[Finding]:
+def _client_findings(facts: Facts) -> Iterator[Finding]:
     place = "client"
-    yield Finding(place, "python", f"{here.python} on {here.system}")
+    yield Finding(place, "python", f"{facts.python} on {facts.system}")
     yield Finding(
         place,
         "packages",
-        ", ".join(f"{name} {here.versions.get(name, 'missing')}" for name in PACKAGES),
-        problem=any(name not in here.versions for name in PACKAGES[1:]),
+        ", ".join(f"{name} {facts.versions.get(name, 'missing')}" for name in PACKAGES),
+        problem=any(name not in facts.versions for name in PACKAGES[1:]),
     )
-    yield Finding(place, "BLAS", "; ".join(here.blas) or "unknown")
+    yield Finding(place, "BLAS", "; ".join(facts.blas) or "unknown")
     yield Finding(
         place,
         "machine",
-        f"{here.cpus} cores and {sized(here.memory)} of memory that this process may use",
+        f"{facts.cpus} cores and {sized(facts.memory)} of memory that this process may use",
     )
-    yield _card_finding(place, here)
-    if here.open_files is not None:
-        few = here.open_files < _LEAST_OPEN_FILES
+    yield _card_finding(place, facts)
+    if facts.open_files is not None:
+        few = facts.open_files < _LEAST_OPEN_FILES
         advice = "; raise it with `ulimit -n 4096`" if few else ""
-        yield Finding(place, "open files", f"at most {here.open_files:,}{advice}", problem=few)
-    yield _disk_finding(place, here)
-    yield from _input_findings(place, here)
+        yield Finding(place, "open files", f"at most {facts.open_files:,}{advice}", problem=few)
+    yield _disk_finding(place, facts)
+    yield from _input_findings(place, facts)
 
 
 def _card_finding(place: str, facts: Facts) -> Finding:
@@ -276,7 +276,9 @@ def _input_findings(place: str, facts: Facts) -> Iterator[Finding]:
         yield Finding(place, "input", reason, problem=True)
 
 
-def _worker_findings(here: Facts, workers: Sequence[Facts], *, shared: bool) -> Iterator[Finding]:
+def _worker_findings(
+    client_facts: Facts, workers: Sequence[Facts], *, shared: bool
+) -> Iterator[Finding]:
     """What is worth knowing about each worker, or about all where they are alike."""
     for place, facts in _alike(workers):
         limit = "no memory limit" if facts.limit is None else f"{sized(facts.limit)} of memory"
@@ -295,11 +297,11 @@ def _worker_findings(here: Facts, workers: Sequence[Facts], *, shared: bool) -> 
         yield Finding(place, "BLAS", "; ".join(facts.blas) or "unknown")
         differing = [
             f"{name} {facts.versions.get(name, 'missing')} instead of {version}"
-            for name, version in here.versions.items()
+            for name, version in client_facts.versions.items()
             if facts.versions.get(name) != version
         ]
-        if facts.python != here.python:
-            differing.insert(0, f"python {facts.python} instead of {here.python}")
+        if facts.python != client_facts.python:
+            differing.insert(0, f"python {facts.python} instead of {client_facts.python}")
         text = ", ".join(differing) or "as on the client"
         yield Finding(place, "versions", text, problem=bool(differing))
         if shared:
@@ -367,13 +369,13 @@ def _nearest_existing(folder: str) -> str:
 def _disk_type(folder: str) -> str:
     """Type of the file system that holds `folder`."""
     real = os.path.realpath(folder)
-    best, found = "", "unknown file system"
+    best, kind = "", "unknown file system"
     for part in psutil.disk_partitions(all=True):
         mount = part.mountpoint
         inside = real == mount or real.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
-            best, found = mount, part.fstype
-    return f"network disk, {found}" if found in _NETWORK_DISKS else found
+            best, kind = mount, part.fstype
+    return f"network disk, {kind}" if kind in _NETWORK_DISKS else kind
 
 
 class _token:

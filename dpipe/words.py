@@ -131,5 +131,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     candidates = list(known)
     by_case = [other for other in candidates if other.casefold() == name.casefold()]
-    found = by_case or difflib.get_close_matches(name, candidates, n=1)
-    return f" (did you mean {quoted(found[0])}?)" if found else ""
+    matches = by_case or difflib.get_close_matches(name, candidates, n=1)
+    return f" (did you mean {quoted(matches[0])}?)" if matches else ""

@@ -82,7 +82,7 @@ def alternatives(
     {'a': [{'column': 'b', 'pass': 2, 'measure': 'spearman', 'value': -0.97}], 'c': []}
     """
     drops = drops_by_column(passes)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in selected}
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in selected}
     for drop in sorted(drops.values(), key=_by_strength):
         chain = follow_chain(drop.column, drops)
         if len(chain) == 1:
@@ -95,8 +95,8 @@ def alternatives(
         }
         if len(chain) > 2:
             entry["chain"] = list(chain)
-        found[chain[-1]].append(entry)
-    return found
+        entries[chain[-1]].append(entry)
+    return entries
 
 
 def decide(
@@ -215,5 +215,5 @@ def _community_of(
 ) -> int | None:
     if drop is not None:
         return numbers[drop.pass_number].get(name)
-    found = [own[name] for _, own in sorted(numbers.items()) if name in own]
-    return found[-1] if found else None
+    labels = [own[name] for _, own in sorted(numbers.items()) if name in own]
+    return labels[-1] if labels else None

@@ -80,7 +80,7 @@ def find_communities(
         ends = np.sort(place[np.stack([edges.i, edges.j])], axis=0)
         order = np.lexsort(ends[::-1])
         connected, ends = np.unique(ends[:, order], return_inverse=True)
-        found = _best_partition(
+        partition = _best_partition(
             len(connected),
             ends.reshape(2, -1),
             edges.strengths()[order],
@@ -89,9 +89,9 @@ def find_communities(
         )
         # A community is called after one of its members until all are renumbered together.
         column_at = np.argsort(place)
-        first = np.zeros(found.max() + 1, dtype=np.int64)
-        first[found] = column_at[connected]
-        labels[column_at[connected]] = first[found]
+        first = np.zeros(partition.max() + 1, dtype=np.int64)
+        first[partition] = column_at[connected]
+        labels[column_at[connected]] = first[partition]
     return _renumber(labels, place)
 
 

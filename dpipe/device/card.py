@@ -73,9 +73,10 @@ def describe() -> str | None:
     """
     if visible_cards() == 0:
         return None
-    found = nvml.one_time()
-    total = found["memory-total"]  # None on a chip without memory of its own
-    return str(found["name"]) if total is None else f"{found['name']}, {sized(total)}"
+    attributes = nvml.one_time()
+    total = attributes["memory-total"]  # None on a chip without memory of its own
+    name = str(attributes["name"])
+    return name if total is None else f"{name}, {sized(total)}"
 
 
 def used_bytes() -> int | None:
@@ -145,10 +146,10 @@ def probe_elsewhere() -> Trial:
     """`probe` in a process of its own, which leaves no CUDA context in this one."""
     command = [sys.executable, "-W", "ignore", "-m", "dpipe.device.card"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
         )
-        return Trial(**json.loads(done.stdout.splitlines()[-1]))
+        return Trial(**json.loads(process.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
         return Trial("", 0, f"CuPy does not answer within {PROBE_SECONDS:g} s")
     except (OSError, ValueError, IndexError, TypeError):
@@ -173,17 +174,17 @@ def _room(cupy: Any) -> int:
 def _trouble(error: Exception) -> str:
     """What keeps CuPy from computing, in half a sentence that says what to do."""
     kind = type(error).__name__
-    said = kind if (line := first_line(error)) == kind else f"{kind}: {line}"
-    if isinstance(error, MemoryError) or "out of memory" in said or "MemoryAllocation" in said:
+    text = kind if (line := first_line(error)) == kind else f"{kind}: {line}"
+    if isinstance(error, MemoryError) or "out of memory" in text or "MemoryAllocation" in text:
         return _full(0)
     made_for, driver = _cuda_of_cupy(), _cuda_of_driver()
     if made_for and driver and made_for > driver:
         return (
             f"CuPy was made for CUDA {made_for} and the driver serves CUDA {driver} at most; "
-            f"install the extra gpu{driver} instead, or a newer driver ({said})"
+            f"install the extra gpu{driver} instead, or a newer driver ({text})"
         )
     fit = f"the extra gpu{driver} fits this driver" if driver in (12, 13) else "install it anew"
-    return f"CuPy does not compute on the card ({said}); {fit}"
+    return f"CuPy does not compute on the card ({text}); {fit}"
 
 
 def _full(room: int) -> str:

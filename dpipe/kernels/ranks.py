@@ -505,9 +505,9 @@ def _first_sign(centred: Array) -> int:
     """The sign of the first entry that is not 0, or 0."""
     for start in range(0, centred.size, 4096):  # nearly always found at once
         piece = centred[start : start + 4096]
-        found = np.flatnonzero(piece)
-        if found.size:
-            return int(np.sign(piece[found[0]]))
+        places = np.flatnonzero(piece)
+        if places.size:
+            return int(np.sign(piece[places[0]]))
     return 0
 
 

@@ -103,21 +103,21 @@ def eliminate(
     >>> import numpy as np
     >>> a, b = np.eye(4)[:2]
     >>> scores = np.stack([a, b, (a + b) / np.sqrt(2)])
-    >>> gone = eliminate(scores @ scores.T, np.arange(3), np.zeros(3, dtype=bool), 10.0)
-    >>> [(step.index, step.kind, step.representative) for step in gone]
+    >>> steps = eliminate(scores @ scores.T, np.arange(3), np.zeros(3, dtype=bool), 10.0)
+    >>> [(step.index, step.kind, step.representative) for step in steps]
     [(2, 'combination', 0)]
-    >>> [(column, round(weight, 3)) for column, weight in gone[0].partners]
+    >>> [(column, round(weight, 3)) for column, weight in steps[0].partners]
     [(0, 0.707), (1, 0.707)]
     """
     order, n_keep = _keep_first(r, order, keep)
     gram = r[np.ix_(order, order)]
     factor, basis, dependent = _factor(gram)
-    gone = _combinations(gram, factor, basis, dependent[dependent >= n_keep])
+    steps = _combinations(gram, factor, basis, dependent[dependent >= n_keep])
     del factor
     n_fixed = int(np.count_nonzero(basis < n_keep))
     inflated = _inflated(gram[np.ix_(basis, basis)], n_fixed, threshold)
-    gone += [_renumbered(step, basis) for step in inflated]
-    return [_renumbered(step, order) for step in gone]
+    steps += [_renumbered(step, basis) for step in inflated]
+    return [_renumbered(step, order) for step in steps]
 
 
 def kept_combinations(r: Matrix, order: Indices, keep: NDArray[np.bool_]) -> list[Elimination]:
@@ -219,11 +219,11 @@ def _factor(gram: Matrix) -> tuple[Matrix, Indices, Indices]:
     dependent: list[int] = []
     for start in range(0, p, _PANEL):
         stop = min(start + _PANEL, p)
-        done = len(basis)
-        panel = gram[start:, start:stop] - factor[start:, :done] @ factor[start:stop, :done].T
+        n_basis = len(basis)
+        panel = gram[start:, start:stop] - factor[start:, :n_basis] @ factor[start:stop, :n_basis].T
         for j in range(start, stop):
             m = len(basis)
-            rest = panel[j - start :, j - start] - factor[j:, done:m] @ factor[j, done:m]
+            rest = panel[j - start :, j - start] - factor[j:, n_basis:m] @ factor[j, n_basis:m]
             if rest[0] < RESIDUAL_VARIANCE:
                 dependent.append(j)
                 continue
@@ -277,14 +277,14 @@ def _inflated(gram: Matrix, n_fixed: int, threshold: float) -> list[Elimination]
     """Drops by VIF, worst first; the first `n_fixed` columns stay. `gram` has an inverse."""
     if len(gram) < 2:
         return []
-    gone = []
+    steps = []
     running = _RunningInverse(gram)
     while True:
         position = _most_inflated(running, n_fixed, threshold)
         if position is not None:
-            gone.append(running.drop(position))
+            steps.append(running.drop(position))
         elif running.is_fresh:
-            return gone
+            return steps
         else:
             running.refresh()  # so that no drift decides that nothing more has to go
 
@@ -381,9 +381,9 @@ class _RunningInverse:
 
     def _drift(self, row: int) -> float:
         """Relative error of one VIF, from the residual of R R^-1 in its column."""
-        found = np.where(self.inside, self._row(row), 0.0)
+        computed = np.where(self.inside, self._row(row), 0.0)
         spread = np.zeros(len(self.gram))
-        spread[self.members] = found
+        spread[self.members] = computed
         residual = (self.gram @ spread)[self.members]
         residual[row] -= 1.0
-        return abs(float(found @ residual)) / max(abs(float(found[row])), 1.0)
+        return abs(float(computed @ residual)) / max(abs(float(computed[row])), 1.0)

@@ -40,7 +40,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         gram[:] = 1.0
     order = _order(gram, prepared, varying, context.priority)
     keep = np.array([name in context.priority.asked for name in varying], dtype=bool)
-    gone = eliminate(gram, order, keep, options.vif_threshold)
+    steps = eliminate(gram, order, keep, options.vif_threshold)
     determined = kept_combinations(gram, order, keep)
     for step in determined:
         context.emit(
@@ -50,13 +50,13 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
                 "warning",
             )
         )
-    dropped = np.array([step.index for step in gone], dtype=np.int64)
+    dropped = np.array([step.index for step in steps], dtype=np.int64)
     dependent = [step.index for step in determined]
     survivors = np.setdiff1d(np.arange(len(varying)), [*dropped, *dependent])
-    others = stand_ins(gram, survivors, dropped) if len(gone) else dropped
+    others = stand_ins(gram, survivors, dropped) if len(steps) else dropped
     drops = {
         varying[step.index]: _drop(this, step, varying, varying[other], options)
-        for step, other in zip(gone, others, strict=True)
+        for step, other in zip(steps, others, strict=True)
     }
     return PassResult(
         this.number,

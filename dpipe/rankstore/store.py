@@ -83,8 +83,8 @@ class Store:
             if not self._fs.exists(path):
                 return set()
             # fsspec may look at every file it lists, and what is half written may be gone by then.
-            found = os.listdir(path) if self.local else self._fs.ls(path, detail=False)
-        entries = [entry.rsplit("/", 1)[-1] for entry in found]
+            paths = os.listdir(path) if self.local else self._fs.ls(path, detail=False)
+        entries = [entry.rsplit("/", 1)[-1] for entry in paths]
         return {entry for entry in entries if not entry.endswith(".partial")}
 
     def has(self, name: str) -> bool:

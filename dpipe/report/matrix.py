@@ -42,16 +42,16 @@ def communities_of(decisions: Sequence[Decision], pass_number: int) -> dict[str,
     {'a': 0, 'b': 0}
     """
     own = [d for d in decisions if d.decision == DROPPED and d.pass_number == pass_number]
-    found = {d.column: d.community for d in own if d.community is not None}
-    numbers = set(found.values())
+    labels = {d.column: d.community for d in own if d.community is not None}
+    numbers = set(labels.values())
     for decision in decisions:
         outlived = decision.pass_number is None or decision.pass_number > pass_number
         if outlived and decision.community in numbers:
-            found[decision.column] = decision.community
+            labels[decision.column] = decision.community
     for decision in own:
         if decision.representative is not None and decision.community is not None:
-            found.setdefault(decision.representative, decision.community)
-    return found
+            labels.setdefault(decision.representative, decision.community)
+    return labels
 
 
 def community_order(

@@ -95,10 +95,10 @@ def configured_options() -> dict[str, Any]:
     InputError
         When ``dpipe:`` holds something else than options.
     """
-    found = dask.config.get("dpipe", default=None) or {}
-    if not isinstance(found, dict):
-        raise InputError(f"Dask's configuration holds {found!r} under dpipe: instead of options.")
-    return dict(found)
+    values = dask.config.get("dpipe", default=None) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"Dask's configuration holds {values!r} under dpipe: instead of options.")
+    return dict(values)
 
 
 def open_session(
@@ -177,17 +177,17 @@ def attach_session(
     ...     session.n_workers
     16
     """
-    client, opened = connect_client(connection, connect_seconds)
+    client, is_own = connect_client(connection, connect_seconds)
     try:
         wake = wait_for_first_worker(client, workers_seconds)
         for text in check_versions(client):
             emit(Note(text, "warning"))
         warn_when_exposed(client, emit)
-        session = Session(client, options, emit=emit, opened_client=opened, wake=wake)
+        session = Session(client, options, emit=emit, opened_client=is_own, wake=wake)
         session.pin_threads()
         return session
     except BaseException:
-        if opened:
+        if is_own:
             client.close()
         raise
 
@@ -233,11 +233,11 @@ def client_for(connection: Any) -> Iterator[Client | None]:
     if connection is None:
         yield None
         return
-    client, opened = connect_client(connection, CONNECT_SECONDS)
+    client, is_own = connect_client(connection, CONNECT_SECONDS)
     try:
         yield client
     finally:
-        if opened:
+        if is_own:
             client.close()
 
 

@@ -141,24 +141,28 @@ def check_versions(client: Client) -> tuple[str, ...]:
     """
     names = ("dask", "distributed", "numpy", "pyarrow", "dpipe")
     try:
-        found = within(client, PROBE_SECONDS, "get_versions", packages=list(names))
+        versions = within(client, PROBE_SECONDS, "get_versions", packages=list(names))
     except CLUSTER_ERRORS as error:
         return (f"the versions on the cluster are unknown ({first_line(error)}).",)
-    here = found["client"]["packages"]
+    client_versions = versions["client"]["packages"]
     # A scheduler runs Dask alone; what else is installed there does not matter.
     places: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("the scheduler", found["scheduler"], ("python", "dask", "distributed")),
-        *((f"worker {w}", there, ("python", *names)) for w, there in found["workers"].items()),
+        ("the scheduler", versions["scheduler"], ("python", "dask", "distributed")),
+        *(
+            (f"worker {w}", installed, ("python", *names))
+            for w, installed in versions["workers"].items()
+        ),
     ]
     sentences = []
     for name in ("python", *names):
-        for place, there, wanted in places:
-            theirs = (there or {}).get("packages", {}).get(name)
-            if name not in wanted or theirs == here[name]:
+        for place, installed, wanted in places:
+            theirs = (installed or {}).get("packages", {}).get(name)
+            if name not in wanted or theirs == client_versions[name]:
                 continue
-            text = f"{name} is {_version(here[name])} here and {_version(theirs)} on {place}"
+            ours = client_versions[name]
+            text = f"{name} is {_version(ours)} here and {_version(theirs)} on {place}"
             fatal = name in ("python", "distributed", "dpipe")
-            if fatal and _release(theirs) != _release(here[name]):
+            if fatal and _release(theirs) != _release(ours):
                 raise ResourceError(f"{text}: install the same version on both sides.")
             sentences.append(f"{text}.")
             break

@@ -64,9 +64,9 @@ def lake_format(folder: str, entries: Entries) -> LakeFormat | None:
     True
     """
     names = entries(folder)
-    for log, found in _BY_LOG.items():
+    for log, kind in _BY_LOG.items():
         if log in names:
-            return found
+            return kind
     if "metadata" in names and any(map(_ICEBERG_VERSION.fullmatch, entries(f"{folder}/metadata"))):
         return _ICEBERG
     return None
@@ -93,12 +93,12 @@ def refuse_lakes(paths: Iterable[str], entries: Entries, address: Callable[[str]
     for path in paths:
         folder = path.rpartition("/")[0]
         while folder and folder not in ordinary:
-            found = lake_format(folder, entries)
-            if found is not None:
+            kind = lake_format(folder, entries)
+            if kind is not None:
                 table = address(folder)
-                code = found.snapshot.format(folder=table)
+                code = kind.snapshot.format(folder=table)
                 raise InputError(
-                    f"{table} is a table in the {found.title} format, whose files also hold rows "
+                    f"{table} is a table in the {kind.title} format, whose files also hold rows "
                     f"that no longer count; write what it holds now, as by {code}, and give that."
                 )
             ordinary.add(folder)

@@ -178,15 +178,15 @@ class Roles:
                 files[0][0] for kind, files in by_type.items() if kind_of(kind) is Kind.TEXT
             )
             by_file[path].append(name)
-        found: set[str] = set()
+        numeric: set[str] = set()
         for file in self._files:
             try:
-                found.update(self._numbers_in_first_rows(file, by_file.get(file.path, [])))
+                numeric.update(self._numbers_in_first_rows(file, by_file.get(file.path, [])))
             except BadFile:
                 # A page that only a hint would need is bad: say nothing here. Whoever reads
                 # the column in earnest meets the error.
                 continue
-        return [name for name in names if name in found]
+        return [name for name in names if name in numeric]
 
     def _numbers_in_first_rows(self, file: TableFile, names: Sequence[str]) -> Iterator[str]:
         if not names or not file.n_rows:

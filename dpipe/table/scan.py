@@ -260,8 +260,8 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
         for name, kind in zip(schema.layout.names, schema.types, strict=True):
             use = uses.setdefault(name, Use())
             use.is_index |= name in schema.index
-            told = use if group[0].n_rows else without_rows.setdefault(name, Use())
-            told.files_by_type.setdefault(kind, []).append(paths)
+            target = use if group[0].n_rows else without_rows.setdefault(name, Use())
+            target.files_by_type.setdefault(kind, []).append(paths)
     for name, use in without_rows.items():
         if not uses[name].files_by_type:
             uses[name].files_by_type.update(use.files_by_type)

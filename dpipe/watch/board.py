@@ -146,12 +146,12 @@ def _before_and_after(
     before: Iterable[MemoryReading], after: Iterable[MemoryReading]
 ) -> list[dict[str, Any]]:
     """Each process of either reading, with its number and its bytes then and now."""
-    found: dict[str, dict[str, Any]] = {}
+    processes: dict[str, dict[str, Any]] = {}
     for when, readings in (("before", before), ("after", after)):
         for reading in readings:
-            found.setdefault(reading.process, {"process": reading.process})[when] = {
+            processes.setdefault(reading.process, {"process": reading.process})[when] = {
                 "pid": reading.pid,
                 "rss": reading.rss,
                 "device": reading.device,
             }
-    return list(found.values())
+    return list(processes.values())
