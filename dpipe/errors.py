@@ -30,6 +30,6 @@ class VerificationError(DpipeError):
 
 
 class ResourceError(DpipeError):
-    """The cluster was lost, or memory, disk or a device does not suffice; exit code 3."""
+    """The cluster was lost, or there is not enough memory or disk; exit code 3."""
 
     exit_code = 3

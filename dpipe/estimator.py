@@ -95,7 +95,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     InputError
         From `fit`: for options out of range or data without numeric columns.
     ResourceError
-        From `fit`: when the cluster, memory or disk do not suffice.
+        From `fit`: when the cluster is lost, or memory or disk is not enough.
 
     Examples
     --------

@@ -367,7 +367,7 @@ def test_a_secret_is_never_repeated(tmp_path: Path) -> None:
         (KeyError("x"), 1, "run again with --verbose and report"),
         (OSError(28, "No space left on device", "/scratch/a"), 3, "no space left on the disk of"),
         (PermissionError(13, "Permission denied", "/a"), 2, "/a: Permission denied."),
-        (MemoryError(), 3, "memory of this process does not suffice"),
+        (MemoryError(), 3, "not enough memory on this machine"),
     ],
 )
 def test_errors_have_their_exit_code(

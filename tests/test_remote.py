@@ -403,7 +403,7 @@ def test_whatever_a_file_system_raises_is_one_sentence(
 
 
 def test_a_store_of_an_unknown_kind_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="is no place for the ranks"):
+    with pytest.raises(InputError, match="cannot store ranks at"):
         Store("nosuch://bucket/ranks")
 
 

@@ -75,8 +75,7 @@ def _sentence_of(error: Exception) -> tuple[str, int]:
         )
     if isinstance(error, MemoryError):
         return (
-            "the memory of this process does not suffice; run on a machine with more, "
-            "or on fewer columns.",
+            "not enough memory on this machine; run on a machine with more, or on fewer columns.",
             ResourceError.exit_code,
         )
     if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError) and (

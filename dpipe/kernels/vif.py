@@ -43,7 +43,7 @@ class Elimination:
     kind
         "combination" (exact, of better columns) or "vif".
     value
-        Its VIF when it went; inf for a combination.
+        Its VIF when it was dropped; inf for a combination.
     r_squared
         Its R^2 on the columns that were still in: 1 - 1 / VIF, and 1.0 for a combination.
     representative
@@ -144,7 +144,7 @@ def stand_ins(r: Matrix, survivors: Indices, dropped: Indices) -> Indices:
     """For each dropped column the survivor whose R^2 falls most when that column goes.
 
     Each dropped column is put back beside the survivors alone, so that what stands for it is a
-    column that stayed, whatever went in between.
+    column that stayed, whatever was dropped in between.
 
     Parameters
     ----------

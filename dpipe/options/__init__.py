@@ -293,8 +293,10 @@ EXTRA_KEYS: Mapping[str, Option] = {
     "output_dir": Option(
         Section.OUTPUT, Text("DIR"), "the run folder, or a URL; the same one continues a run"
     ),
-    "verbose": Option(Section.OTHER, Flag(), "say more; add the traceback to an error"),
-    "quiet": Option(Section.OTHER, Flag(), "say errors only"),
+    "verbose": Option(
+        Section.OTHER, Flag(), "print notes, stages and memory; show the traceback of an error"
+    ),
+    "quiet": Option(Section.OTHER, Flag(), "print errors only"),
 }
 """What a YAML file and the command line may hold beside the fields of `Options`."""
 

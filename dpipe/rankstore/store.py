@@ -60,7 +60,7 @@ class Store:
             self._fs, self._path = fsspec.core.url_to_fs(root, **live, **self.storage_options)
         except Exception as error:  # whatever the storage library of this URL raises
             reason = safe_reason(error, self.storage_options)
-            raise InputError(f"{root} is no place for the ranks ({reason}).") from None
+            raise InputError(f"cannot store ranks at {root} ({reason}).") from None
         self.local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def __eq__(self, other: object) -> bool:

@@ -332,7 +332,7 @@
     }
   }
 
-  /** Why the column that was picked went, where the pane is about the one that stands for it. */
+  /** Why the column that was picked was dropped, where the pane is about the one that stands for it. */
   function drawAsked() {
     const i = asked;
     const way = chain(i).slice(1, -1).flatMap((k, place) => [place ? " and " : " By way of ", nameOf(k)]);

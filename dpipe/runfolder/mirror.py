@@ -126,7 +126,7 @@ class _Copy:
             self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **self._options)
         except Exception as error:  # whatever the storage library of this URL raises
             reason = safe_reason(error, self._options)
-            raise InputError(f"{url} is no place for results ({reason}).") from None
+            raise InputError(f"cannot store results at {url} ({reason}).") from None
         self._root = root.rstrip("/")
 
     def fetch(self) -> bool:

@@ -79,10 +79,10 @@ def copy_columns(
     Raises
     ------
     InputError
-        When a column does not exist or has types that do not meet, when the destination exists
+        When a column does not exist or has types that conflict, when the destination exists
         or cannot be written, or when an input file changed or is damaged.
     ResourceError
-        When the disk or memory does not suffice.
+        When there is not enough disk or memory.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def copy_columns(
                 with create(part) as sink:
                     _write(table, files, schema, sink, storage_options)
     except MemoryError as error:
-        raise ResourceError(f"memory does not suffice to write {destination}.") from error
+        raise ResourceError(f"not enough memory to write {destination}.") from error
     except STORAGE_ERRORS as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         kind: type[DpipeError] = ResourceError if full else InputError
@@ -160,7 +160,7 @@ def _unified_schema(
 def conflicting(
     table: Table, names: Sequence[str], storage_options: StorageOptions = None
 ) -> tuple[str, ...]:
-    """Those of `names` that `copy_columns` refuses: their types in different files do not meet."""
+    """Those of `names` that `copy_columns` refuses: their types conflict between files."""
     kinds = _types(table, names, storage_options)
     return tuple(name for name in names if widen_types(kinds[name]) is None)
 
@@ -191,7 +191,7 @@ def _unified(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
     unified = widen_types(kinds)
     if unified is None:
         raise InputError(
-            f"column {name!r} cannot be copied: its types in different files do not meet "
+            f"column {name!r} cannot be copied: its types conflict between files "
             f"({', '.join(map(str, kinds))})."
         )
     return unified

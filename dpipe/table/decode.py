@@ -83,7 +83,7 @@ class Decoder:
         InputError
             Naming the file, the column and the row group that cannot be read.
         ResourceError
-            When memory does not suffice.
+            When there is not enough memory.
         """
         names = [name for name in names if name in self._leaves]
         offset = 0
@@ -143,7 +143,7 @@ class Decoder:
 
     def _too_large(self, count: int, names: Sequence[str]) -> ResourceError:
         return ResourceError(
-            f"memory does not suffice to decode {count} rows of {len(names)} columns of "
+            f"not enough memory to decode {count} rows of {len(names)} columns of "
             f"{self._file.path}; give workers more memory or write smaller row groups."
         )
 

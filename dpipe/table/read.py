@@ -77,7 +77,7 @@ def read_block(
     InputError
         When a column does not exist or is not numeric, or a file changed or is damaged.
     ResourceError
-        When memory does not suffice.
+        When there is not enough memory.
 
     Examples
     --------
@@ -143,7 +143,7 @@ class _Filler:
             self._values = np.empty((len(names), n), dtype=np.float64)
         except MemoryError as error:
             raise ResourceError(
-                f"memory does not suffice for {counted(len(names), 'column')} of {n} rows; "
+                f"not enough memory for {counted(len(names), 'column')} of {n} rows; "
                 "give workers more memory or read fewer columns at once."
             ) from error
 

@@ -55,7 +55,7 @@ class Use:
 
     @property
     def dtype(self) -> str:
-        """Its unified Arrow type as text, or its types where they do not meet."""
+        """Its unified Arrow type as text, or its types where they conflict."""
         types = list(self.files_by_type)
         if widen(self.kinds) is None:
             return " | ".join(sorted({str(each) for each in types}))

@@ -89,7 +89,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def widen(kinds: Iterable[Kind]) -> Kind | None:
-    """The kind that holds all of `kinds`; None where they do not meet.
+    """The kind that holds all of `kinds`; None where they conflict.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def widen(kinds: Iterable[Kind]) -> Kind | None:
 
 
 def widen_types(types: Iterable[pa.DataType]) -> pa.DataType | None:
-    """The Arrow type that holds the values of all `types`; None where they do not meet.
+    """The Arrow type that holds the values of all `types`; None where they conflict.
 
     Equal types stay as they are, numbers of several types become double (integers the smallest
     integer type that holds them), and numbers and text together become text.

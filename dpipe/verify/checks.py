@@ -180,7 +180,10 @@ def check_chains(claims: Claims) -> Failures:
         chain = _chain(claims, name)
         claims.compared["chains"] += 1
         if chain[-1] not in selected:
-            yield f"the representatives of column {name!r} lead to {chain[-1]!r}, which went too"
+            yield (
+                f"the representatives of column {name!r} lead to {chain[-1]!r}, "
+                "which was dropped too"
+            )
         ends[name] = chain
     yield from _check_communities(claims, ends)
 
@@ -349,11 +352,11 @@ def _check_kept(
 
 
 def check_vif(claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None) -> Failures:
-    """The VIF of every drop of pass 3 when it went, and of what that pass kept.
+    """The VIF of every drop of pass 3 at that moment, and of what that pass kept.
 
     A pass drops the most inflated column first and every drop lowers the others' VIF, so the drops
     are replayed from the last one, of the lowest VIF, backwards: each is put back beside what was
-    left when it went. In one triangular factor of the columns in that order, what each has beyond
+    left at that moment. In one triangular factor of the columns in that order, what each has beyond
     the ones before it stands on the diagonal.
     """
     drops = claims.dropped_by(3)
@@ -371,7 +374,10 @@ def check_vif(claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | 
         found, recorded = 1 / max(float(factor[place, place] ** 2), 1e-300), row.value or 0.0
         off = claims.note("vif", 1.0, recorded / found)
         if off > VIF_TOLERANCE + _ROUNDING * found:
-            yield f"column {row.column!r} had a VIF of {found:.6g} when it went, not {recorded:.6g}"
+            yield (
+                f"column {row.column!r} had a VIF of {found:.6g} when it was dropped, "
+                f"not {recorded:.6g}"
+            )
         elif found < claims.options.vif_threshold * (1 - VIF_TOLERANCE):
             yield f"column {row.column!r} had a VIF of {found:.6g}, below the threshold"
     basis = len(left) + len(inflated)
