@@ -73,18 +73,19 @@ def similarity(
         raise InputError(f"--measure is one of {', '.join(PUBLIC_MEASURES)}, not {measure!r}.")
     if output is not None and Path(output).suffix != ".npy":
         raise InputError(f"--output takes a file that ends in .npy, not {os.fspath(output)!r}.")
-    options = options or Options(min_valid=2)
 
     def emit(event: Event) -> None:
         for observer in observers:
             observer(event)
 
     storage = Secrets(storage_options)
+    options = options or Options(min_valid=2)
     table = open_table(as_sources(sources), options=options, storage_options=storage_options)
+    options = options.for_rows(table.n_rows)
     columns = table.features
-    if table.n_rows < options.min_valid:
+    if table.n_rows < options.required_rows:
         raise InputError(
-            f"the table has {table.n_rows:,} rows and a pair needs {options.min_valid:,} in "
+            f"the table has {table.n_rows:,} rows and a pair needs {options.required_rows:,} in "
             "common, so that no pair would have a similarity; lower --min-valid."
         )
     with ExitStack() as stack:
@@ -101,7 +102,7 @@ def similarity(
                 measure,
                 threshold=np.inf,
                 exact=exact,
-                min_valid=options.min_valid,
+                min_valid=options.required_rows,
             )
             edges = settled_edges(context, grid) if exact else None
         else:
@@ -112,7 +113,7 @@ def similarity(
                 measure,
                 (measure,),
                 parameters=nonlinear.parameters(options),
-                min_valid=options.min_valid,
+                min_valid=options.required_rows,
             )
             edges = None
         if output is None:

@@ -71,7 +71,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         an address.
     min_valid : int or None
         Fewest valid rows of a column or pair. None means 100, or half of the rows where that is
-        less, but at least 2: with fewer rows nothing could be selected.
+        less, but not less than 10 (of a table of fewer rows: all).
     keep : Sequence[str]
         Columns never dropped. Columns without names are called "x0", "x1", ...
     scratch_dir : str or None
@@ -147,7 +147,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
                 data,
                 columns=names if kind_of(data) is Kind.ARRAY else None,
                 client=client,
-                **self._options(n_rows),
+                **self._options(),
             )
         self.selected_ = result.selected
         self.decisions_ = result.decisions
@@ -204,11 +204,9 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         with threads_here() as client:
             yield client
 
-    def _options(self, n_rows: int) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """Every parameter but the connection is an option of a run."""
         options = {n: v for n, v in self.get_params(deep=False).items() if n != "client"}
-        if self.min_valid is None:
-            options["min_valid"] = min(Options.min_valid, max(2, n_rows // 2))
         # Nobody sees the run folder, and data that fits in memory leaves the workers slim.
         return options | {"restart": "never", "checkpoint": False, "matrix_budget": 0}
 

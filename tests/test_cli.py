@@ -535,11 +535,11 @@ def test_the_same_command_continues(finished: Finished) -> None:
 
 def test_a_run_that_keeps_nothing_says_so(tmp_path: Path) -> None:
     write_part(tmp_path)
-    words = ("a.parquet", "--output-dir", "out", "--passes", "1,2")
+    words = ("a.parquet", "--output-dir", "out", "--passes", "1,2", "--min-valid", "6")
     done = program("run", *words, *SMALL, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "0 of 2 numeric columns kept." in done.stdout
-    assert "lower --min-valid" in done.stdout
+    assert "2 of 2 have fewer than 6 valid cells. A lower --min-valid keeps them." in done.stdout
     result = invoke("apply", tmp_path / "out", tmp_path / "a.parquet", "--output", tmp_path / "b")
     assert result.exit_code == 2
     assert "kept no column" in one_sentence(result.stderr)

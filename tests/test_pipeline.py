@@ -435,7 +435,27 @@ def test_similarity_leaves_two_files_and_no_trace_of_a_run(client: Any, tmp_path
 def test_similarity_of_too_few_rows_is_refused(client: Any, tmp_path: Path) -> None:
     table = write_parts(mixed_table(60), tmp_path / "table")
     with pytest.raises(InputError, match=r"60 rows and a pair needs 100 in common.*--min-valid"):
-        similarity([table], "spearman", options=Options(), client=client)
+        similarity([table], "spearman", options=Options(min_valid=100), client=client)
+    found = similarity([table], "spearman", options=Options(), client=client)
+    assert np.isfinite(found.values[0, 1])
+
+
+@pytest.mark.parametrize(("rows", "needed"), [(8, 8), (15, 10), (61, 30), (72, 36)])
+def test_a_table_of_few_rows_keeps_columns_by_default(
+    rows: int, needed: int, client: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"x{k}": rng.standard_normal(rows) for k in range(30)})
+    frame["holes"] = frame["x0"].where(np.arange(rows) < needed - 1)
+    (tmp_path / "data").mkdir()
+    frame.to_parquet(tmp_path / "data" / "a.parquet")
+    options: dict[str, Any] = {"passes": (1,), "restart": "never", "client": client}
+    result = dpipe.select(tmp_path / "data", output_dir=tmp_path / "run", **options)
+    assert set(result.selected) == {f"x{k}" for k in range(30)}
+    assert rows_of(result)["holes"].threshold == needed
+    assert RunFolder(tmp_path / "run").read_run()["options"]["min_valid"] == needed
+    assert verify(tmp_path / "run").n_selected == 30
+    assert dpipe.select(tmp_path / "data", min_valid=rows + 1, **options).selected == ()
 
 
 def test_select__a_matrix_of_the_run_before_does_not_stay(

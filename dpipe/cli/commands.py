@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,11 +26,13 @@ from dpipe.cli.headings import (
 from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
 from dpipe.errors import InputError
 from dpipe.options import Section
+from dpipe.registry import Reason
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dpipe.engine.plan import Plan
+    from dpipe.model import Decision
 
 
 @click.group(
@@ -98,13 +100,24 @@ def _final_words(selection: Any, folder: str) -> None:
     analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
     where = click.format_filename(folder)
     if not selection.selected:
-        click.echo("No column is left. A table of few rows needs a lower --min-valid.")
+        click.echo(_why_none(analysed))
     click.echo(
         f"\n{len(selection.selected):,} of {counted(len(analysed), 'numeric column')} kept.\n"
         f"  {os.path.join(where, 'selected.txt')}   their names, one a line\n"
         f"  {os.path.join(where, 'decisions.csv')}  what became of every column, and why\n"
         f"  {os.path.join(where, 'report.html')}    the same to look at: open it in a browser\n"
         f"To prove the decisions from the input: dpipe verify {shlex.quote(where)}"
+    )
+
+
+def _why_none(analysed: Sequence[Decision]) -> str:
+    """Why no column is left, and what to do."""
+    scarce = [d for d in analysed if Reason.of(d.reason) is Reason.TOO_FEW_VALUES]
+    if not scarce:
+        return "No column is left: decisions.csv says why each of them was dropped."
+    return (
+        f"No column is left: {len(scarce):,} of {len(analysed):,} have fewer than "
+        f"{scarce[0].threshold:.0f} valid cells. A lower --min-valid keeps them."
     )
 
 

@@ -126,8 +126,14 @@ class Options:
     max_missing_ratio: float = _redundancy(
         0.5, _SHARE, "largest share of missing cells of a column", affects=1
     )
-    min_valid: int = _redundancy(
-        100, Whole(low=1), "fewest valid rows of a column or pair", affects=1, also=("similarity",)
+    min_valid: int | None = _redundancy(
+        None,
+        Whole(low=1),
+        "fewest valid rows of a column or pair; by default it follows the rows",
+        more="100, or half of the rows where that is less, but not less than 10 (of a "
+        "table of fewer rows: all)",
+        affects=1,
+        also=("similarity",),
     )
     variance_threshold: float = _redundancy(
         0.002, _SHARE, "smallest normalised variance of a column", affects=1
@@ -263,6 +269,26 @@ class Options:
             raise InputError(
                 f"column {min(clash)!r} is asked to be kept and to be left out of the analysis."
             )
+
+    def for_rows(self, n_rows: int) -> Options:
+        """The same options, those that follow from the number of rows resolved.
+
+        Examples
+        --------
+        >>> [Options().for_rows(n).min_valid for n in (6, 15, 72, 10**6)]
+        [6, 10, 36, 100]
+        >>> Options(min_valid=50).for_rows(72).min_valid
+        50
+        """
+        if self.min_valid is not None:
+            return self
+        return self.replace(min_valid=max(min(n_rows, 10), min(n_rows // 2, 100)))
+
+    @property
+    def required_rows(self) -> int:
+        """``min_valid`` of options that were resolved by `for_rows`."""
+        assert self.min_valid is not None, "the options are not resolved"
+        return self.min_valid
 
     def replace(self, **changes: Any) -> Options:
         """A copy with some values changed, checked again."""

@@ -44,7 +44,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         parameters=parameters(options),
         threshold=threshold,
         margin=MARGIN[options.precision],
-        min_valid=options.min_valid,
+        min_valid=options.required_rows,
         matrix=context.wants_matrix(len(columns)),
     )
     edges = settled_edges(context, grid)

@@ -34,7 +34,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         columns,
         this.name,
         threshold=options.spearman_threshold,
-        min_valid=options.min_valid,
+        min_valid=options.required_rows,
         exact=options.missing == "exact",
         matrix=context.wants_matrix(len(columns)),
     )

@@ -50,13 +50,13 @@ class Run:
         self, table: Table, options: Options, folder: RunFolder, journal: Journal, client: Any
     ) -> None:
         self.table = table
-        self.options = options
         self.folder = folder
         self.journal = journal
         self._client = client
-        self._resume = Resume(table, options, folder, journal)
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
+        self.options = options.for_rows(self.n_rows)
+        self._resume = Resume(table, self.options, folder, journal)
         self._plan: dict[str, Any] | None = None  # of the run before while no session is open
         self._files: list[str] = []  # that the passes left, beside what every run leaves
 

@@ -150,7 +150,7 @@ def _gives(reason: str, text: str) -> bool:
 def _rules_of_prepare(options: Options) -> dict[str, Rule]:
     return {
         "no valid value": (None, None),
-        "too few valid values": ("n_valid", options.min_valid),
+        "too few valid values": ("n_valid", options.required_rows),
         "too many missing values": ("missing_ratio", options.max_missing_ratio),
         "constant": (None, None),
         "low variance": ("normalised_variance", options.variance_threshold),
@@ -249,7 +249,7 @@ def _broken_rules(facts: Facts, n_rows: int, options: Options) -> dict[str, floa
     ratio = facts.n_missing / max(1, n_rows)
     rules = {
         "no valid value": (facts.n_valid == 0, math.nan),
-        "too few valid values": (facts.n_valid < options.min_valid, facts.n_valid),
+        "too few valid values": (facts.n_valid < options.required_rows, facts.n_valid),
         "too many missing values": (ratio > options.max_missing_ratio, ratio),
         "constant": (facts.minimum == facts.maximum, math.nan),
         "low variance": (
@@ -296,11 +296,11 @@ def check_spearman(
     options = claims.options
 
     def rho(first: str, second: str) -> float:
-        return spearman(columns.of(first), columns.of(second), options.min_valid)
+        return spearman(columns.of(first), columns.of(second), options.required_rows)
 
     yield from _check_drops(claims, 2, rho, SPEARMAN_TOLERANCE)
     limit = options.spearman_threshold + SPEARMAN_TOLERANCE
-    pairs = similar_pairs(columns, claims.selected, limit, options.min_valid)
+    pairs = similar_pairs(columns, claims.selected, limit, options.required_rows)
     yield from _check_kept(claims, pairs, "spearman", options.spearman_threshold)
 
 

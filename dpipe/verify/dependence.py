@@ -163,7 +163,7 @@ class Nonlinear:
         """The fused similarity of two columns; NaN where a measure is undefined."""
         left, right = self._features(first), self._features(second)
         joint = left.valid & right.valid
-        if np.count_nonzero(joint) < self.options.min_valid:
+        if np.count_nonzero(joint) < self.options.required_rows:
             return math.nan
         hsic = _hsic(left, right, joint) if self.options.w_hsic > 0 else 0.0
         rdc = _rdc(left, right, joint) if self.options.w_rdc > 0 else 0.0
