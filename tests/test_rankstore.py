@@ -218,37 +218,5 @@ def test_read_piece__of_a_truncated_file_says_so(tmp_path: Path) -> None:
         read_piece(filled.store, filled.catalogue()[0], range(10), 0, ROWS)
 
 
-def test_write__leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(str(tmp_path / "ranks"))
-    store.write("a", b"old")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("os.replace", full)
-        with pytest.raises(ResourceError, match=r"No space left .*--scratch-dir"):
-            store.write("a", b"new")
-    assert {path.name for path in (tmp_path / "ranks").iterdir()} == {"a"}
-    assert store.read_text("a") == "old"
-
-
-def test_names__hide_what_is_not_finished(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    store.write("grid/tile", b"x")
-    (tmp_path / "grid" / "tile2.0123.partial").write_bytes(b"y")
-    assert store.names("grid") == {"tile"}
-    assert store.names("nothing") == set()
-
-
-def test_arrays__come_back_and_refuse_pickles(filled: Filled) -> None:
-    filled.store.write_arrays("grid/a.npz", {"x": np.arange(3), "y": np.eye(2, dtype=np.float32)})
-    back = filled.store.read_arrays("grid/a.npz")
-    np.testing.assert_array_equal(back["x"], [0, 1, 2])
-    assert back["y"].dtype == np.float32
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        filled.store.write_arrays("grid/b.npz", {"z": np.array([object()])})
-
-
 def test_packed_length() -> None:
     assert [packed_length(n) for n in (0, 1, 8, 9)] == [0, 1, 1, 2]

@@ -262,26 +262,6 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(folder: RunFolder, nam
     assert partial_files(folder) == []
 
 
-@pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_disk_that_fills_up_late_leaves_the_old_file(
-    folder: RunFolder, name: str, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    WRITERS[name](folder, 80)
-    before = (folder.path / name).read_bytes()
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"os.{step}", refuse)
-        with pytest.raises(ResourceError, match="no space left"):
-            WRITERS[name](folder, 800)
-    assert (folder.path / name).read_bytes() == before
-    assert folder.verify_checksums() == ()
-    assert partial_files(folder) == []
-
-
 def test_another_failure_of_the_disk_names_the_path(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,26 +329,6 @@ def test_written_files_can_be_read_by_the_group(folder: RunFolder) -> None:
 
 
 # Arrays
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((0, 3), np.float32),
-        np.float64(2.5) * np.ones(()),
-        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
-        np.arange(10)[::2],
-        np.array([True, False]),
-        np.array(["a", "bc"]),
-    ],
-    ids=["empty", "scalar", "fortran", "strided", "bool", "text"],
-)
-def test_arrays_come_back(folder: RunFolder, array: np.ndarray) -> None:
-    folder.write_npy("a.npy", array)
-    again = folder.read_npy("a.npy")
-    assert again.dtype == array.dtype
-    np.testing.assert_array_equal(again, array)
-    np.testing.assert_array_equal(np.load(folder.path / "a.npy", allow_pickle=False), array)
 
 
 def test_an_array_file_has_its_space_before_it_is_filled(folder: RunFolder) -> None:

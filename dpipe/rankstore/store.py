@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.atomic import PARTIAL, replacing
 from dpipe.credentials import Secrets, safe_reason
 from dpipe.errors import InputError, ResourceError
 
@@ -85,7 +85,7 @@ class Store:
             # fsspec may look at every file it lists, and what is half written may be gone by then.
             paths = os.listdir(path) if self.local else self._fs.ls(path, detail=False)
         entries = [entry.rsplit("/", 1)[-1] for entry in paths]
-        return {entry for entry in entries if not entry.endswith(".partial")}
+        return {entry for entry in entries if not entry.endswith(PARTIAL)}
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
@@ -117,7 +117,8 @@ class Store:
         try:
             self._fs.makedirs(os.path.dirname(target), exist_ok=True)
             if self.local:
-                self._write_local(target, parts, wait and self.durable)
+                with replacing(target, wait=wait and self.durable) as file:
+                    file.writelines(parts)
             else:
                 self._write_remote(target, parts)
         except Exception as error:
@@ -128,21 +129,6 @@ class Store:
                 f"could not write {target} ({reason}); make room or choose "
                 "another --scratch-dir, then run the same command again to continue."
             ) from None
-
-    def _write_local(self, target: str, parts: Sequence[Any], wait: bool) -> None:
-        temporary = f"{target}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(temporary, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                if wait:
-                    os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except OSError:
-            with suppress(OSError):  # the disk may be gone, too
-                os.unlink(temporary)
-            raise
 
     def _write_remote(self, target: str, parts: Sequence[Any]) -> None:
         # An object appears when it is closed, so one that fails must not be closed.
@@ -209,7 +195,7 @@ class Store:
     def remove_partial(self) -> None:
         """Delete what dead workers left half written; nobody may be writing to the store."""
         if self.local:
-            for leftover in Path(self._path).rglob("*.partial"):
+            for leftover in Path(self._path).rglob(f"*{PARTIAL}"):
                 leftover.unlink(missing_ok=True)
 
     def size(self, name: str) -> int:

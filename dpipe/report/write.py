@@ -7,9 +7,9 @@ Does not cover: what is in it (see `dpipe.report.page`).
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 
+from dpipe.atomic import replacing
 from dpipe.errors import InputError, ResourceError
 from dpipe.runfolder import RunFolder
 
@@ -39,12 +39,10 @@ def write_page(folder: str | os.PathLike[str], target: Path, html: str) -> Path:
 
 def _replace(target: Path, html: str) -> None:
     """A page outside the run folder has no manifest, but is never half written either."""
-    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        partial.write_text(html, encoding="utf-8")
-        os.replace(partial, target)
+        with replacing(target, wait=False) as file:
+            file.write(html.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ResourceError(
             f"{target} cannot be written ({error.strerror or error}); choose another --output."
         ) from error

@@ -3,9 +3,9 @@
 Covers: the one way every file is written, the manifest of checksums, readers that run no code.
 Does not cover: which files there are (`dpipe.runfolder.RunFolder`, `dpipe.runfolder.checkpoints`).
 
-A write makes a temporary file beside the target (``.NAME.*.partial``), then comes fsync, rename,
-fsync of the folder. A crash leaves the old file or the new one, and the next lock of the folder
-removes the temporary file. Nothing here is pickled, and nothing that is read can execute code.
+A write waits for the disk, and a crash leaves the old file or the new one (see `dpipe.atomic`); the
+next lock of the folder removes the temporary file. Nothing here is pickled, and nothing that is
+read can execute code.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -28,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpipe.atomic import replacing
 from dpipe.errors import InputError, ResourceError
 from dpipe.inventory import MANIFEST, is_listed, matrix_files
 from dpipe.runfolder.names import escape_name, unescape_name
@@ -52,7 +54,7 @@ class Pending:
     """A file on its way to `target`; what it weighs is known once it is there."""
 
     target: Path
-    file: IO[bytes]
+    file: BufferedRandom
     digest: str = field(default="", init=False)
     size: int = field(default=0, init=False)
     mtime: int = field(default=0, init=False)
@@ -137,7 +139,7 @@ class Files:
 
     def write_npy(self, name: str, array: NDArray[Any]) -> None:
         """Write an array that holds no objects as ``.npy``, in C order."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         if array.dtype.hasobject:
             raise TypeError(f"{name} would need pickle: its array holds Python objects.")
         with self.replacing(name) as pending:
@@ -181,28 +183,19 @@ class Files:
     def _pending_file(self, name: str) -> Iterator[Pending]:
         """Open a file that takes the place of `name` if all goes well; every write comes here."""
         target = self.inside(name)
-        temporary = target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-        with _saying_which_file(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file = open(temporary, "xb+")  # noqa: SIM115  closed below, error or not
-        try:
+        with contextlib.ExitStack() as stack:
+            with _saying_which_file(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(replacing(target, wait=True))
             pending = Pending(target, file)
             yield pending
             with _saying_which_file(target):
                 file.flush()
-                os.fsync(file.fileno())
                 file.seek(0)
                 pending.digest = hashlib.file_digest(file, "sha256").hexdigest()
                 facts = os.fstat(file.fileno())
                 pending.size, pending.mtime = facts.st_size, facts.st_mtime_ns
-                os.replace(temporary, target)
-                _sync_folder(target.parent)
-        finally:
-            # After a failed write both fail again, and have nothing new to say.
-            with contextlib.suppress(OSError):
-                file.close()
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                stack.close()
         if self._keeps_manifest and is_listed(name):
             self._record(name, pending)
 
@@ -374,15 +367,6 @@ def _take_space(file: IO[bytes]) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last: a folder is a file of names, and wants its own fsync."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ import errno
 import os
 import posixpath
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpipe.atomic import partial_name, put_in_place, sync
 from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.table.convert import simpler
@@ -294,7 +294,7 @@ def _exists(target: object) -> InputError:
 @contextmanager
 def _staged_path(target: Path) -> Iterator[_Create]:
     """Files are created beside the target, which takes their place when all are done."""
-    temporary = target.with_name(_temporary_name(target.name))
+    temporary = target.with_name(partial_name(target.name))
 
     @contextmanager
     def create(part: str) -> Iterator[pa.NativeFile]:
@@ -302,46 +302,17 @@ def _staged_path(target: Path) -> Iterator[_Create]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(os.fsencode(path), "wb") as sink:
             yield sink
-        _flush(path)
+        sync(path)
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield create
-        _put_in_place(temporary, target)
+        put_in_place(temporary, target)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; a folder that is there goes only after that worked."""
-    aside = temporary.with_suffix(".replaced")
-    if target.is_dir():
-        target.rename(aside)
-    try:
-        temporary.replace(target)
-    except OSError:
-        if aside.exists():
-            aside.rename(target)
-        raise
-    _flush(target.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
-
-
-def _temporary_name(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex}.partial"
-
-
-def _flush(path: Path) -> None:
-    """Have the system write what it holds of a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -351,7 +322,7 @@ def _staged_url(url: str, storage_options: StorageOptions, overwrite: bool) -> I
     if fs.exists(target) and not overwrite:
         raise _exists(url)
     folder, name = posixpath.split(target.rstrip("/"))
-    temporary = f"{folder}/{_temporary_name(name)}"
+    temporary = f"{folder}/{partial_name(name)}"
     parts: list[str] = []
 
     @contextmanager

@@ -10,12 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 
 from dpipe.credentials import Secrets
 from dpipe.errors import InputError
@@ -164,36 +161,6 @@ class Table:
             return _parse(text)
         except (ValueError, KeyError, TypeError):
             raise InputError("this is no table record of this version of dpipe.") from None
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the record as JSON, under a temporary name first."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a record written by `save`; the same unchanged file is parsed once per process.
-
-        Raises
-        ------
-        InputError
-            When the file is missing or is no such record.
-        """
-        name = os.path.abspath(path)
-        try:
-            return _load(name, os.stat(name).st_mtime_ns)
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{name} is not a table record of this version of dpipe.") from None
-
-
-@lru_cache(maxsize=4)
-def _load(path: str, mtime: int) -> Table:
-    return _parse(Path(path).read_text(encoding="utf-8"))
 
 
 def _parse(text: str) -> Table:
