@@ -29,7 +29,7 @@ from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, silent
 from dpipe.options import Options
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, within
-from dpipe.session.device import own_machine
+from dpipe.session.device import local_machine
 from dpipe.words import counted, first_line, sized
 
 PACKAGES = (
@@ -185,7 +185,7 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
     import numpy  # noqa: F401  its BLAS must be loaded before it can be asked about
 
     threadpoolctl = importlib.import_module("threadpoolctl")
-    cores, memory = own_machine()
+    cores, memory = local_machine()
     limit = dask_worker.memory_manager.memory_limit if dask_worker is not None else None
     scratch = os.path.abspath(probe.scratch or tempfile.gettempdir())
     place = _nearest_existing(scratch)

@@ -37,15 +37,19 @@ from dpipe.session import (
     Session,
     attach,
     attach_session,
+    cards,
     current_client,
     device,
+    local,
     lost_workers,
     open_session,
+    restart,
     threads_here,
     worker,
 )
-from dpipe.session import local as own_cluster
 from dpipe.session import session as module
+from dpipe.session.cards import CardMemory
+from dpipe.session.decision import Others, Restart, Tidy, decide_restart
 from dpipe.session.worker import process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,16 +166,16 @@ def test_an_own_session_says_what_it_is(own: Session) -> None:
 
 
 def test_by_default_every_cpu_gets_a_worker() -> None:
-    workers = device.own_workers(Options(device="cpu"), silent)
-    options = own_cluster._local_options(Options(), workers, "/scratch")
+    workers = device.local_workers(Options(device="cpu"), silent)
+    options = local._local_options(Options(), workers, "/scratch")
     assert options["n_workers"] == CPU_COUNT
     assert options["memory_limit"] == MEMORY_LIMIT // CPU_COUNT
-    assert device.own_workers(Options(device="cpu", threads_per_worker=64), silent).number == 1
+    assert device.local_workers(Options(device="cpu", threads_per_worker=64), silent).number == 1
 
 
 def test_workers_share_the_memory_of_the_machine_and_no_more() -> None:
     def memory(**asked: Any) -> int:
-        return device.own_workers(Options(device="cpu", **asked), silent).memory
+        return device.local_workers(Options(device="cpu", **asked), silent).memory
 
     assert memory(workers=1) == MEMORY_LIMIT
     assert memory(workers=3 * CPU_COUNT) == MEMORY_LIMIT // (3 * CPU_COUNT)
@@ -205,11 +209,11 @@ def test_a_task_has_one_thread(own: Session) -> None:
 
 
 def test_temporary_files_of_workers_stay_in_the_folder_given(own: Session) -> None:
-    assert own._own is not None
+    assert own._local is not None
     folders = own.client.run(lambda dask_worker: dask_worker.local_directory).values()
     folders = [*folders, *own.client.run(worker_environment, "TMPDIR").values()]
-    assert all(str(folder).startswith(str(own._own._folder)) for folder in folders)
-    assert str(own._own._folder).startswith(str(own._own.local_directory))
+    assert all(str(folder).startswith(str(own._local._folder)) for folder in folders)
+    assert str(own._local._folder).startswith(str(own._local.local_directory))
 
 
 def test_memory_is_read_from_every_process(own: Session) -> None:
@@ -281,14 +285,14 @@ def test_recycling_counts_a_worker_that_was_just_killed(own: Session) -> None:
 def test_a_failed_restart_opens_a_new_cluster(
     own: Session, own_notes: Heard, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def restart(self: Client, **_: object) -> None:
+    async def never(self: Client, **_: object) -> None:
         if fault == "hangs":
             await asyncio.sleep(1000)
 
     before = pids(own.read_memory("before", 1))
     own_notes.clear()
-    monkeypatch.setattr(Client, "restart", restart)
-    monkeypatch.setattr(module, "REOPEN_SECONDS", 3.0)
+    monkeypatch.setattr(Client, "restart", never)
+    monkeypatch.setattr(restart, "REOPEN_SECONDS", 3.0)
     after = pids(own.recycle(1))
     monkeypatch.undo()
     assert len(after) == 2
@@ -311,7 +315,7 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
         started = pids(session.read_memory("start", 0))
         session.recycle(1)
         started |= pids(session.read_memory("start", 0))
-        scheduler = weakref.ref(session._own._cluster.scheduler)  # type: ignore[union-attr]
+        scheduler = weakref.ref(session._local._cluster.scheduler)  # type: ignore[union-attr]
     session.close()
     assert session.client.status == "closed"
     assert not any(psutil.pid_exists(pid) for pid in started)
@@ -392,7 +396,7 @@ def test_workers_that_do_not_start_are_a_resource_error(
     def fail(*_: object) -> None:
         raise RuntimeError("Nanny failed to start.")
 
-    monkeypatch.setattr(own_cluster, "_start_cpu_cluster", fail)
+    monkeypatch.setattr(local, "_start_cpu_cluster", fail)
     with pytest.raises(ResourceError, match=r"Nanny failed to start\): a script must call"):
         open_session(TWO, local_directory=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -404,12 +408,12 @@ def test_the_dashboard_takes_its_usual_port_when_it_is_free(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(own_cluster, "DASHBOARD_PORT", port)
-    assert own_cluster._free_dashboard_address() == f"127.0.0.1:{port}"
+    monkeypatch.setattr(local, "DASHBOARD_PORT", port)
+    assert local._free_dashboard_address() == f"127.0.0.1:{port}"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert own_cluster._free_dashboard_address() == "127.0.0.1:0"
+        assert local._free_dashboard_address() == "127.0.0.1:0"
 
 
 def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> None:
@@ -479,7 +483,7 @@ def test_a_gpu_session_says_what_is_missing(
     with machine(monkeypatch, cards, *packages):
         with pytest.raises(InputError, match=f"--device gpu cannot be used here: .*{reason}"):
             open_session(Options(device="gpu"))
-        assert device.choose_own_device(Options(device="auto"), heard) == ("cpu", None)
+        assert device.choose_local_device(Options(device="auto"), heard) == ("cpu", None)
     assert [note.level for note in heard] == ["info"]
     assert heard.texts.startswith("computing on the CPU: ")
     assert reason in heard.texts
@@ -489,9 +493,9 @@ def test_auto_takes_the_gpu_when_all_is_there(
     heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with machine(monkeypatch, 2, "dask_cuda", "cupy", "rmm"):
-        assert device.choose_own_device(Options(), heard) == ("gpu", 60 << 30)
-        assert device.choose_own_device(Options(device="gpu"), heard) == ("gpu", 60 << 30)
-        assert device.choose_own_device(Options(device="cpu"), heard) == ("cpu", None)
+        assert device.choose_local_device(Options(), heard) == ("gpu", 60 << 30)
+        assert device.choose_local_device(Options(device="gpu"), heard) == ("gpu", 60 << 30)
+        assert device.choose_local_device(Options(device="cpu"), heard) == ("cpu", None)
     assert heard == [Note("computing on 2 GPUs: a card is visible.")]
 
 
@@ -502,7 +506,7 @@ def test_a_card_that_cupy_cannot_use_is_no_gpu(
     with machine(monkeypatch, 1, "dask_cuda", "cupy", "rmm", trouble=trouble):
         with pytest.raises(InputError, match=f"--device gpu cannot be used here: {trouble}"):
             open_session(Options(device="gpu"))
-        assert device.choose_own_device(Options(), heard) == ("cpu", None)
+        assert device.choose_local_device(Options(), heard) == ("cpu", None)
     assert heard == [Note(f"computing on the CPU: {trouble}.")]
 
 
@@ -555,8 +559,8 @@ def test_attached_workers_share_the_card_they_share(
 
 
 def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
-    workers = device.OwnWorkers("gpu", number=4, threads=1, memory=2**30, room=60 << 30)
-    options = own_cluster.gpu_options(Options(), workers, "/scratch")
+    workers = device.LocalWorkers("gpu", number=4, threads=1, memory=2**30, room=60 << 30)
+    options = local.gpu_options(Options(), workers, "/scratch")
     assert options["n_workers"] == 4
     assert options["memory_limit"] == 2**30
     assert options["threads_per_worker"] == 1
@@ -570,10 +574,10 @@ def test_a_gpu_cluster_has_one_worker_a_card_and_one_allocator() -> None:
 
 def test_a_gpu_session_gets_one_worker_a_card_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     with machine(monkeypatch, 4, "dask_cuda", "cupy", "rmm"):
-        assert device.own_workers(Options(), silent).number == 4
-        assert device.own_workers(Options(workers=2), silent).number == 2
+        assert device.local_workers(Options(), silent).number == 4
+        assert device.local_workers(Options(workers=2), silent).number == 2
         with pytest.raises(InputError, match="--workers 5 exceeds the 4 visible GPUs"):
-            device.own_workers(Options(workers=5), silent)
+            device.local_workers(Options(workers=5), silent)
 
 
 def test_a_plan_is_made_for_the_cards_a_run_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,11 +604,11 @@ def test_a_gpu_cluster_is_started_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(
         sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=LocalCUDACluster)
     )
-    workers = device.OwnWorkers("gpu", number=3, threads=1, memory=2**30, room=60 << 30)
+    workers = device.LocalWorkers("gpu", number=3, threads=1, memory=2**30, room=60 << 30)
     monkeypatch.setattr(LocalCUDACluster, "__del__", lambda self: None, raising=False)
-    cluster = own_cluster._start_gpu_cluster(Options(), workers, "/scratch")
-    assert isinstance(cluster, own_cluster.KeepsNannies)
-    assert started == [own_cluster.gpu_options(Options(), workers, "/scratch")]
+    cluster = local._start_gpu_cluster(Options(), workers, "/scratch")
+    assert isinstance(cluster, local.NoLostWorkerTimeout)
+    assert started == [local.gpu_options(Options(), workers, "/scratch")]
 
 
 @pytest.mark.parametrize(
@@ -653,6 +657,44 @@ def test_an_own_connection_is_closed_and_the_cluster_runs_on(
     assert session.client.status == "closed"
     assert foreign.status.name == "running"
     assert len(foreign.scheduler.workers) == 2
+
+
+@pytest.mark.parametrize("others", [None, Others(), Others(clients=1, results=2)])
+@pytest.mark.parametrize("nannies", [(), (True, True), (True, False)])
+def test_never_is_never(others: Others | None, nannies: tuple[bool, ...]) -> None:
+    workers = [worker_facts(str(n), nanny=nanny) for n, nanny in enumerate(nannies)]
+    assert decide_restart(workers, "never", others) == Tidy("--restart is never")
+
+
+@pytest.mark.parametrize("policy", ["auto", "always"])
+@pytest.mark.parametrize("others", [None, Others(), Others(clients=1)])
+def test_a_worker_without_a_nanny_is_never_restarted(policy: str, others: Others | None) -> None:
+    workers = [worker_facts("0"), worker_facts("1", nanny=False)]
+    assert decide_restart(workers, policy, others) == Tidy(
+        "worker 1 runs without a nanny that could restart it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "reason"),
+    [
+        (None, None),
+        (Others(), None),
+        (Others(clients=1), "1 other client is connected"),
+        (Others(clients=2, results=3), "2 other clients are connected"),
+        (Others(results=1), "the cluster holds 1 result of other work"),
+        (Others(results=7), "the cluster holds 7 results of other work"),
+        (Others(unknown="no"), "the scheduler does not say who else uses it (no)"),
+    ],
+)
+def test_auto_restarts_only_what_nobody_else_uses(
+    others: Others | None, reason: str | None
+) -> None:
+    workers = [worker_facts("0"), worker_facts("1")]
+    hint = "; --restart always restarts them all the same"
+    wanted = Restart() if reason is None else Tidy(reason + hint)
+    assert decide_restart(workers, "auto", others) == wanted
+    assert decide_restart(workers, "always", others) == Restart()
 
 
 def test_auto_restarts_the_workers_of_a_cluster_nobody_else_uses(
@@ -818,7 +860,7 @@ def test_workers_that_their_cluster_closed_in_a_restart_are_started_again(
 
     with foreign_cluster() as cluster, Client(cluster) as client:
         monkeypatch.setattr(Client, "restart_workers", restart_workers)
-        monkeypatch.setattr(module, "SETTLE_SECONDS", 0.5)
+        monkeypatch.setattr(restart, "SETTLE_SECONDS", 0.5)
         with attach_session(client, Options(device="cpu"), emit=heard) as session:
             assert len(pids(session.recycle(1))) == 2
         while len(cluster.workers) < 2:  # it notes a worker down after the worker has started
@@ -1025,56 +1067,53 @@ def test_workers_without_dpipe_are_explained(
 
 
 def test_more_memory_than_there_is_is_warned_about(heard: Heard) -> None:
-    total = own_cluster.MEMORY_LIMIT
-    own_cluster.warn_when_overcommitted(Options(workers=2, memory_limit=total // 2), heard)
-    own_cluster.warn_when_overcommitted(Options(workers=2), heard)
+    total = local.MEMORY_LIMIT
+    local.warn_when_overcommitted(Options(workers=2, memory_limit=total // 2), heard)
+    local.warn_when_overcommitted(Options(workers=2), heard)
     assert heard == []
-    own_cluster.warn_when_overcommitted(Options(workers=2, memory_limit=total), heard)
+    local.warn_when_overcommitted(Options(workers=2, memory_limit=total), heard)
     assert "--memory-limit and --workers allow" in heard.warnings[0]
 
 
-def test_a_card_that_stays_full_is_warned_about(own: Session, own_notes: Heard) -> None:
-    own_notes.clear()
-    for baseline, now in [({}, 5 << 30), ({"0": 1 << 30}, 1 << 30), ({}, None)]:
-        own._device_baseline = baseline
-        own._watch_for_zombies([worker_facts("0", device=now)])
-    assert own_notes == []
-    own._device_baseline = {"0": 1 << 30}
-    own._watch_for_zombies([worker_facts("0", device=5 << 30, pid=7, holders=(7, 4711))])
-    own._watch_for_zombies([worker_facts("0", device=5 << 30, pid=7)])
-    own._device_baseline = {}
-    assert "the card of worker 0 has 4.0 GiB more in use" in own_notes.warnings[0]
-    assert own_notes.warnings[0].endswith("other processes on it: 4711.")
-    assert own_notes.warnings[1].endswith("nvidia-smi may know which.")
-    own_notes.clear()
+def test_a_card_that_stays_full_is_warned_about() -> None:
+    for baseline, now in [(None, 5 << 30), (1 << 30, 1 << 30), (None, None)]:
+        memory = CardMemory([worker_facts("0", device=baseline)])
+        assert memory.warnings([worker_facts("0", device=now)]) == []
+    memory = CardMemory([worker_facts("0", device=1 << 30)])
+    (text,) = memory.warnings([worker_facts("0", device=5 << 30, pid=7, holders=(7, 4711))])
+    assert "the card of worker 0 has 4.0 GiB more in use" in text
+    assert text.endswith("other processes on it: 4711.")
+    (text,) = memory.warnings([worker_facts("0", device=5 << 30, pid=7)])
+    assert text.endswith("nvidia-smi may know which.")
 
 
 def test_a_card_that_an_old_worker_holds_on_to_is_waited_for(
-    own: Session, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "CARD_SECONDS", 0.5)
-    monkeypatch.setattr(own, "_device_baseline", {"0": 1 << 30})
-    full = worker_facts("0", device=5 << 30, pid=7, holders=(7, 99))
-    monkeypatch.setattr(own, "workers", lambda: (full,))
-    assert own._await_free_cards((full,), frozenset({99})) == ((full,), frozenset({99}))
-    assert own._await_free_cards((full,), frozenset({98})) == ((full,), frozenset())
-    free = worker_facts("0", device=1 << 30, pid=7)
-    monkeypatch.setattr(own, "workers", lambda: (free,))
-    assert own._await_free_cards((full,), frozenset({99})) == ((free,), frozenset())
+    monkeypatch.setattr(cards, "CARD_SECONDS", 0.5)
+    memory = CardMemory([worker_facts("0", device=1 << 30)])
+    full = (worker_facts("0", device=5 << 30, pid=7, holders=(7, 99)),)
+    wait_on = memory.wait_until_released
+    assert wait_on(full, frozenset({99}), lambda: full) == (full, frozenset({99}))
+    assert wait_on(full, frozenset({98}), lambda: full) == (full, frozenset())
+    free = (worker_facts("0", device=1 << 30, pid=7),)
+    assert wait_on(full, frozenset({99}), lambda: free) == (free, frozenset())
 
 
 def test_a_cluster_whose_old_worker_keeps_the_card_is_opened_anew(
     monkeypatch: pytest.MonkeyPatch, heard: Heard
 ) -> None:
     with open_session(Options(workers=1, device="cpu"), emit=heard) as session:
-        first = session._own.pids()  # type: ignore[union-attr]
+        first = session._local.pids()  # type: ignore[union-attr]
         answers = iter([frozenset({4711}), frozenset()])
-        monkeypatch.setattr(session, "_await_free_cards", lambda facts, old: (facts, next(answers)))
+        monkeypatch.setattr(
+            session._cards, "wait_until_released", lambda facts, old, look: (facts, next(answers))
+        )
         address = session.client.scheduler.address
         session.recycle(1)
         assert session.client.scheduler.address != address
-        assert not first & session._own.pids()  # type: ignore[union-attr]
-    assert "process 4711 holds on to its card" in heard.warnings[0]
+        assert not first & session._local.pids()  # type: ignore[union-attr]
+    assert "process 4711 still has memory of its card" in heard.warnings[0]
 
 
 def test_a_public_scheduler_is_warned_about(heard: Heard) -> None:

@@ -14,7 +14,7 @@ from dpipe.errors import InputError
 from dpipe.model import silent
 from dpipe.options import Options
 from dpipe.passes import make_plan
-from dpipe.session.device import own_workers
+from dpipe.session.device import local_workers
 from dpipe.table import open_table
 from dpipe.table.sample import sample
 
@@ -45,6 +45,6 @@ def plan_run(
         row_group = table.row_group
     if not rows or not columns:
         raise InputError("give Parquet files, or both --rows and --columns.")
-    workers = own_workers(options, silent)
+    workers = local_workers(options, silent)
     machine = Machine(workers.number, workers.threads, workers.memory, workers.room)
     return make_plan(rows, columns, options, machine, row_group=row_group)

@@ -1,7 +1,7 @@
 """The Dask cluster as dpipe sees it: opened or attached, recycled between passes, closed.
 
-Covers: opening a session on workers of its own (CPU or one per GPU) or on a running cluster, the
-client that is current here, a pool of threads in this process.
+Covers: opening a session on local workers (CPU or one per GPU) or on a running cluster, the client
+that is current here, a pool of threads in this process.
 Does not cover: what a session does (`dpipe.session.session`), submitting tasks
 (`dpipe.engine.submit`), choosing tile sizes (`dpipe.engine.plan`).
 
@@ -39,9 +39,9 @@ from dpipe.session.attach import (
     wait_for_first_worker,
     warn_when_exposed,
 )
-from dpipe.session.device import own_workers
+from dpipe.session.device import local_workers
 from dpipe.session.local import (
-    OwnCluster,
+    StartedCluster,
     forget_closed_schedulers,
     warn_when_overcommitted,
 )
@@ -104,7 +104,7 @@ def configured_options() -> dict[str, Any]:
 def open_session(
     options: Options, *, local_directory: str | None = None, emit: Emit = silent
 ) -> Session:
-    """Start a cluster of dpipe's own on this machine, listening on 127.0.0.1 only.
+    """Start a local cluster on this machine, listening on 127.0.0.1 only.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def open_session(
     ...     session.client.submit(sum, [1, 2]).result()
     3
     """
-    workers = own_workers(options, emit)
+    workers = local_workers(options, emit)
     warn_when_overcommitted(options, emit)
-    owned = OwnCluster(options, workers, local_directory)
+    owned = StartedCluster(options, workers, local_directory)
     try:
         client = owned.open()
         return Session(
@@ -184,7 +184,7 @@ def attach_session(
             emit(Note(text, "warning"))
         warn_when_exposed(client, emit)
         session = Session(client, options, emit=emit, opened_client=is_own, wake=wake)
-        session.pin_threads()
+        session.limit_threads()
         return session
     except BaseException:
         if is_own:
@@ -193,7 +193,7 @@ def attach_session(
 
 
 def use_session(options: Options, connection: Any, emit: Emit = silent) -> Session:
-    """The session a run works on: the caller's, the one options name, the current, or an own.
+    """The session a run works on: the caller's, the one options name, the current, or a local one.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """CPU or GPU: what a session computes on, and why.
 
-Covers: the choice for an own and for an attached session, what a worker can have of its card, how
-many workers an own session gets and the memory of each.
+Covers: the choice for a local and for an attached session, what a worker can have of its card, how
+many workers a local session gets and the memory of each.
 Does not cover: the trial of CuPy itself (`dpipe.device.card`).
 """
 
@@ -24,12 +24,12 @@ from dpipe.session.worker import WorkerFacts
 from dpipe.words import counted
 
 
-def own_machine() -> tuple[int, int]:
+def local_machine() -> tuple[int, int]:
     """Cores and bytes of memory that this process may use, control groups respected.
 
     Examples
     --------
-    >>> cores, memory = own_machine()
+    >>> cores, memory = local_machine()
     >>> cores >= 1 and memory > 0
     True
     """
@@ -37,8 +37,8 @@ def own_machine() -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class OwnWorkers:
-    """The workers of an own session, whether it is opened or only planned for.
+class LocalWorkers:
+    """The workers of a local session, whether it is opened or only planned for.
 
     Attributes
     ----------
@@ -61,8 +61,8 @@ class OwnWorkers:
     room: int | None
 
 
-def own_workers(options: Options, emit: Emit) -> OwnWorkers:
-    """The workers that an own session has on this machine.
+def local_workers(options: Options, emit: Emit) -> LocalWorkers:
+    """The workers that a local session has on this machine.
 
     One for each card, or as many as the cores have room for; they share the memory of the machine.
 
@@ -71,8 +71,8 @@ def own_workers(options: Options, emit: Emit) -> OwnWorkers:
     InputError
         When ``device="gpu"`` and it cannot be had, or ``workers`` exceeds the cards.
     """
-    device, room = choose_own_device(options, emit)
-    cores, memory = own_machine()
+    device, room = choose_local_device(options, emit)
+    cores, memory = local_machine()
     threads = options.threads_per_worker
     most = card.visible_cards() if device == "gpu" else cores // threads
     number = options.workers or max(1, most)
@@ -82,11 +82,11 @@ def own_workers(options: Options, emit: Emit) -> OwnWorkers:
             "a GPU session runs one worker on each."
         )
     limit = min(memory, options.memory_limit or memory // number)
-    return OwnWorkers(device, number, threads, limit, room)
+    return LocalWorkers(device, number, threads, limit, room)
 
 
-def choose_own_device(options: Options, emit: Emit) -> tuple[str, int | None]:
-    """The device of an own session, and the bytes a worker can have of its card."""
+def choose_local_device(options: Options, emit: Emit) -> tuple[str, int | None]:
+    """The device of a local session, and the bytes a worker can have of its card."""
     if options.device == "cpu":
         return "cpu", None
     lack, room = _lack_of_gpu()

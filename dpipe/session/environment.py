@@ -40,7 +40,7 @@ _SLOW_SORT = {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}
 
 
 def worker_environment() -> dict[str, str]:
-    """Variables for the workers of an own session on this machine.
+    """Variables for the workers of a local session on this machine.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""A cluster of dpipe's own on this machine: started, found again after a restart, ended.
+"""A local cluster that dpipe starts: started, found again after a restart, ended.
 
 Covers: the options of Dask's local clusters, the environment and the end of their processes.
-Does not cover: when it is restarted (`dpipe.session.Session`), how many workers it gets and on
+Does not cover: when it is restarted (`dpipe.session.decision`), how many workers it gets and on
 which device (`dpipe.session.device`).
 """
 
@@ -35,9 +35,9 @@ from distributed.system import MEMORY_LIMIT
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Emit, Note
 from dpipe.options import Options
-from dpipe.session.device import OwnWorkers
+from dpipe.session.device import LocalWorkers
 from dpipe.session.environment import worker_environment
-from dpipe.session.worker import SilentEnd
+from dpipe.session.worker import QuietShutdown
 from dpipe.words import first_line, sized
 
 GRACE_SECONDS = 2.0
@@ -55,11 +55,11 @@ at random, innocent tasks reach 3 soon. A task that kills its workers itself is 
 
 
 @dataclass
-class OwnCluster:
+class StartedCluster:
     """How to open, and open again, the cluster an owned session runs on."""
 
     options: Options
-    workers: OwnWorkers
+    workers: LocalWorkers
     local_directory: str | None
     n_workers: int = 0
     _cluster: LocalCluster | None = None
@@ -80,12 +80,12 @@ class OwnCluster:
                         "distributed.scheduler.allowed-failures": DEATHS,
                     }
                 ),
-                _deaf_to_interrupts(),
+                _interrupts_blocked(),
             ):
                 self._cluster = start(self.options, self.workers, self._folder)
             # Not the default client: what the user computes meanwhile stays where it was.
             self._client = Client(self._cluster, set_as_default=False)
-            self._client.register_plugin(SilentEnd())
+            self._client.register_plugin(QuietShutdown())
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             self.close()
             raise ResourceError(
@@ -163,7 +163,7 @@ def _kill_workers(cluster: LocalCluster) -> None:
         time.sleep(0.02)
 
 
-class KeepsNannies(SpecCluster):
+class NoLostWorkerTimeout(SpecCluster):
     """Leaves a worker that is away to its nanny.
 
     A cluster otherwise looks, some time after a worker left (``lost-worker-timeout``, 15 s),
@@ -176,22 +176,22 @@ class KeepsNannies(SpecCluster):
         super(SpecCluster, self)._update_worker_status(op, msg)
 
 
-class _LocalCluster(KeepsNannies, LocalCluster):
+class _LocalCluster(NoLostWorkerTimeout, LocalCluster):
     pass
 
 
-def _start_cpu_cluster(options: Options, workers: OwnWorkers, folder: str) -> LocalCluster:
+def _start_cpu_cluster(options: Options, workers: LocalWorkers, folder: str) -> LocalCluster:
     return _LocalCluster(**_local_options(options, workers, folder))
 
 
-def _start_gpu_cluster(options: Options, workers: OwnWorkers, folder: str) -> LocalCluster:
+def _start_gpu_cluster(options: Options, workers: LocalWorkers, folder: str) -> LocalCluster:
     dask_cuda = importlib.import_module("dask_cuda")
-    kind = type("_LocalCUDACluster", (KeepsNannies, dask_cuda.LocalCUDACluster), {})
+    kind = type("_LocalCUDACluster", (NoLostWorkerTimeout, dask_cuda.LocalCUDACluster), {})
     cluster: LocalCluster = kind(**gpu_options(options, workers, folder))
     return cluster
 
 
-def _local_options(options: Options, workers: OwnWorkers, folder: str) -> dict[str, Any]:
+def _local_options(options: Options, workers: LocalWorkers, folder: str) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "n_workers": workers.number,
         "threads_per_worker": workers.threads,
@@ -204,11 +204,11 @@ def _local_options(options: Options, workers: OwnWorkers, folder: str) -> dict[s
         "env": {"TMPDIR": folder},
     }
     if options.tls:
-        chosen["security"] = _own_certificates()
+        chosen["security"] = _temporary_certificates()
     return chosen
 
 
-def _own_certificates() -> Security:
+def _temporary_certificates() -> Security:
     """A key and certificate that nobody else has, kept in memory until the cluster ends."""
     try:
         made: Security = Security.temporary()
@@ -219,7 +219,7 @@ def _own_certificates() -> Security:
         ) from None
 
 
-def gpu_options(options: Options, workers: OwnWorkers, folder: str) -> dict[str, Any]:
+def gpu_options(options: Options, workers: LocalWorkers, folder: str) -> dict[str, Any]:
     """Arguments of ``dask_cuda.LocalCUDACluster``: one worker a card, one allocator a worker.
 
     The stream-ordered allocator does not fragment as a pool does and shares the card with
@@ -258,7 +258,7 @@ def _spawn_environment() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     """Keep Ctrl-C from the processes started inside; it comes to this process afterwards.
 
     A terminal sends it to every process, and each worker would answer with a traceback while
@@ -302,7 +302,7 @@ def _free_dashboard_address() -> str:
 
 
 @contextlib.contextmanager
-def impatience(pids: Iterable[int]) -> Iterator[None]:
+def killed_after_grace(pids: Iterable[int]) -> Iterator[None]:
     """Kill these workers if the block takes longer than a worker may need to stop.
 
     A nanny waits four seconds for a worker that is deep in a task; nothing is lost with it, since

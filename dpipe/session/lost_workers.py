@@ -3,7 +3,7 @@
 Covers: what the scheduler tells a cluster object while workers are away, warnings that a planned
 restart would leave, starting again what was closed for good.
 Does not cover: when workers are restarted (`dpipe.session.session`), the clusters dpipe starts
-itself (`dpipe.session.local`, `KeepsNannies`).
+itself (`dpipe.session.local`, `NoLostWorkerTimeout`).
 
 Whenever a worker leaves, a ``SpecCluster`` (LocalCluster, LocalCUDACluster, SSHCluster,
 SLURMCluster, ...) starts a clock, ``distributed.deploy.lost-worker-timeout`` (15 s). As it runs

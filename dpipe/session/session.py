@@ -1,9 +1,9 @@
 """A Dask cluster in use: its size, the memory of its processes, fresh ones between passes.
 
-Covers: reading the memory of every process, restarting workers as one operation with a deadline and
-a fallback, holding their BLAS to one thread a task.
-Does not cover: opening a session (`dpipe.session`), starting and ending processes
-(`dpipe.session.local`).
+Covers: asking every process for its memory, finding the facts of a restart and acting on the
+decision.
+Does not cover: opening a session (`dpipe.session`), the decision (`dpipe.session.decision`), how
+workers restart (`dpipe.session.restart`), starting and ending processes (`dpipe.session.local`).
 See also: `dpipe.model.MemoryReading`, the record of the ledger.
 """
 
@@ -16,34 +16,25 @@ import gc
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
-import psutil
 from distributed import Client, Future
 
 from dpipe.device import card
 from dpipe.errors import ResourceError
 from dpipe.model import Emit, MemoryReading, Note, silent
 from dpipe.options import Options
+from dpipe.session import restart
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
+from dpipe.session.cards import CardMemory
+from dpipe.session.decision import Others, Tidy, decide_restart
 from dpipe.session.device import choose_attached_device
-from dpipe.session.local import OwnCluster, impatience, kill
-from dpipe.session.lost_workers import bring_back, kept_from_clock
-from dpipe.session.worker import ThreadPin, WorkerFacts, give_memory_back, look, process_memory
-from dpipe.words import counted, first_line, sized
-
-RECYCLE_SECONDS = 60.0
-"""How long the workers of an attached cluster may take to come back as new processes."""
-SETTLE_SECONDS = 10.0
-"""How long the last of them may take to answer once the scheduler has restarted them."""
-REOPEN_SECONDS = 30.0
-"""How long owned workers may take to come back before the whole cluster is opened anew."""
-DEVICE_TOLERANCE = 1024**3
-"""Bytes in use on a card after a restart, above those at the start, that are worth a warning."""
-CARD_SECONDS = 10.0
-"""How long the driver may take to get back what a worker that ended had on its card."""
+from dpipe.session.local import StartedCluster
+from dpipe.session.restart import reopen, restart_attached, restart_local
+from dpipe.session.threads import limit_threads, restore_threads
+from dpipe.session.worker import WorkerFacts, give_memory_back, look, process_memory
+from dpipe.words import first_line
 
 
 class Session:
@@ -77,7 +68,7 @@ class Session:
         options: Options,
         *,
         emit: Emit = silent,
-        owned: OwnCluster | None = None,
+        owned: StartedCluster | None = None,
         device: str | None = None,
         room: int | None = None,
         opened_client: bool = False,
@@ -88,10 +79,10 @@ class Session:
         self.n_workers = self.threads = self.threads_per_worker = self.memory_limit = 0
         self._restart = options.restart
         self._emit = emit
-        self._own = owned
+        self._local = owned
         self._opened_client = opened_client
         self._wake = wake
-        self._pin: str | None = None
+        self._thread_limit: str | None = None
         self._began = time.monotonic()
         self._closed = False
         self.device = device or "unknown"
@@ -103,7 +94,7 @@ class Session:
                 "look at its log, or start workers anew."
             )
         # Before anybody tries CuPy, whose context takes memory as well.
-        self._device_baseline = {f.name: f.device for f in facts if f.device is not None}
+        self._cards = CardMemory(facts)
         self.device_memory = room
         if device is None:
             self.device, self.device_memory = choose_attached_device(
@@ -134,12 +125,13 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        if self._own is not None:
-            self._own.close()
+        if self._local is not None:
+            self._local.close()
             return
         if self._wake is not None:
             self._wake.release()
-        self._unpin_threads()
+        if self._thread_limit is not None:
+            restore_threads(self.client, self._thread_limit, self._emit)
         if self._opened_client:
             self.client.close()
 
@@ -243,10 +235,10 @@ class Session:
     def recycle(self, pass_number: int) -> tuple[MemoryReading, ...]:
         """Give every worker a fresh process, so that the next pass starts at the baseline.
 
-        Hold no future and no scattered data over this call: they are lost. An owned cluster
-        whose workers do not come back within `REOPEN_SECONDS` is closed and opened again. An
-        attached one is restarted only as far as ``--restart`` and its other users allow;
-        otherwise its workers collect garbage and hand free pages back.
+        Hold no future and no scattered data over this call: they are lost. A local cluster whose
+        workers do not come back in time is closed and opened again. An attached one is restarted
+        only as far as ``--restart`` and its other users allow; otherwise its workers collect
+        garbage and hand free pages back.
 
         Returns
         -------
@@ -258,165 +250,77 @@ class Session:
         ResourceError
             When no worker is left.
         """
-        if self._restart == "never":
-            facts = self._tidy("the workers keep their memory, because --restart is never.")
-        elif self._own is not None:
-            facts = self._recycle_own(self._own)
+        if self._local is not None:
+            before: tuple[WorkerFacts, ...] = ()
+            choice = decide_restart(before, self._restart, None)
         else:
-            facts = self._recycle_attached()
+            before = self.workers()
+            choice = decide_restart(before, self._restart, self._others())
+        if isinstance(choice, Tidy):
+            facts = self._tidy(choice.reason)
+        elif self._local is not None:
+            facts = self._restart_local(self._local)
+        else:
+            facts = restart_attached(
+                self.client, before, self._expect, self.workers, self._cards, self._emit
+            )
         if not facts:
             raise ResourceError(
                 f"no worker of {self._address} answers any more; "
                 "start workers and run the same command again to resume."
             )
-        self._watch_for_zombies(facts)
+        for text in self._cards.warnings(facts):
+            self._warn(text)
         return self._readings("recycled", pass_number, facts)
 
-    def _watch_for_zombies(self, facts: Iterable[WorkerFacts]) -> None:
-        """Say when a process that should be gone seems to hold on to the memory of its card."""
-        for f in facts:
-            if (more := self._excess(f)) > DEVICE_TOLERANCE:
-                others = [pid for pid in f.holders if pid != f.pid]
-                named = ", ".join(map(str, others[:5])) or "nvidia-smi may know which"
-                self._warn(
-                    f"the card of worker {f.name} has {sized(more)} more in use than at "
-                    f"the start, though the worker is new; other processes on it: {named}."
-                )
+    def _restart_local(self, cluster: StartedCluster) -> tuple[WorkerFacts, ...]:
+        """Fresh workers, in a new cluster when the one there is does not come back."""
+        old = cluster.pids()
+        facts, failure = restart_local(
+            self.client, cluster, self._expect, self.workers, self._cards
+        )
+        if failure is None:
+            return facts
+        self._warn(f"the restart of the workers failed ({failure}); opening a new cluster.")
+        self.client = reopen(cluster, old)
+        facts = self._expect(cluster.n_workers, time.monotonic() + restart.REOPEN_SECONDS, old)
+        return self._cards.wait_until_released(facts, old, self.workers)[0]
 
-    def _excess(self, f: WorkerFacts) -> int:
-        """Bytes in use on a worker's card above those at the start."""
-        return (f.device or 0) - self._device_baseline.get(f.name, f.device or 0)
-
-    def _await_free_cards(
-        self, facts: tuple[WorkerFacts, ...], old: frozenset[int]
-    ) -> tuple[tuple[WorkerFacts, ...], frozenset[int]]:
-        """Wait until the cards are as free as at the start; the processes of `old` that are not.
-
-        A process is gone before the driver has taken back all it had.
-        """
-        deadline = time.monotonic() + CARD_SECONDS
-        while True:
-            full = [f for f in facts if self._excess(f) > DEVICE_TOLERANCE]
-            if not full or time.monotonic() > deadline:
-                return facts, old & {pid for f in full for pid in f.holders}
-            time.sleep(0.2)
-            facts = self.workers() or facts
-
-    def _recycle_own(self, own: OwnCluster) -> tuple[WorkerFacts, ...]:
-        deadline = time.monotonic() + REOPEN_SECONDS
-        old = own.pids()
-        try:
-            with impatience(old):
-                within(self.client, REOPEN_SECONDS, "restart", timeout=REOPEN_SECONDS * 0.8)
-            facts = self._expect(own.n_workers, deadline, old)
-            facts, left = self._await_free_cards(facts, old)
-            if left:
-                reason = f"process {min(left)} holds on to its card"
-            elif len(facts) >= own.n_workers:
-                return facts
-            else:
-                reason = f"{len(facts)} of {own.n_workers} workers came back"
-        except CLUSTER_ERRORS as error:
-            reason = first_line(error)
-        self._warn(f"the restart of the workers failed ({reason}); opening a new cluster.")
-        own.close()
-        psutil.wait_procs(kill(old), timeout=5)
-        self.client = own.open()
-        facts = self._expect(own.n_workers, time.monotonic() + REOPEN_SECONDS, old)
-        return self._await_free_cards(facts, old)[0]
-
-    def _recycle_attached(self) -> tuple[WorkerFacts, ...]:
-        before = self.workers()
-        if not before:
-            return before
-        without = [f.name for f in before if not f.nanny]
-        if without:
-            return self._tidy(
-                f"the workers keep their processes, because worker {without[0]} runs without "
-                "a nanny that could restart it."
-            )
-        if self._restart == "auto" and (reason := self._others()):
-            return self._tidy(
-                f"the workers keep their processes, because {reason}; "
-                "--restart always restarts them all the same."
-            )
-        addresses = [f.address for f in before]
-        old = frozenset(f.pid for f in before)
-        try:
-            with kept_from_clock(self.client, addresses, 2 * RECYCLE_SECONDS):
-                within(
-                    self.client,
-                    RECYCLE_SECONDS,
-                    "restart_workers",
-                    addresses,
-                    timeout=RECYCLE_SECONDS * 0.8,
-                    raise_for_error=False,
-                )
-        except (*CLUSTER_ERRORS, KeyError, ValueError) as error:
-            self._warn(f"the restart of the workers failed ({first_line(error)}).")
-        facts = self._expect(len(before), time.monotonic() + SETTLE_SECONDS, old)
-        if len(facts) < len(before) and bring_back(self.client):
-            facts = self._expect(len(before), time.monotonic() + RECYCLE_SECONDS, old)
-        facts, _ = self._await_free_cards(facts, old)
-        if 0 < len(facts) < len(before):
-            self._warn(
-                f"{len(facts)} of {len(before)} workers came back after the restart; "
-                "start others, or the cluster stays smaller."
-            )
-        return facts
-
-    def _others(self) -> str | None:
-        """Why restarting would hurt somebody else, or None."""
-        mine = {self._wake.key} if self._wake is not None else set()
+    def _others(self) -> Others | None:
+        """Who else uses an attached cluster; None when that would not count."""
+        if self._restart != "auto":
+            return None
+        own = {self._wake.key} if self._wake is not None else set()
 
         # Nested, so that it travels by value: the scheduler need not have dpipe installed.
         def in_use(dask_scheduler: Any) -> tuple[list[str], int]:
-            return list(dask_scheduler.clients), len(dask_scheduler.tasks.keys() - mine)
+            return list(dask_scheduler.clients), len(dask_scheduler.tasks.keys() - own)
 
         deadline = time.monotonic() + 3.0
         while True:
             try:
-                clients, tasks = within(self.client, PROBE_SECONDS, "run_on_scheduler", in_use)
+                clients, results = within(self.client, PROBE_SECONDS, "run_on_scheduler", in_use)
             except Exception as error:  # a foreign scheduler may raise anything; doubt means no
-                return f"the scheduler does not say who else uses it ({first_line(error)})"
+                return Others(unknown=first_line(error))
             others = {c for c in clients if c not in (self.client.id, "fire-and-forget")}
-            if others:
-                return f"{counted(len(others), 'other client')} is connected"
-            if not tasks:
-                return None
             # Futures dpipe let go of a moment ago take a moment to be forgotten.
-            if time.monotonic() > deadline:
-                return f"the cluster holds {counted(tasks, 'result')} of other work"
+            if others or not results or time.monotonic() > deadline:
+                return Others(len(others), results)
             gc.collect()
             time.sleep(0.1)
 
     def _tidy(self, reason: str) -> tuple[WorkerFacts, ...]:
         """Give back what can be given back without a restart, and say why."""
-        self._emit(Note(reason))
+        self._emit(Note(f"the workers keep their processes, because {reason}."))
         try:
             within(self.client, PROBE_SECONDS, "run", give_memory_back, on_error="ignore")
         except CLUSTER_ERRORS as error:
             self._warn(f"the workers did not tidy up ({first_line(error)}).")
         return self._expect(1, time.monotonic() + PROBE_SECONDS)
 
-    # Threads
-
-    def pin_threads(self) -> None:
-        """Hold the BLAS of every attached worker, now and after restarts, to one thread a task."""
-        name = f"dpipe-threads-{uuid.uuid4().hex[:8]}"
-        try:
-            within(self.client, PROBE_SECONDS, "register_plugin", ThreadPin(), name=name)
-        except Exception as error:  # whatever a worker raised: threads decide speed, not results
-            self._warn(f"the BLAS threads of the workers are not limited ({first_line(error)}).")
-        self._pin = name
-
-    def _unpin_threads(self) -> None:
-        if self._pin is None or self.client.status != "running":
-            return
-        try:
-            within(self.client, PROBE_SECONDS, "unregister_worker_plugin", self._pin)
-        except (*CLUSTER_ERRORS, ValueError) as error:
-            self._warn(f"the BLAS threads of the workers stay at 1 ({first_line(error)}).")
+    def limit_threads(self) -> None:
+        """Hold the BLAS of attached workers to one thread a task until the session closes."""
+        self._thread_limit = limit_threads(self.client, self._emit)
 
 
 def _smallest_limit(facts: Iterable[WorkerFacts]) -> int:

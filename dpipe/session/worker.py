@@ -70,13 +70,13 @@ class ThreadPin(WorkerPlugin):
                 _limits.pop().restore_original_limits()
 
 
-class SilentEnd(WorkerPlugin):
-    """Lets a worker of an own cluster log nothing once it closes.
+class QuietShutdown(WorkerPlugin):
+    """Lets a worker of a local cluster log nothing once it closes.
 
     A heartbeat on its way then would be reported with a traceback, as if the run had failed.
     """
 
-    name = "dpipe-silent-end"
+    name = "dpipe-quiet-shutdown"
 
     def teardown(self, worker: Any) -> None:
         """Log nothing more in this process, which ends with its worker."""
