@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import functools
 import gc
 import json
 import logging
@@ -21,10 +23,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
+import distributed
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, Scheduler, wait
+from distributed import Client, LocalCluster, Scheduler, get_client, wait
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.device import card
@@ -44,7 +47,9 @@ from dpipe.session import (
     lost_workers,
     open_session,
     restart,
+    spawn,
     threads_here,
+    use_session,
     worker,
 )
 from dpipe.session import session as module
@@ -397,9 +402,85 @@ def test_workers_that_do_not_start_are_a_resource_error(
         raise RuntimeError("Nanny failed to start.")
 
     monkeypatch.setattr(local, "_start_cpu_cluster", fail)
-    with pytest.raises(ResourceError, match=r"Nanny failed to start\): a script must call"):
-        open_session(TWO, local_directory=str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+    script = tmp_path / "script.py"
+    for text, advice in [
+        ("dpipe.select(table)", "a script must call dpipe under if __name__"),
+        ('if __name__ == "__main__":', "try fewer --workers"),
+    ]:
+        script.write_text(text)
+        monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=str(script)))
+        with pytest.raises(ResourceError, match=rf"Nanny failed to start\): .*{advice}"):
+            open_session(TWO, local_directory=str(tmp_path))
+    assert list(tmp_path.iterdir()) == [script]
+
+
+def test_processes_that_cannot_start_others_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn.check_that_processes_can_start()
+    for process, reason in [
+        (SimpleNamespace(daemon=True), "because this process is a daemon"),
+        (SimpleNamespace(daemon=False, _inheriting=True), "under if __name__ == "),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr("multiprocessing.current_process", lambda process=process: process)
+            with pytest.raises(ResourceError, match=reason):
+                open_session(TWO)
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["-c"]])
+def test_a_script_from_standard_input_is_told_apart(arguments: list[str]) -> None:
+    """Workers read a script again; one that `python -c` was given they do without."""
+    script = "from dpipe.session import spawn; spawn.check_that_processes_can_start()"
+    done = subprocess.run(
+        [sys.executable, *arguments, *([script] if arguments == ["-c"] else [])],
+        input=script if arguments == ["-"] else None,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (arguments == ["-c"]), done.stderr
+    if arguments == ["-"]:
+        assert "there is no file <stdin>: save it in a file and run that" in done.stderr
+
+
+def test_sessions_opened_in_threads_leave_the_configuration_of_dask_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # as a nanny does
+        time.sleep(0.1)
+        raise RuntimeError("no")
+
+    def start() -> None:
+        with contextlib.suppress(ResourceError):
+            open_session(TWO)
+
+    monkeypatch.setattr(local, "_start_cpu_cluster", fail)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = copy.deepcopy(dask.config.config)
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        time.sleep(0.04 * number)
+    for thread in threads:
+        thread.join()
+    assert dask.config.config == before
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_message_to_a_closed_scheduler_is_not_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Batched messages that are still on their way fail after the cluster has closed."""
+    cluster = SimpleNamespace(scheduler_address="tcp://127.0.0.1:1")
+    local._say_nothing_of(cluster)  # type: ignore[arg-type]
+    with caplog.at_level("INFO", logger="distributed.batched"):
+        for address in ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2"):
+            comm = SimpleNamespace(local_address="tcp://127.0.0.1:3", peer_address=address)
+            logging.getLogger("distributed.batched").info("Batched Comm Closed %r", comm)
+    assert len(caplog.records) == 1
+    assert "127.0.0.1:2" in caplog.text
 
 
 def test_the_dashboard_takes_its_usual_port_when_it_is_free(
@@ -882,6 +963,27 @@ def test_a_client_that_ends_in_a_restart_leaves_the_scheduler_as_it_was(
             time.sleep(0.05)
     assert vars(watcher) == before
     assert logging.getLogger("distributed.nanny").filters == filters
+
+
+# Inside a task
+
+
+def attach_in_a_task(given: bool, secede: bool) -> int:
+    """As `select` in a task; the first call made the client current in its worker."""
+    client = get_client()
+    if secede:
+        distributed.secede()
+    with use_session(Options(device="cpu"), client if given else None) as session:
+        return session.n_workers
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_task_does_not_wait_for_its_own_thread(given: bool) -> None:
+    with threads_here() as client:
+        run_inside = functools.partial(client.submit, attach_in_a_task, given, pure=False)
+        with pytest.raises(InputError, match="cannot run inside a task of the cluster that it"):
+            run_inside(False).result()
+        assert run_inside(True).result() == 1
 
 
 # Connections that do not work

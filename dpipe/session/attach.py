@@ -17,7 +17,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from distributed import Client, Future
+from distributed import Client, Future, get_worker, threadpoolexecutor
 from distributed.comm.core import connect
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
@@ -30,6 +30,29 @@ from dpipe.words import first_line
 
 def connect_client(connection: Any, seconds: float) -> tuple[Client, bool]:
     """A synchronous client, and whether it was opened here."""
+    client, opened = _connect(connection, seconds)
+    if _waits_for_itself(client):
+        if opened:
+            client.close()
+        raise InputError(
+            "dpipe cannot run inside a task of the cluster that it computes on, because it would "
+            "wait for the thread it stands in: call it where the client is, outside of any task, "
+            "or inside a task between distributed.secede() and distributed.rejoin()."
+        )
+    return client, opened
+
+
+def _waits_for_itself(client: Client) -> bool:
+    """Whether this thread runs a task of the client's cluster and has not left its pool."""
+    try:
+        worker = get_worker()
+    except ValueError:
+        return False
+    same = worker.scheduler.address == scheduler_address(client)
+    return same and bool(getattr(threadpoolexecutor.thread_state, "proceed", True))
+
+
+def _connect(connection: Any, seconds: float) -> tuple[Client, bool]:
     if isinstance(connection, Client):
         if connection.asynchronous:
             raise InputError("dpipe needs a synchronous Dask client, not an asynchronous one.")

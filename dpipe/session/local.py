@@ -21,8 +21,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -37,6 +38,7 @@ from dpipe.model import Emit, Note
 from dpipe.options import Options
 from dpipe.session.device import LocalWorkers
 from dpipe.session.environment import worker_environment
+from dpipe.session.spawn import advice, check_that_processes_can_start
 from dpipe.session.worker import QuietShutdown
 from dpipe.words import first_line, sized
 
@@ -65,40 +67,30 @@ class StartedCluster:
     _cluster: LocalCluster | None = None
     _client: Client | None = None
     _folder: str | None = None
-    _environment: dict[str, str | None] = field(default_factory=dict)
 
     def open(self) -> Client:
         """Start the processes; a client that is nobody's default."""
+        check_that_processes_can_start()
         self._folder = _worker_folder(self.local_directory)
         start = _start_gpu_cluster if self.workers.device == "gpu" else _start_cpu_cluster
-        before = dict(os.environ)
-        try:
-            with (
-                dask.config.set(
-                    {
-                        "distributed.nanny.pre-spawn-environ": _spawn_environment(),
-                        "distributed.scheduler.allowed-failures": DEATHS,
-                    }
-                ),
-                _interrupts_blocked(),
-            ):
-                self._cluster = start(self.options, self.workers, self._folder)
-            # Not the default client: what the user computes meanwhile stays where it was.
-            self._client = Client(self._cluster, set_as_default=False)
-            self._client.register_plugin(QuietShutdown())
-        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            self.close()
-            raise ResourceError(
-                f"the workers could not be started ({first_line(error)}): a script must call "
-                'dpipe under if __name__ == "__main__"; otherwise try fewer --workers.'
-            ) from error
-        finally:
-            # A nanny writes what its workers shall find into this process and leaves it there.
-            self._environment = {
-                name: before.get(name)
-                for name, value in os.environ.items()
-                if before.get(name) != value
+        # One after the other: what is set for a start is put back as it was found.
+        with _starting:
+            _open.add(id(self))
+            settings = {
+                "distributed.nanny.pre-spawn-environ": _spawn_environment(),
+                "distributed.scheduler.allowed-failures": DEATHS,
             }
+            try:
+                with _environment_noted(), dask.config.set(settings), _interrupts_blocked():
+                    self._cluster = start(self.options, self.workers, self._folder)
+                # Not the default client: what the user computes meanwhile stays where it was.
+                self._client = Client(self._cluster, set_as_default=False)
+                self._client.register_plugin(QuietShutdown())
+            except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+                self.close()
+                raise ResourceError(
+                    f"the workers could not be started ({first_line(error)}): {advice()}."
+                ) from error
         self.n_workers = len(self._cluster.worker_spec)
         return self._client
 
@@ -120,6 +112,7 @@ class StartedCluster:
             with contextlib.suppress(Exception):
                 self._client.close(timeout=CLOSE_SECONDS)
         if self._cluster is not None:
+            _say_nothing_of(self._cluster)
             _kill_workers(self._cluster)
             with contextlib.suppress(Exception):
                 self._cluster.close(timeout=CLOSE_SECONDS)
@@ -128,12 +121,56 @@ class StartedCluster:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._environment = {}
+        with _starting:
+            _open.discard(id(self))
+            if not _open:
+                _restore_environment()
+
+
+_starting = threading.RLock()
+_open: set[int] = set()
+_environment: dict[str, str | None] = {}  # what variables were before clusters changed them
+
+
+@contextlib.contextmanager
+def _environment_noted() -> Iterator[None]:
+    """Note what changes: a nanny writes what its workers shall find into this process."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name, value in os.environ.items():
+            if before.get(name) != value:
+                _environment.setdefault(name, before.get(name))
+
+
+def _restore_environment() -> None:
+    for name, value in _environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _environment.clear()
+
+
+_closed: deque[str] = deque(maxlen=8)  # addresses of schedulers
+
+
+def _say_nothing_of(cluster: LocalCluster) -> None:
+    """Keep messages to a scheduler that is about to end from being reported as they fail.
+
+    One that is on its way under load fails after the cluster has closed, when distributed logs as
+    it did before the cluster.
+    """
+    _closed.append(str(cluster.scheduler_address))
+    logging.getLogger("distributed.batched").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record is of another connection than one to a closed scheduler."""
+    comm = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    ends = (getattr(comm, "local_address", None), getattr(comm, "peer_address", None))
+    return not any(address in ends for address in _closed)
 
 
 def forget_closed_schedulers() -> None:

@@ -1,0 +1,61 @@
+"""Starting processes from this one: what stands against it, in words for whoever called.
+
+Covers: a daemon, a script read from standard input, a script without a guard.
+Does not cover: starting them (`dpipe.session.local`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+from dpipe.errors import ResourceError
+
+ELSEWHERE = "or use a running cluster (client= in Python, --scheduler on the command line)"
+GUARD = 'a script must call dpipe under if __name__ == "__main__"'
+
+
+def check_that_processes_can_start() -> None:
+    """Refuse what cannot work, before a worker is started and waited for.
+
+    Raises
+    ------
+    ResourceError
+        When this process may have no children, or they could not import what it runs.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        # A worker imports the script it was started from, which calls dpipe once more.
+        raise ResourceError(f"the workers could not be started: {GUARD}.")
+    if process.daemon:
+        raise ResourceError(
+            "the workers could not be started, because this process is a daemon, which may start "
+            "no others (as those of multiprocessing.Pool and of Dask's workers are): call dpipe "
+            f"in the main process, {ELSEWHERE}."
+        )
+    script = _script()
+    if script is not None and not script.exists():
+        raise ResourceError(
+            f"the workers could not be started, because each of them reads the script again and "
+            f"there is no file {script.name}: save it in a file and run that, {ELSEWHERE}."
+        )
+
+
+def advice() -> str:
+    """What to do when workers did not start although nothing stood against it."""
+    script = _script()
+    if script is not None and "__main__" not in script.read_text("utf-8", errors="replace"):
+        return GUARD
+    return "see what they wrote to the terminal, or try fewer --workers"
+
+
+def _script() -> Path | None:
+    """The file that worker processes import as this process's main module; None without one."""
+    main = sys.modules.get("__main__")
+    # As multiprocessing.spawn decides it.
+    if main is None or getattr(getattr(main, "__spec__", None), "name", None) is not None:
+        return None
+    file = getattr(main, "__file__", None)
+    return None if file is None else Path(os.path.abspath(file))
