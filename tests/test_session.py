@@ -504,7 +504,6 @@ def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> Non
             """
             import os, signal, time
             from dpipe.options import Options
-from dpipe.pipeline import plan_run
             from dpipe.session import open_session
             if __name__ == "__main__":
                 try:
