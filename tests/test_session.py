@@ -457,6 +457,8 @@ def test_sessions_opened_in_threads_leave_the_configuration_of_dask_alone(
             open_session(TWO)
 
     monkeypatch.setattr(local, "_start_cpu_cluster", fail)
+    monkeypatch.setattr(local, "_open", set())  # what others opened counts
+    monkeypatch.setattr(local, "_environment", {})
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     before = copy.deepcopy(dask.config.config)
     threads = [threading.Thread(target=start) for _ in range(3)]
