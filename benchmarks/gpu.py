@@ -43,7 +43,7 @@ from dpipe.engine.context import Context
 from dpipe.engine.grid import run_grid
 from dpipe.engine.plan import Machine, even_blocks, tile_grid
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES
+from dpipe.kernels.measures import BASIS, MEASURES, Fusion
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
 from dpipe.model import (
@@ -218,9 +218,7 @@ def _seconds_of_pairs(context: Context, prepared: Any, number: int) -> float:
         prepared,
         sorted(prepared),
         "pairs",
-        ("hsic", "rdc"),
-        weights=(0.5, 0.5),
-        parameters={"seed": 0, "seeds": 5, "degree": None},
+        Fusion.of({"hsic": 0.5, "rdc": 0.5}),
         threshold=0.9 + number / 1000,
     )
     context.store.remove(grid.job.folder)

@@ -18,7 +18,7 @@ import click
 
 from dpipe.cli import main
 from dpipe.cli.headings import HeadedOption
-from dpipe.options import DECLARED, DEFAULTS, EXTRA_KEYS, Section
+from dpipe.options import DECLARED, DEFAULTS, EXTRA_KEYS, SINGLE_WEIGHTS, Section
 from dpipe.options.kinds import Number, Size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def schema() -> str:
             "default": DEFAULTS[name],
             "anyOf": [declared.kind.schema(), {"type": "null"}],  # null stands for the default
         }
-    for name, declared in EXTRA_KEYS.items():
+    for name, declared in {**EXTRA_KEYS, **SINGLE_WEIGHTS}.items():
         described = {"description": declared.help, **declared.kind.schema()}
         properties[name.replace("_", "-")] = described
     same = {

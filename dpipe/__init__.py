@@ -1,7 +1,8 @@
 """dpipe: which columns of a wide table can go, because another column already says the same.
 
 Covers: the names of the Python interface. `select` runs the whole pipeline, `apply` reduces new
-files, `spearman`, `hsic` and `rdc` give all-pairs similarities, `DescriptorSelector` is a
+files, `similarity` gives the matrix of one measure, and every measure is a function too:
+`spearman`, `hsic`, `rdc` and what else `dpipe.kernels.measures` holds. `DescriptorSelector` is a
 scikit-learn selector.
 Does not cover: what they do (`dpipe.api`, `dpipe.estimator`), the command line (`dpipe.cli`).
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dpipe.api import apply, hsic, rdc, select, spearman
+from dpipe.api import apply, measure_function, select, similarity
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
@@ -25,17 +26,24 @@ __all__ = [
     "ResourceError",
     "VerificationError",
     "apply",
-    "hsic",
-    "rdc",
     "select",
-    "spearman",
+    "similarity",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`DescriptorSelector`, which needs scikit-learn, when it is asked for."""
+    """What is made when it is asked for: the selector, which needs scikit-learn, and measures."""
     if name == "DescriptorSelector":
         from dpipe.estimator import DescriptorSelector
 
         return DescriptorSelector
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("_"):  # Python's own questions, which must not load the kernels
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return measure_function(name)
+
+
+def __dir__() -> list[str]:
+    """The names above and the measures."""
+    from dpipe.kernels.measures import public_measures
+
+    return sorted([*__all__, *public_measures()])

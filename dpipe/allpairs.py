@@ -20,16 +20,14 @@ from dpipe.credentials import Secrets
 from dpipe.engine.context import Context
 from dpipe.engine.grid import assemble, run_grid, settled_edges
 from dpipe.errors import InputError
-from dpipe.kernels.measures import MEASURES
+from dpipe.kernels.measures import Fusion, Settling, public_measures
 from dpipe.model import Emit, Event, Similarity
 from dpipe.options import Options
-from dpipe.passes import nonlinear, prepare, spearman
+from dpipe.passes import prepare
 from dpipe.rankstore import Store
 from dpipe.runfolder import Files
 from dpipe.session import use_session
 from dpipe.table import as_sources, open_table
-
-PUBLIC_MEASURES = tuple(name for name in MEASURES if name != "gram")
 
 
 def similarity(
@@ -49,10 +47,9 @@ def similarity(
     sources
         Files, folders, globs or fsspec URLs.
     measure
-        "spearman", "hsic" or "rdc".
+        A public name in `dpipe.kernels.measures.MEASURES`.
     options
-        ``min_valid``, ``missing``, ``seed``, ``rdc_seeds``, ``rdc_degree``, ``precision``, the
-        session's options.
+        ``min_valid``, ``missing``, ``precision``, what the measure reads, the session's options.
     client, observers, storage_options
         As in `run`.
     output
@@ -69,8 +66,8 @@ def similarity(
     InputError, ResourceError
         As in `run`.
     """
-    if measure not in PUBLIC_MEASURES:
-        raise InputError(f"--measure is one of {', '.join(PUBLIC_MEASURES)}, not {measure!r}.")
+    if measure not in public_measures():
+        raise InputError(f"--measure is one of {', '.join(public_measures())}, not {measure!r}.")
     if output is not None and Path(output).suffix != ".npy":
         raise InputError(f"--output takes a file that ends in .npy, not {os.fspath(output)!r}.")
 
@@ -93,29 +90,19 @@ def similarity(
         session = stack.enter_context(use_session(options, client, emit))
         context = Context(session, store, options, emit, table.n_rows, storage_options=storage)
         prepared = prepare.prepare(context, table, None)
-        if measure == "spearman":
-            exact = options.missing == "exact"
-            grid = spearman.spearman_grid(
-                context,
-                prepared,
-                columns,
-                measure,
-                threshold=np.inf,
-                exact=exact,
-                min_valid=options.required_rows,
-            )
-            edges = settled_edges(context, grid) if exact else None
-        else:
-            grid = run_grid(
-                context,
-                prepared,
-                columns,
-                measure,
-                (measure,),
-                parameters=nonlinear.parameters(options),
-                min_valid=options.required_rows,
-            )
-            edges = None
+        fusion = Fusion.single(measure)
+        exact = fusion.settling is Settling.RERANKED and options.missing == "exact"
+        grid = run_grid(
+            context,
+            prepared,
+            columns,
+            measure,
+            fusion,
+            threshold=np.inf if exact else None,  # pairs to be settled are edges, however weak
+            exact=exact,
+            min_valid=options.required_rows,
+        )
+        edges = settled_edges(context, grid) if exact else None
         if output is None:
             values = np.empty((len(columns), len(columns)), dtype=np.float32)
             assemble(context, grid, measure, columns, edges, values)

@@ -1,7 +1,8 @@
 """The functions of the Python interface.
 
-Covers: `select`, which runs the whole pipeline; `apply`, which reduces new files; `spearman`,
-`hsic` and `rdc`, which give all-pairs similarities; files for data that is already in memory.
+Covers: `select`, which runs the whole pipeline; `apply`, which reduces new files; `similarity`, the
+matrix of one measure, and the function that each measure has; files for data that is already in
+memory.
 Does not cover: the command line (`dpipe.cli`), the scikit-learn selector (`dpipe.estimator`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -13,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dpipe.model import Similarity
     from dpipe.options import Options
@@ -134,70 +135,94 @@ def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None
     return apply(folder, sources, output, storage_options=storage_options)
 
 
-def spearman(
-    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+def similarity(
+    data: Any,
+    measure: str,
+    *,
+    columns: Sequence[str] | None = None,
+    client: Any = None,
+    **options: Any,
 ) -> Similarity:
-    """All-pairs Spearman correlation; missing cells pair by pair.
+    """The matrix of one measure between all numeric columns.
 
     Parameters
     ----------
-    data, columns, client, options
-        As in `select`. ``missing="exact"`` ranks every pair with missing cells again, as pandas
-        does; by default such pairs use the columns' own ranks.
+    data, columns, client
+        As in `select`.
+    measure
+        Name of a measure: "spearman", "hsic", "rdc" or another that ``dpipe similarity --help``
+        lists. Each is a function of its own as well: ``dpipe.spearman(data)``.
+    **options
+        Options of ``dpipe similarity``, with underscores. By default a pair with missing cells is
+        measured by the columns' marginal ranks; ``missing="exact"`` ranks every such pair again for
+        Spearman's rho, as pandas does.
 
     Returns
     -------
-    Similarity
-        ``values`` (p, p) float32 and ``columns``.
+    dpipe.model.Similarity
+        ``values`` (p, p) float32, NaN where a pair has no similarity, and ``columns``.
+
+    Raises
+    ------
+    InputError
+        For bad input or options: one sentence saying what to do.
+    ResourceError
+        When the cluster, memory or disk do not suffice.
 
     Examples
     --------
     >>> import dpipe
-    >>> matrix = dpipe.spearman("examples/nci/*.parquet")  # doctest: +SKIP
+    >>> matrix = dpipe.similarity("examples/nci/*.parquet", "hsic")  # doctest: +SKIP
     """
-    return _similarity(data, "spearman", columns, client, options)
-
-
-def hsic(
-    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
-) -> Similarity:
-    """All-pairs normalised copula HSIC in [0, 1] (Gretton et al. 2005); arguments as `spearman`.
-
-    Examples
-    --------
-    >>> import dpipe
-    >>> matrix = dpipe.hsic("examples/nci/*.parquet")  # doctest: +SKIP
-    """
-    return _similarity(data, "hsic", columns, client, options)
-
-
-def rdc(
-    data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
-) -> Similarity:
-    """All-pairs RDC in [0, 1] (Lopez-Paz et al. 2013); arguments as `spearman`.
-
-    Examples
-    --------
-    >>> import dpipe
-    >>> matrix = dpipe.rdc("examples/nci/*.parquet", rdc_seeds=1)  # doctest: +SKIP
-    """
-    return _similarity(data, "rdc", columns, client, options)
-
-
-def _similarity(
-    data: Any,
-    measure: str,
-    columns: Sequence[str] | None,
-    client: Any,
-    options: dict[str, Any],
-) -> Similarity:
-    from dpipe.allpairs import similarity
+    from dpipe.allpairs import similarity as of_files
     from dpipe.options import options_from
     from dpipe.settings import with_configured
 
     resolved = options_from({"min_valid": 2, **with_configured(options)})
     with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
-        return similarity(sources, measure, options=resolved, client=connection)
+        return of_files(sources, measure, options=resolved, client=connection)
+
+
+def measure_function(name: str) -> Callable[..., Similarity]:
+    """The function of one measure, which `dpipe` offers under its name.
+
+    Raises
+    ------
+    AttributeError
+        When there is no such measure.
+    """
+    from dpipe.kernels.measures import MEASURES, public_measures
+
+    if name not in public_measures():
+        raise AttributeError(f"module 'dpipe' has no attribute {name!r}")
+
+    def function(
+        data: Any, *, columns: Sequence[str] | None = None, client: Any = None, **options: Any
+    ) -> Similarity:
+        return similarity(data, name, columns=columns, client=client, **options)
+
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = "dpipe"
+    function.__doc__ = f"""The matrix of {MEASURES[name].title} between all numeric columns.
+
+    {MEASURES[name].summary}.
+
+    Parameters
+    ----------
+    data, columns, client, **options
+        As in `dpipe.similarity`.
+
+    Returns
+    -------
+    dpipe.model.Similarity
+        ``values`` (p, p) float32, NaN where a pair has no similarity, and ``columns``.
+
+    Raises
+    ------
+    InputError, ResourceError
+        As `dpipe.similarity`.
+    """
+    return function
 
 
 @contextmanager

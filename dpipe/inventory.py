@@ -91,8 +91,8 @@ INVENTORY = (
     ),
     Entry(
         ("*.npy",),
-        "float32 matrix (p, p) of that pass, where it fits `--matrix-budget`; NaN where a pair "
-        "has no similarity",
+        "float32 matrix (p, p) of pass 2, and of each measure that `--weights` names in pass 4, "
+        "where it fits `--matrix-budget`; NaN where a pair has no similarity",
     ),
     Entry(("*_columns.txt",), "the columns of the matrix, one a line"),
     Entry(
@@ -101,8 +101,9 @@ INVENTORY = (
     ),
     Entry(
         (RUN,),
-        "schema version, versions, resolved options, fingerprint of the input, seeds, plan, "
-        "seconds and memory of each pass (of the run that computed it), faults survived",
+        "schema version, versions, resolved options, fingerprint of the input, seeds, measures "
+        "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
+        "computed it), faults survived",
     ),
     Entry((REPORT,), "the report: one page that works offline"),
     Entry(

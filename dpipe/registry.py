@@ -97,8 +97,13 @@ class Pass:
         The reasons it may drop a column for.
     threshold
         The option with its threshold, None where it has none or several.
+    measure
+        The measure that it computes (see `dpipe.kernels.measures`), None where it computes none or
+        `weights` say which.
+    weights
+        The option that names its measures and weighs them.
     arrays
-        What it leaves beside the decisions, as ``NAME.npy`` and ``NAME_columns.txt``.
+        What it leaves beside its decisions and its matrices: ``NAME.npy``, ``NAME_columns.txt``.
     pairwise
         Whether a column it drops resembles its representative; else several kept columns determine
         it together.
@@ -112,9 +117,16 @@ class Pass:
     module: str
     reasons: tuple[Reason, ...]
     threshold: str | None = None
+    measure: str | None = None
+    weights: str | None = None
     arrays: tuple[str, ...] = ()
     pairwise: bool = True
     fresh_workers: bool = False
+
+    @property
+    def measures_pairs(self) -> bool:
+        """Whether it computes measures of pairs of columns."""
+        return self.measure is not None or self.weights is not None
 
 
 PASSES: dict[int, Pass] = {
@@ -142,7 +154,7 @@ PASSES: dict[int, Pass] = {
             module="dpipe.passes.spearman",
             reasons=(Reason.REDUNDANT,),
             threshold="spearman_threshold",
-            arrays=("spearman",),
+            measure="spearman",
             fresh_workers=True,
         ),
         Pass(
@@ -152,6 +164,7 @@ PASSES: dict[int, Pass] = {
             module="dpipe.passes.vif",
             reasons=(Reason.COMBINATION, Reason.INFLATED),
             threshold="vif_threshold",
+            measure="gram",
             pairwise=False,
         ),
         Pass(
@@ -161,7 +174,7 @@ PASSES: dict[int, Pass] = {
             module="dpipe.passes.nonlinear",
             reasons=(Reason.REDUNDANT,),
             threshold="nonlinear_threshold",
-            arrays=("hsic", "rdc"),
+            weights="weights",
             fresh_workers=True,
         ),
     )

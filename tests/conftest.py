@@ -36,12 +36,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def another_value(name: str) -> object:
     """A value of an option that is not its default, as a YAML file may hold it."""
     from dpipe.options import DECLARED, DEFAULTS
-    from dpipe.options.kinds import Choice, Flag, Number, Passes, Size, Whole
+    from dpipe.options.kinds import Choice, Flag, Number, Passes, Size, Weights, Whole
     from dpipe.registry import FIRST, PASSES
 
     match DECLARED[name].kind:
         case Flag():
             return not DEFAULTS[name]
+        case Weights():
+            return {"rdc": 1}
         case Choice(words=words):
             return next(word for word in reversed(words) if word != DEFAULTS[name])
         case Passes():

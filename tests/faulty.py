@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import builtins
 import fnmatch
+import functools
 import os
 import resource
 import signal
 import time
 from typing import Any
 
-from dpipe.engine import grid, plan
+from dpipe.engine import grid
 
 CLIENT = "FAULTY_CLIENT"
 FAULT = "FAULTY"
@@ -31,10 +32,6 @@ _kind, _, _pattern = os.environ.get(FAULT, "none -").partition(" ")
 _replace = os.replace
 _open = builtins.open
 
-plan._NARROWEST_TILE = 6
-plan._WIDEST_TILE = dict.fromkeys(plan._WIDEST_TILE, 12)
-plan._CHUNK_ROWS = dict.fromkeys(plan._CHUNK_ROWS, 300)
-plan._FEWEST_CHUNK_ROWS = 100
 grid._PAIRS_A_BATCH = 4
 
 
@@ -77,6 +74,12 @@ builtins.open = open
 
 if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
+    from dpipe import pipeline
     from dpipe.cli import main
+    from dpipe.engine.plan import Limits
 
+    small = Limits(
+        columns=12, functions=144, fewest_columns=6, rank_rows=300, rows=300, fewest_rows=100
+    )
+    pipeline.run = functools.partial(pipeline.run, limits=small)  # type: ignore[assignment]
     main()

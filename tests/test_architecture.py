@@ -112,8 +112,10 @@ def test_importing_dpipe_imports_nothing_heavy() -> None:
 def test_every_name_the_package_offers_can_be_had() -> None:
     import dpipe
 
-    assert {"select", "spearman", "hsic", "rdc", "DescriptorSelector"} <= set(dpipe.__all__)
-    for name in dpipe.__all__:
+    offered = dir(dpipe)
+    assert {"select", "similarity", "spearman", "hsic", "rdc", "DescriptorSelector"} <= set(offered)
+    assert set(dpipe.__all__) <= set(offered)
+    for name in offered:
         assert getattr(dpipe, name) is not None
 
 

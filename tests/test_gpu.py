@@ -29,7 +29,8 @@ from tables import mixed_table, write_parts
 import dpipe
 from dpipe.device import cache
 from dpipe.device.arrays import namespace, to_device, to_host
-from dpipe.engine import memory, plan, tiles
+from dpipe.engine import memory, tiles
+from dpipe.engine.plan import LIMITS, Limits
 from dpipe.errors import ResourceError
 from dpipe.kernels import measures
 from dpipe.kernels.basis import legendre
@@ -45,8 +46,9 @@ from dpipe.kernels.moments import (
 )
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.kernels.rerank import joint_spearman
-from dpipe.options import Options
+from dpipe.options import Options, options_from
 from dpipe.passes import nonlinear
+from dpipe.pipeline import run
 from dpipe.session import open_session, worker
 
 TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4}
@@ -265,9 +267,9 @@ def test_select__on_the_stand_in_equals_the_cpu(
     assert [d.reason for d in there.decisions] == [d.reason for d in here.decisions]
 
 
-def small(folder: Path, client: Any, **options: Any) -> Any:
+def small(folder: Path, client: Any, limits: Limits = LIMITS, **options: Any) -> Any:
     settings: dict[str, Any] = {"min_valid": 50, "nonlinear_threshold": 0.6, "restart": "never"}
-    return dpipe.select(folder, client=client, **(settings | options))
+    return run(folder, options_from(settings | options), client=client, limits=limits)
 
 
 def test_select__computes_smaller_tiles_on_a_card_that_is_full(
@@ -298,8 +300,7 @@ def test_select__reads_a_piece_once_while_it_is_kept(
 ) -> None:
     folder = write_parts(mixed_table(600, families=3), tmp_path / "table")
     # Tiles so narrow that every block is part of several.
-    monkeypatch.setattr(plan, "_WIDEST_ON_DEVICE", {1: 8, BASIS: 8})
-    monkeypatch.setattr(plan, "_NARROWEST_TILE", 8)
+    narrow = Limits(device_columns=8, device_functions=8 * BASIS, fewest_columns=8)
     reads: Counter[Any] = Counter()
     read_piece = tiles.moments.read_piece
 
@@ -312,7 +313,7 @@ def test_select__reads_a_piece_once_while_it_is_kept(
 
     monkeypatch.setattr(tiles.moments, "read_piece", counted)
     cache.CACHE.clear()
-    small(folder, threads)
+    small(folder, threads, narrow)
     assert len(reads) >= 8
     assert 0 < len(cache.CACHE) < len(reads)  # those of earlier passes went with them
     assert max(reads.values()) <= 2  # two threads may miss the same piece at a time
@@ -321,7 +322,7 @@ def test_select__reads_a_piece_once_while_it_is_kept(
     assert len(cache.CACHE) == 0
     reads.clear()
     monkeypatch.setattr(memory, "KEPT_SHARE", 0)
-    small(folder, threads, fresh=True)
+    small(folder, threads, narrow, fresh=True)
     assert len(cache.CACHE) == 0
     assert sum(reads.values()) > 1.5 * with_room
 

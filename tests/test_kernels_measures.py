@@ -161,9 +161,9 @@ def test_rdc__degree_is_seed_free_and_sees_finer_shapes() -> None:
     marginals = marginals_of(scores, None, BASIS, 10**9)
     moments = tile_moments(expand_whitened(scores, None, marginals), None).total()
     contract = MEASURES["rdc"].contract
-    cubic = contract(moments, marginals, marginals, {"degree": 3})[0, 1]
-    fine = contract(moments, marginals, marginals, {"degree": BASIS})[0, 1]
-    assert contract(moments, marginals, marginals, {"degree": 3, "seed": 9})[0, 1] == cubic
+    cubic = contract(moments, marginals, marginals, {"rdc_degree": 3})[0, 1]
+    fine = contract(moments, marginals, marginals, {"rdc_degree": BASIS})[0, 1]
+    assert contract(moments, marginals, marginals, {"rdc_degree": 3, "seed": 9})[0, 1] == cubic
     assert cubic < 0.6 < 0.9 < fine
 
 

@@ -23,7 +23,7 @@ from docs import generate
 from dpipe.cli import main
 from dpipe.errors import DpipeError, InputError
 from dpipe.options import DECLARED, DEFAULTS, Options, flag, options_from
-from dpipe.options.kinds import Choice, Flag, Names, Number, Passes, Size, Text, Whole
+from dpipe.options.kinds import Choice, Flag, Names, Number, Passes, Size, Text, Weights, Whole
 from dpipe.pipeline import plan_run
 
 TYPES: dict[type, object] = {
@@ -34,6 +34,7 @@ TYPES: dict[type, object] = {
     Choice: str,
     Flag: bool,
     Names: tuple[str, ...],
+    Weights: str,
     Passes: tuple[int, ...],
 }
 each_option = pytest.mark.parametrize("name", DECLARED)
@@ -53,7 +54,7 @@ def test_an_option_takes_values_of_its_kind_and_no_others(name: str) -> None:
     assert taken != DEFAULTS[name]
     assert options_from({name: taken}) == options_from({name.replace("_", "-"): value})
     assert options_from({name: None}) == Options()
-    for wrong in ({"a": 1}, [None]):
+    for wrong in ({"a": []}, [None]):
         with pytest.raises(InputError, match=f"^{flag(name)} cannot be "):
             options_from({name: wrong})
 

@@ -20,11 +20,11 @@ from dpipe.allpairs import similarity
 from dpipe.choice.communities import find_communities
 from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
-from dpipe.engine import plan
+from dpipe.engine.plan import Limits
 from dpipe.errors import InputError
 from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
-from dpipe.options import Options
-from dpipe.pipeline import plan_run
+from dpipe.options import Options, options_from
+from dpipe.pipeline import plan_run, run
 from dpipe.pipeline.driver import restarts_after
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
@@ -112,13 +112,12 @@ def test_select__same_answer_whatever_the_order_of_columns_rows_and_files(
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_select__same_answer_whatever_the_tiles_and_workers(
-    table_folder: Path, client: Any, workers: int, monkeypatch: pytest.MonkeyPatch
+    table_folder: Path, client: Any, workers: int
 ) -> None:
     expected = dpipe.select(table_folder, client=client, **OPTIONS)
-    monkeypatch.setattr(plan, "_WIDEST_TILE", {1: 7, 12: 5})
-    monkeypatch.setattr(plan, "_NARROWEST_TILE", 3)
-    monkeypatch.setattr(plan, "_CHUNK_ROWS", {1: 200, 12: 100})
-    found = dpipe.select(table_folder, client=None, workers=workers, device="cpu", **OPTIONS)
+    small = Limits(columns=7, functions=60, fewest_columns=3, rank_rows=200, rows=100)
+    options = options_from({"workers": workers, "device": "cpu", **OPTIONS})
+    found = run(table_folder, options, limits=small)
     assert found.selected == expected.selected
     for one, other in zip(expected.decisions, found.decisions, strict=True):
         assert one.representative == other.representative

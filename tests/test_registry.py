@@ -1,7 +1,7 @@
 """The passes and reasons that all else refers to.
 
 Covers: `dpipe.registry`: reasons read back from their text, entries that name what there is.
-Does not cover: what passes do (`test_pipeline`), a pass of one's own (`test_extending`).
+Does not cover: what passes do (`test_pipeline`), a pass of one's own (`test_extending_passes`).
 """
 
 from __future__ import annotations

@@ -29,10 +29,22 @@ from dpipe.report import write_report
 from dpipe.report.figures import pass_spans
 from dpipe.report.matrix import MISSING, communities_of, community_order, condense, pack
 from dpipe.report.payload import LONGEST_REASON, dump
+from dpipe.report.results import Label
 from dpipe.report.words import headline
 from dpipe.runfolder import RunFolder
 
 MEGABYTE = 10**6
+RHO = "\N{GREEK SMALL LETTER RHO}"
+MEASURES: dict[str, dict[str, Any]] = {
+    "spearman": {"title": f"Spearman {RHO}", "symbol": RHO, "signed": True, "pass": 2},
+    "hsic": {"title": "HSIC", "symbol": "HSIC", "signed": False, "pass": 4},
+    "rdc": {"title": "RDC", "symbol": "RDC", "signed": False, "pass": 4},
+    "hsic+rdc": {"title": "HSIC + RDC", "symbol": "HSIC+RDC", "signed": False, "pass": 4},
+}
+LABELS = {
+    name: Label(each["title"], each["symbol"], each["signed"], each["pass"])
+    for name, each in MEASURES.items()
+}
 NASTY = (
     "<img src=x onerror=alert(1)>",
     "</script><script>alert(2)</script>",
@@ -114,6 +126,7 @@ def record(passes: Sequence[tuple[int, int, int]] = (), **sections: Any) -> dict
         "versions": {"dpipe": "0.1.0"},
         "options": {"spearman_threshold": 0.95, "nonlinear_threshold": 0.9, "seed": 7},
         "input": {"rows": 100, "rows_used": 100, "files": ["a.parquet"], "skipped": []},
+        "measures": MEASURES,
         "plan": {
             "machine": {"workers": 2, "threads": 1, "memory": 2**30},
             "passes": [
@@ -264,7 +277,8 @@ def test_headline_says_how_many_stay_and_why_the_others_were_dropped() -> None:
             decision("id", decision="id"),
             decision("t1", decision="not_numeric"),
             decision("t2", decision="not_numeric"),
-        ]
+        ],
+        LABELS,
     )
     why = why.replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "")
     assert title == "1,618 columns in, 412 kept"

@@ -217,7 +217,7 @@ def again(client: Any, tmp_path: Path) -> Any:
         ({"spearman_threshold": 0.9}, [True, False, False, False]),
         ({"missing": "exact"}, [True, False, False, False]),
         ({"vif_threshold": 5.0}, [True, True, False, False]),
-        ({"w_hsic": 1.0}, [True, True, True, False]),
+        ({"weights": "hsic=1,rdc=0.5"}, [True, True, True, False]),
         ({"matrix_budget": 2**20}, [True] * 4),
         ({"memory_limit": 2**31, "checkpoint": False}, [True] * 4),
     ],

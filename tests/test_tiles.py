@@ -21,7 +21,7 @@ from dpipe.engine import tiles
 from dpipe.engine.plan import Tiling
 from dpipe.engine.tiles import Job, least_by_marginal_ranks
 from dpipe.kernels.marginals import marginal_sums, whitened
-from dpipe.kernels.measures import BASIS
+from dpipe.kernels.measures import BASIS, Fusion
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics
 from dpipe.rankstore import Store, StoredColumn, build_catalogue, write_block
@@ -136,7 +136,7 @@ def test_own_moments_of_a_block(
     catalogue.save(store, "job/catalogue.npz")
     half = catalogue.n_rows // 2
     tiling = Tiling(BASIS, ((0, len(columns)),), ((0, half), (half, catalogue.n_rows)), 100)
-    Job("job", tiling, ("hsic",)).save(store)
+    Job("job", tiling, Fusion.single("hsic")).save(store)
     tiles.marginals_finish(
         store, "job", 0, [tiles.marginals_partial(store, "job", 0, s) for s in (0, 1)]
     )

@@ -244,7 +244,7 @@ def vif_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
 
 def nonlinear_by_hand(values: pd.DataFrame, options: Options) -> np.ndarray:
     """Fused similarity of complete columns; 0 where a cell is missing."""
-    draws = rdc_draws(options.seed, options.rdc_seeds)
+    draws, weights = rdc_draws(options.seed, options.rdc_seeds), options.shares
     matrix = np.zeros((values.shape[1],) * 2)
     columns = [values[name].to_numpy() for name in names_of(values)]
     for i, x in enumerate(columns):
@@ -252,8 +252,8 @@ def nonlinear_by_hand(values: pd.DataFrame, options: Options) -> np.ndarray:
             if np.isnan(x).any() or np.isnan(y).any():
                 continue
             rdc = np.median([published_rdc(x, y, w, b) for w, b in draws])
-            fused = options.w_hsic * dense_nhsic(x, y) + options.w_rdc * rdc
-            matrix[i, j] = matrix[j, i] = fused / (options.w_hsic + options.w_rdc)
+            fused = weights.get("hsic", 0) * dense_nhsic(x, y) + weights.get("rdc", 0) * rdc
+            matrix[i, j] = matrix[j, i] = fused / sum(weights.values())
     return matrix
 
 

@@ -17,6 +17,7 @@ import click
 from dpipe.cli.failures import RESUMABLE, VERBOSE
 from dpipe.cli.headings import (
     MainGroup,
+    MeasureOption,
     options_of_a_run,
     own_option,
     sources_argument,
@@ -211,9 +212,7 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
     """,
 )
 @sources_argument
-@own_option(
-    Section.OUTPUT, "--measure", metavar="spearman|hsic|rdc", required=True, help="what to compute"
-)
+@own_option(Section.OUTPUT, "--measure", cls=MeasureOption, required=True, help="what to compute")
 @own_option(
     Section.OUTPUT, "--output", metavar="FILE.npy", required=True, help="the matrix to write"
 )

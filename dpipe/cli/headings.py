@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from dpipe.cli.failures import VERBOSE, one_sentence, signals
-from dpipe.options import DECLARED, DEFAULTS, EXTRA_KEYS, Option, Section, flag
+from dpipe.options import DECLARED, DEFAULTS, EXTRA_KEYS, SINGLE_WEIGHTS, Option, Section, flag
 from dpipe.options.kinds import Flag, Globs, Names, Passes, Settings
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -42,6 +42,21 @@ class HeadedOption(click.Option):
         if record is None or self.is_flag or not self.shown_default:
             return record
         return record[0], f"{record[1]}  [{self.shown_default}]"
+
+
+class MeasureOption(HeadedOption):
+    """One of the measures, whose module is loaded only when ``--help`` lists them."""
+
+    @property
+    def metavar(self) -> str:
+        """The names of the measures."""
+        from dpipe.kernels.measures import public_measures
+
+        return "|".join(public_measures())
+
+    @metavar.setter
+    def metavar(self, value: str | None) -> None:
+        """Click sets one; the measures are the better one."""
 
 
 class HeadedCommand(click.Command):
@@ -103,7 +118,7 @@ def own_option(
     section: Section, *names: str, **settings: Any
 ) -> Callable[[_Decorated], _Decorated]:
     """An option of a command that no YAML file holds."""
-    return click.option(*names, cls=HeadedOption, section=section, **settings)
+    return click.option(*names, **{"cls": HeadedOption, **settings}, section=section)
 
 
 def options_of_a_run(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -116,7 +131,8 @@ def options_of_a_run(command: str) -> Callable[[Callable[..., None]], Callable[.
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def with_given(**values: Any) -> None:
-            names = [name for name in values if name in DECLARED or name in EXTRA_KEYS]
+            taken = DECLARED.keys() | EXTRA_KEYS.keys() | SINGLE_WEIGHTS.keys()
+            names = [name for name in values if name in taken]
             given = {name: values.pop(name) for name in names}
             function(given={k: v for k, v in given.items() if v not in (None, ())}, **values)
 
@@ -125,6 +141,9 @@ def options_of_a_run(command: str) -> Callable[[Callable[..., None]], Callable[.
         for name in reversed(list(DECLARED)):
             declared = DECLARED[name]
             hidden = command not in ("run", *declared.also)
+            if name == "weights":
+                for single, option in reversed(list(SINGLE_WEIGHTS.items())):
+                    decorated = _declared_option(single, option, None, hidden=hidden)(decorated)
             decorated = _declared_option(name, declared, DEFAULTS[name], hidden=hidden)(decorated)
         return extra_option("output_dir", hidden=command != "run")(decorated)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
-from dpipe.engine.plan import Machine
+from dpipe.engine.plan import LIMITS, Limits, Machine
 from dpipe.model import ColumnStatistics, Emit
 from dpipe.options import Options
 from dpipe.rankstore import Store, StoredColumn
@@ -54,6 +54,7 @@ class Context:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     nonlinear_rows: NDArray[np.int64] | None = None
     priority: Priority = field(default_factory=Priority)
+    limits: Limits = LIMITS
 
     @property
     def machine(self) -> Machine:
@@ -64,6 +65,7 @@ class Context:
             max(1, session.threads_per_worker),
             session.memory_limit,
             session.device_memory,
+            self.limits,
         )
 
     def wants_matrix(self, n_columns: int) -> bool:

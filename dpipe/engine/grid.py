@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dpipe.engine import submit, tiles
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import tile_grid
-from dpipe.kernels.measures import MEASURES
+from dpipe.kernels.measures import Fusion
 from dpipe.model import Edges
 from dpipe.rankstore import Catalogue, Store, build_catalogue
 
@@ -39,12 +39,12 @@ def run_grid(
     prepared: Prepared,
     names: Sequence[str],
     title: str,
-    measures: Sequence[str],
+    fusion: Fusion,
     *,
     rows: NDArray[np.int64] | None = None,
     **settings: Any,
 ) -> Grid:
-    """Compute `measures` for all pairs of `names`; tiles that a former run finished are kept.
+    """Compute measures of all pairs of `names`; tiles that a former run finished are kept.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def run_grid(
         Columns to compare.
     title
         Names its tasks, as in ``moments-spearman``, and its folder (see `remove_grids`).
-    measures
-        Names of measures of one basis size.
+    fusion
+        The measures, and the mean of them that makes edges where `settings` have a threshold.
     rows
         Sorted draw of rows to look at; all when None.
     settings
@@ -64,15 +64,19 @@ def run_grid(
     catalogue, ordered = build_catalogue(
         {name: prepared[name] for name in names}, context.n_rows, rows
     )
-    functions = max(MEASURES[name].functions for name in measures)
     complete = catalogue.n_complete
     tiling = tile_grid(
-        catalogue.n_rows, complete, len(catalogue) - complete, functions, context.machine
+        catalogue.n_rows,
+        complete,
+        len(catalogue) - complete,
+        fusion.functions,
+        context.machine,
     )
     job = tiles.Job(
         folder="",
         tiling=tiling,
-        measures=tuple(measures),
+        fusion=fusion,
+        parameters={name: getattr(context.options, name) for name in fusion.parameters},
         device=context.session.device,
         precision=context.options.precision,
         kept_bytes=context.machine.kept_bytes,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from dpipe.engine import memory
 from dpipe.errors import ResourceError
-from dpipe.kernels.measures import BASIS
 from dpipe.model import PlannedPass
 from dpipe.registry import Pass
 from dpipe.words import counted, sized
@@ -24,14 +23,65 @@ FAN_IN = 4
 
 _TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
 _MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
-_WIDEST_TILE = {1: 2048, BASIS: 352}
-_WIDEST_ON_DEVICE = {1: 4096, BASIS: 1024}  # the wider, the less expanding beside the products
-_NARROWEST_TILE = 48
-_CHUNK_ROWS = {1: 4096, BASIS: 8192}
-_CHUNK_ROWS_ON_DEVICE = {1: 65536, BASIS: 8192}  # with K = 1 a card waits for the disk: long reads
 _LONG_CHUNK = 16384  # longer ones are halved before a tile is made narrower
-_FEWEST_CHUNK_ROWS = 1024
-_FEWEST_SPLIT_ROWS = {1: 4096, BASIS: 8192}  # fewer, and adding partial moments tells in the time
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a tile and its chunks where memory would allow more.
+
+    Ranks alone (K = 1) are float64 and cheap to read; K functions are expanded for every tile.
+
+    Attributes
+    ----------
+    columns, device_columns
+        Most columns of a block, on the CPU and on a card.
+    functions, device_functions
+        Most functions of a block's columns together. On a card more: the wider a tile, the less
+        expanding beside the products.
+    fewest_columns
+        Width below which no tile is made for the sake of balance or memory.
+    rank_rows, rows
+        Rows of a chunk for K = 1 and for more. Splits are no shorter: adding partial moments
+        would tell in the time.
+    device_rank_rows, device_rows
+        The same on a card, which for K = 1 waits for the disk: long reads.
+    fewest_rows
+        Rows below which no chunk is cut.
+    """
+
+    columns: int = 2048
+    functions: int = 4224
+    device_columns: int = 4096
+    device_functions: int = 12288
+    fewest_columns: int = 48
+    rank_rows: int = 4096
+    rows: int = 8192
+    device_rank_rows: int = 65536
+    device_rows: int = 8192
+    fewest_rows: int = 1024
+
+    def widest(self, functions: int, on_card: bool) -> int:
+        """Columns of the widest block for K functions.
+
+        Examples
+        --------
+        >>> Limits().widest(1, False), Limits().widest(12, False), Limits().widest(12, True)
+        (2048, 352, 1024)
+        """
+        if on_card:
+            return min(self.device_columns, max(1, self.device_functions // functions))
+        return min(self.columns, max(1, self.functions // functions))
+
+    def chunk(self, functions: int, on_card: bool) -> int:
+        """Rows of a chunk for K functions."""
+        if on_card:
+            return self.device_rank_rows if functions == 1 else self.device_rows
+        return self.rank_rows if functions == 1 else self.rows
+
+
+LIMITS = Limits()
+"""Those of every run; tests of small tables have smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +98,15 @@ class Machine:
         Bytes each may use.
     device
         Bytes each can have of its card, None where tasks compute on the CPU.
+    limits
+        What bounds a tile beside memory.
     """
 
     workers: int
     threads: int
     memory: int
     device: int | None = None
+    limits: Limits = LIMITS
 
     @property
     def slots(self) -> int:
@@ -220,7 +273,11 @@ def ranking_blocks(
 
 
 def tile_grid(
-    n_rows: int, n_complete: int, n_incomplete: int, functions: int, machine: Machine
+    n_rows: int,
+    n_complete: int,
+    n_incomplete: int,
+    functions: int,
+    machine: Machine,
 ) -> Tiling:
     """The grid of one pass: few wide tiles split over rows for a tall table, many for a wide one.
 
@@ -232,19 +289,20 @@ def tile_grid(
     ResourceError
         When the smallest tile does not fit a task.
     """
+    limits = machine.limits
     widest, chunk = _largest_tile(n_rows, functions, machine)
     # One task at a time needs no balance, and on a card every partial result crosses the bus.
     alone = machine.device is not None and machine.slots == 1
     wanted = 1 if alone else _TASKS_PER_THREAD * machine.slots
-    splits_possible = math.ceil(n_rows / min(chunk, _FEWEST_SPLIT_ROWS[functions]))
+    splits_possible = math.ceil(n_rows / min(chunk, limits.chunk(functions, on_card=False)))
 
     def blocks(width: int) -> list[tuple[int, int]]:
         border = n_complete
         return even_blocks(0, border, width) + even_blocks(border, border + n_incomplete, width)
 
     width = min(widest, max(n_complete, n_incomplete, 1))
-    while width > _NARROWEST_TILE and _triangle(blocks(width)) * splits_possible < wanted:
-        width = max(_NARROWEST_TILE, width // 2)
+    while width > limits.fewest_columns and _triangle(blocks(width)) * splits_possible < wanted:
+        width = max(limits.fewest_columns, width // 2)
     cut = blocks(width)
     split = max(1, min(splits_possible, math.ceil(wanted / max(1, _triangle(cut)))))
     rows_per_split = max(1, math.ceil(n_rows / split))
@@ -262,9 +320,9 @@ def _triangle(blocks: Sequence[object]) -> int:
 
 def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, int]:
     """Widest block, and rows of a chunk, whose task fits the budget."""
-    on_card = machine.device is not None
-    chunk = min((_CHUNK_ROWS_ON_DEVICE if on_card else _CHUNK_ROWS)[functions], max(n_rows, 1))
-    width = (_WIDEST_ON_DEVICE if on_card else _WIDEST_TILE)[functions]
+    limits, on_card = machine.limits, machine.device is not None
+    chunk = min(limits.chunk(functions, on_card), max(n_rows, 1))
+    width = limits.widest(functions, on_card)
     while True:
         need = max(
             memory.tile_bytes(width, functions, chunk),
@@ -275,10 +333,10 @@ def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, i
             return width, chunk
         if chunk > _LONG_CHUNK:
             chunk = max(_LONG_CHUNK, chunk // 2)
-        elif width > _NARROWEST_TILE:
-            width = max(_NARROWEST_TILE, int(width * 0.8))
-        elif chunk > _FEWEST_CHUNK_ROWS:
-            chunk = max(_FEWEST_CHUNK_ROWS, chunk // 2)
+        elif width > limits.fewest_columns:
+            width = max(limits.fewest_columns, int(width * 0.8))
+        elif chunk > limits.fewest_rows:
+            chunk = max(limits.fewest_rows, chunk // 2)
         elif need > machine.task_budget:
             _refuse("moments", need, machine, f"a tile of {width} columns")
         else:

@@ -117,7 +117,7 @@ def run_grid(
         When the cluster is lost or a task keeps killing workers.
     """
     finished = store.names(job.folder)
-    if job.needs_marginals:
+    if job.fusion.needs_marginals:
         _run_own(session, job, store, finished, name, emit, columns)
     todo = [(i, j) for i, j in job.tiling.tiles if _base(tiles.tile_name("", i, j)) not in finished]
     splits = len(job.tiling.splits)

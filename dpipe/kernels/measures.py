@@ -1,24 +1,30 @@
-"""The measures as values: how many functions each needs and how it contracts a tile's moments.
+"""The measures as values: what each is called, needs and computes from a tile's moments.
 
-Covers: Spearman's rho, copula HSIC, RDC, and the rank-score Gram matrix that VIF is computed from.
+Covers: Spearman's rho, copula HSIC, RDC, and the rank-score Gram matrix that VIF is computed from;
+the fusion of several.
 Does not cover: forming the moments (`dpipe.kernels.moments`) or choosing what is redundant.
-See also: docs/statistics.md, with every formula, source and accuracy.
+See also: docs/statistics.md, with every formula, source and accuracy; docs/extending.md, how to add
+one.
 
-The engine never asks which measure it runs: it looks a name up in `MEASURES`, evaluates as many
-functions as the widest measure needs, and hands each one the same moments.
+Nothing else knows a measure by its name: the engine looks it up in `MEASURES`, evaluates as many
+functions as the widest of a fusion needs, and hands each the same moments; the planner, the run
+folder, the page and the command line read the fields of its record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from dpipe.device.arrays import Array, namespace
+from dpipe.errors import InputError
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.contraction import by_rows, project
 from dpipe.kernels.draws import rdc_draws
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.moments import Moments
@@ -33,7 +39,17 @@ RDC_SCALE = 1 / 6
 RDC_TOLERANCE = 1e-7
 
 _CONSTANT = 1e-12  # variance (of unit-variance scores) under which a column is constant on a pair
-_PAIRS_AT_ONCE = 2**14  # bounds the temporaries of a contraction to a few tens of MB
+
+
+class Settling(StrEnum):
+    """How a pair is measured again when its tile leaves it in doubt."""
+
+    RERANKED = "reranked"
+    """By ranks among the rows the two columns share: where they miss different rows."""
+    FLOAT64 = "float64"
+    """In float64 throughout: near the threshold, where float32 products might decide."""
+    NEVER = "never"
+    """Not at all: the tile's value is final, and no pair of it makes an edge."""
 
 
 @dataclass(frozen=True)
@@ -43,33 +59,161 @@ class Measure:
     Attributes
     ----------
     name
-        Its name in files and on the command line.
+        Its name in files, in options and on the command line.
+    title
+        What its matrix is called on the page.
+    symbol
+        What stands before one of its values.
+    summary
+        What it is, in a line, for the documentation of its function.
     functions
-        K, the basis functions a column is expanded in; 1 keeps the ranks in float64, more are
-        float32, and whitened where a column needs it.
+        K, the basis functions it needs of a column. 1 keeps the ranks in float64; more are
+        float32, and whitened where a column needs it. A tile may hold more than K, the first K in
+        the order of the basis, when another measure of its fusion needs them.
     contract
-        (moments, marginals_i, marginals_j, parameters) -> (b_i, b_j) similarities, NaN where
-        undefined. On the diagonal the two are one object, and the tile is taken to be symmetric.
+        (moments, left, right, parameters) -> (b_i, b_j) similarities, NaN where undefined. `left`
+        and `right` are the marginals of the two column blocks (None where no measure of the
+        fusion needs them); on the diagonal they are one object, and the tile is taken to be
+        symmetric.
+    settling
+        How pairs in doubt are settled.
+    parameters
+        The options it reads, which reach `contract` by name.
     needs_marginals
-        Whether `contract` reads the columns' marginal moments.
+        Whether `contract` reads the marginals.
     pairwise
         Whether a pair with too few common rows is undefined.
+    signed
+        Whether it tells falling from rising, in [-1, 1]; else it is in [0, 1].
+    public
+        Whether a user can ask for its matrix.
     dtype
-        Type its matrix is stored in.
+        Type its tiles are stored in.
     """
 
     name: str
+    title: str
+    symbol: str
+    summary: str
     functions: int
     contract: Callable[[Moments, Marginals | None, Marginals | None, Mapping[str, Any]], Array]
-    needs_marginals: bool
+    settling: Settling
+    parameters: tuple[str, ...] = ()
+    needs_marginals: bool = True
     pairwise: bool = True
+    signed: bool = False
+    public: bool = True
     dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Measures of one tile grid, and the weighted mean of them that decides.
+
+    Attributes
+    ----------
+    weights
+        (name, weight) of each measure, by name. A measure of weight 0 is computed and has a
+        matrix, but no say.
+
+    Examples
+    --------
+    >>> fusion = Fusion.of({"rdc": 0.5, "hsic": 0.5})
+    >>> fusion.name, fusion.title, fusion.functions
+    ('hsic+rdc', 'HSIC + RDC', 12)
+    """
+
+    weights: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float]) -> Fusion:
+        """The fusion that ``--weights`` asks for.
+
+        Raises
+        ------
+        InputError
+            When a name is no measure, or none that can be fused.
+        """
+        fusible = [
+            name for name, measure in MEASURES.items() if measure.settling is Settling.FLOAT64
+        ]
+        for name in weights:
+            if name not in fusible:
+                raise InputError(
+                    f"--weights takes weights of {', '.join(fusible)}, not of {name!r}."
+                )
+        return cls(tuple(sorted(weights.items())))
+
+    @classmethod
+    def single(cls, name: str) -> Fusion:
+        """A measure by itself, of any kind."""
+        return cls(((name, 1.0),))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The measures' names."""
+        return tuple(name for name, _ in self.weights)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The measures themselves."""
+        return tuple(MEASURES[name] for name in self.names)
+
+    @property
+    def functions(self) -> int:
+        """K of the widest measure."""
+        return max(measure.functions for measure in self.measures)
+
+    @property
+    def needs_marginals(self) -> bool:
+        """Whether the columns' marginal moments come first: whitening needs them too."""
+        return self.functions > 1 or any(measure.needs_marginals for measure in self.measures)
+
+    @property
+    def settling(self) -> Settling:
+        """How pairs in doubt are settled: one way for all, as `of` sees to."""
+        return self.measures[0].settling
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The options that its measures read."""
+        return tuple(dict.fromkeys(name for each in self.measures for name in each.parameters))
+
+    @property
+    def deciding(self) -> tuple[Measure, ...]:
+        """The measures that have a say."""
+        return tuple(MEASURES[name] for name, weight in self.weights if weight > 0)
+
+    @property
+    def name(self) -> str:
+        """What the mean is called in the decisions."""
+        return "+".join(measure.name for measure in self.deciding)
+
+    @property
+    def title(self) -> str:
+        """The same for a reader."""
+        return " + ".join(measure.title for measure in self.deciding)
+
+    @property
+    def symbol(self) -> str:
+        """What stands before one of its values."""
+        return "+".join(measure.symbol for measure in self.deciding)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the mean tells falling from rising."""
+        return all(measure.signed for measure in self.deciding)
+
+    def mean(self, values: Mapping[str, Array]) -> Array:
+        """The weighted mean of the measures' values."""
+        weighted = [weight * values[name] for name, weight in self.weights if weight > 0]
+        return sum(weighted) / sum(weight for _, weight in self.weights)
 
 
 def _spearman(
     moments: Moments,
-    marginals_i: Marginals | None,
-    marginals_j: Marginals | None,
+    left: Marginals | None,
+    right: Marginals | None,
     parameters: Mapping[str, Any],
 ) -> Array:
     """Pearson correlation of the columns' marginal ranks over jointly valid rows."""
@@ -87,141 +231,76 @@ def _spearman(
 
 def _gram(
     moments: Moments,
-    marginals_i: Marginals | None,
-    marginals_j: Marginals | None,
+    left: Marginals | None,
+    right: Marginals | None,
     parameters: Mapping[str, Any],
 ) -> Array:
     """Cosine of the rank scores with missing cells at the mean rank: positive semi-definite."""
-    assert marginals_i is not None and marginals_j is not None
+    assert left is not None and right is not None
     xp = namespace(moments.product)
     norms = [
         xp.asarray(
             np.sqrt(marginals.count * (marginals.covariance[:, 0, 0] + marginals.mean[:, 0] ** 2))
         )
-        for marginals in (marginals_i, marginals_j)
+        for marginals in (left, right)
     ]
     scale = norms[0][:, None] * norms[1][None, :]
     return xp.where(scale > 0, moments.product[:, 0, :, 0] / xp.where(scale > 0, scale, 1), xp.nan)
 
 
-def _covariances(moments: Moments) -> Callable[[slice, slice], Array]:
-    """A function giving C (q, K, b, K) of a few rows, and some columns, of the tile at a time."""
-    xp = namespace(moments.product)
-    count = xp.maximum(moments.count, 1)
-    mean_j = moments.sum_j.transpose(2, 0, 1) / count[:, :, None]  # (b_i or 1, b_j, K)
-
-    def rows(part: slice, others: slice) -> Array:
-        seen_part = part if count.shape[0] > 1 else slice(None)
-        seen_others = others if count.shape[1] > 1 else slice(None)
-        n = count[seen_part, seen_others]
-        seen = others if moments.sum_i.shape[2] > 1 else slice(None)
-        mean_i = moments.sum_i[part, :, seen] / n[:, None, :]
-        seen_j = mean_j[part if len(mean_j) > 1 else slice(None), others]
-        product = moments.product[part, :, others] / n[:, None, :, None]
-        product -= mean_i[:, :, :, None] * seen_j[:, None, :, :]
-        return product
-
-    return rows
-
-
-def _by_rows(
-    moments: Moments, contract: Callable[[slice, slice, Array], Array], symmetric: bool
-) -> Array:
-    """Contract a tile a few of its rows at a time, so that temporaries stay small.
-
-    Of a symmetric tile only what lies right of the diagonal is contracted.
-    """
-    xp = namespace(moments.product)
-    b_i, b_j = moments.product.shape[0], moments.product.shape[2]
-    covariance = _covariances(moments)
-    values = xp.empty((b_i, b_j))
-    step = max(1, _PAIRS_AT_ONCE // max(b_j, 1))
-    for start in range(0, b_i, step):
-        part = slice(start, min(start + step, b_i))
-        others = slice(start if symmetric else 0, b_j)
-        values[part, others] = contract(part, others, covariance(part, others))
-        if symmetric:
-            below = slice(part.stop, b_j)
-            values[below, part] = values[part, below].T
-    return values
-
-
-def _project(covariance: Array, left: Array, right: Array) -> Array:
-    """left_i C_ij right_j' for every pair: (q, K, b, K) -> (b, q, a, a)."""
-    xp = namespace(covariance)
-    q, k, b, _ = covariance.shape
-    a = left.shape[1]
-    half = xp.matmul(left, covariance.reshape(q, k, b * k)).reshape(q * a, b, k)
-    full = xp.matmul(half.transpose(1, 0, 2), right.transpose(0, 2, 1))
-    return full.reshape(b, q, a, right.shape[1])
-
-
 def _hsic(
-    moments: Moments,
-    marginals_i: Marginals | None,
-    marginals_j: Marginals | None,
-    parameters: Mapping[str, Any],
+    moments: Moments, left: Marginals | None, right: Marginals | None, parameters: Mapping[str, Any]
 ) -> Array:
     """Normalised HSIC of the ranks under a Gaussian kernel, in [0, 1]."""
-    assert marginals_i is not None and marginals_j is not None
+    assert left is not None and right is not None
     xp = namespace(moments.product)
-    root = kernel_root(BASIS, parameters.get("bandwidth", HSIC_BANDWIDTH))
-    left, right = (
-        xp.asarray(marginals.on_gram(root.T @ marginals.loading))
-        for marginals in (marginals_i, marginals_j)
+    roots = [kernel_root().T @ side.loading[:, :BASIS] for side in (left, right)]
+    root_i, root_j = (
+        xp.asarray(side.on_gram(root)) for side, root in zip((left, right), roots, strict=True)
     )
-    scale_i, scale_j = (
-        xp.asarray(self_hsic(root, marginals)) for marginals in (marginals_i, marginals_j)
-    )
+    size_i, size_j = (xp.asarray(self_hsic(root)) for root in roots)
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
-        return (_project(covariance, left[part], right[others]) ** 2).sum(axis=(2, 3)).T
+        return (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
 
-    scale = scale_i[:, None] * scale_j[None, :]
-    values = _by_rows(moments, contract, marginals_i is marginals_j) / xp.where(scale > 0, scale, 1)
+    scale = size_i[:, None] * size_j[None, :]
+    values = by_rows(moments, contract, left is right) / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 
-def self_hsic(root: np.ndarray, marginals: Marginals) -> np.ndarray:
-    """Square root of each column's HSIC with itself."""
-    side = root.T @ marginals.loading
-    return np.asarray(np.sqrt(((side @ side.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))
+def self_hsic(root: np.ndarray) -> np.ndarray:
+    """Square root of each column's HSIC with itself, from its root of the kernel (b, a, K)."""
+    return np.asarray(np.sqrt(((root @ root.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))
 
 
 def _rdc(
-    moments: Moments,
-    marginals_i: Marginals | None,
-    marginals_j: Marginals | None,
-    parameters: Mapping[str, Any],
+    moments: Moments, left: Marginals | None, right: Marginals | None, parameters: Mapping[str, Any]
 ) -> Array:
     """Randomized dependence coefficient: the median over draws, in [0, 1]."""
-    assert marginals_i is not None and marginals_j is not None
+    assert left is not None and right is not None
     xp = namespace(moments.product)
     spans = feature_spans(
-        parameters.get("seed", 0), parameters.get("seeds", 5), parameters.get("degree")
+        parameters.get("seed", 0), parameters.get("rdc_seeds", 5), parameters.get("rdc_degree")
     )
-    values = xp.stack([_canonical(moments, marginals_i, marginals_j, span) for span in spans])
+    values = xp.stack([_canonical(moments, left, right, span) for span in spans])
     return xp.median(values, axis=0)
 
 
-def _canonical(
-    moments: Moments, marginals_i: Marginals, marginals_j: Marginals, features: np.ndarray
-) -> Array:
+def _canonical(moments: Moments, left: Marginals, right: Marginals, features: np.ndarray) -> Array:
     """Largest canonical correlation of the features (K, m) of every pair of columns."""
     xp = namespace(moments.product)
-    left, right = (
-        xp.asarray(marginals.on_gram(orthonormal_span(marginals.loading, features)))
-        for marginals in (marginals_i, marginals_j)
+    span_i, span_j = (
+        xp.asarray(side.on_gram(orthonormal_span(side.loading[:, :BASIS], features)))
+        for side in (left, right)
     )
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
-        inner = _project(covariance, left[part], right[others])
+        inner = project(covariance, span_i[part], span_j[others])
         gram = xp.matmul(inner, inner.transpose(0, 1, 3, 2))
         return xp.linalg.eigvalsh(gram)[..., -1].T
 
-    values = xp.sqrt(xp.clip(_by_rows(moments, contract, marginals_i is marginals_j), 0, 1))
-    varies = (np.any(side != 0, axis=(1, 2)) for side in (left, right))
-    defined_i, defined_j = varies
+    values = xp.sqrt(xp.clip(by_rows(moments, contract, left is right), 0, 1))
+    defined_i, defined_j = (np.any(span != 0, axis=(1, 2)) for span in (span_i, span_j))
     return xp.where(defined_i[:, None] & defined_j[None, :], values, xp.nan)
 
 
@@ -263,11 +342,11 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def kernel_root(functions: int, bandwidth: float) -> np.ndarray:
+def kernel_root() -> np.ndarray:
     """A (K, K) with A A' = T, the Gaussian kernel's coefficients in the basis."""
     u, weights, basis = _quadrature()
-    kernel = np.exp(-((u[:, None] - u[None, :]) ** 2) / (2 * bandwidth**2))
-    weighted = basis[:functions] * weights
+    kernel = np.exp(-((u[:, None] - u[None, :]) ** 2) / (2 * HSIC_BANDWIDTH**2))
+    weighted = basis * weights
     values, vectors = np.linalg.eigh(weighted @ kernel @ weighted.T)
     return np.asarray(vectors * np.sqrt(np.clip(values, 0, None)))
 
@@ -284,12 +363,57 @@ def feature_spans(seed: int, seeds: int, degree: int | None) -> tuple[np.ndarray
     )
 
 
-MEASURES: Mapping[str, Measure] = {
+MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (
-        Measure("spearman", 1, _spearman, needs_marginals=False),
-        Measure("gram", 1, _gram, needs_marginals=True, pairwise=False, dtype="float64"),
-        Measure("hsic", BASIS, _hsic, needs_marginals=True),
-        Measure("rdc", BASIS, _rdc, needs_marginals=True),
+        Measure(
+            name="spearman",
+            title="Spearman \N{GREEK SMALL LETTER RHO}",
+            symbol="\N{GREEK SMALL LETTER RHO}",
+            summary="Spearman correlation; missing cells pair by pair",
+            functions=1,
+            contract=_spearman,
+            settling=Settling.RERANKED,
+            needs_marginals=False,
+            signed=True,
+        ),
+        Measure(
+            name="gram",
+            title="Cosine of rank scores",
+            symbol="cosine",
+            summary="cosine of the rank scores, missing cells at the mean rank",
+            functions=1,
+            contract=_gram,
+            settling=Settling.NEVER,
+            pairwise=False,
+            signed=True,
+            public=False,
+            dtype="float64",
+        ),
+        Measure(
+            name="hsic",
+            title="HSIC",
+            symbol="HSIC",
+            summary="normalised copula HSIC in [0, 1] (Gretton et al. 2005)",
+            functions=BASIS,
+            contract=_hsic,
+            settling=Settling.FLOAT64,
+        ),
+        Measure(
+            name="rdc",
+            title="RDC",
+            symbol="RDC",
+            summary="randomized dependence coefficient in [0, 1] (Lopez-Paz et al. 2013)",
+            functions=BASIS,
+            contract=_rdc,
+            settling=Settling.FLOAT64,
+            parameters=("seed", "rdc_seeds", "rdc_degree"),
+        ),
     )
 }
+"""Every measure by its name."""
+
+
+def public_measures() -> tuple[str, ...]:
+    """Names of the measures whose matrix a user can ask for."""
+    return tuple(name for name, measure in MEASURES.items() if measure.public)

@@ -22,7 +22,6 @@ from dpipe.kernels.basis import legendre
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import (
     BASIS,
-    HSIC_BANDWIDTH,
     feature_spans,
     kernel_root,
     orthonormal_span,
@@ -214,15 +213,15 @@ def _covariance(sums: CrossSums, number: int, part: slice) -> Floats:
 
 
 def _hsic(covariance: Floats, marginals: Marginals, target: Target) -> Floats:
-    root = kernel_root(BASIS, HSIC_BANDWIDTH)
+    root = kernel_root()
     if target.marginals is not None:
         side = root
-        scale = float(self_hsic(root, target.marginals)[0])
+        scale = float(self_hsic(root.T @ target.marginals.loading)[0])
     else:
         assert target.shares is not None
         side = np.eye(len(target.shares))
         scale = _self_hsic_of_classes(target.shares)
-    norm = self_hsic(root, marginals) * scale
+    norm = self_hsic(root.T @ marginals.loading) * scale
     squares = ((root.T @ covariance @ side) ** 2).sum(axis=(1, 2))
     return np.asarray(np.clip(squares / np.where(norm > 0, norm, 1), 0, 1))
 

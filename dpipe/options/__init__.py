@@ -26,9 +26,11 @@ from dpipe.options.kinds import (
     Settings,
     Size,
     Text,
+    Weights,
     Whole,
     choice,
     parse_size,
+    parse_weights,
 )
 from dpipe.registry import PASSES
 from dpipe.words import nearest
@@ -75,7 +77,6 @@ _output = functools.partial(_option, Section.OUTPUT)
 
 
 _SHARE = Number(low=0, high=1)
-_NOT_NEGATIVE = Number(low=0)
 _ANY = ("plan", "similarity", "doctor")
 
 
@@ -153,10 +154,15 @@ class Options:
         10.0, Number(low=1), "largest variance inflation factor", affects=3
     )
     nonlinear_threshold: float = _redundancy(
-        0.9, _SHARE, "fused HSIC and RDC that makes a pair redundant", affects=4
+        0.9, _SHARE, "mean of the nonlinear measures that makes a pair redundant", affects=4
     )
-    w_hsic: float = _redundancy(0.5, _NOT_NEGATIVE, "weight of HSIC in the fusion", affects=4)
-    w_rdc: float = _redundancy(0.5, _NOT_NEGATIVE, "weight of RDC in the fusion", affects=4)
+    weights: str = _redundancy(
+        "hsic=0.5,rdc=0.5",
+        Weights(),
+        "nonlinear measures to compute, and their weights in the mean",
+        more="a measure of weight 0 gets a matrix and has no say",
+        affects=4,
+    )
     nonlinear_rows: int | None = _redundancy(
         None, Whole(low=2), "number of rows to draw for pass 4", affects=4, also=("plan",)
     )
@@ -252,8 +258,6 @@ class Options:
             value = getattr(self, name)
             if value is not None and (fault := declared.kind.fault(value)):
                 raise InputError(f"{flag(name)} {fault}.")
-        if self.w_hsic + self.w_rdc <= 0:
-            raise InputError("--w-hsic and --w-rdc are both 0: give at least one a weight.")
         check_url(self.scratch_dir or "")
         if self.scheduler and self.scheduler_file:
             raise InputError("give --scheduler or --scheduler-file, not both.")
@@ -294,6 +298,11 @@ class Options:
         """A copy with some values changed, checked again."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weights of the nonlinear measures by name."""
+        return parse_weights(self.weights)
+
     def affecting(self, pass_number: int) -> dict[str, Any]:
         """The options that the answer of `pass_number` depends on directly."""
         return {
@@ -327,6 +336,15 @@ EXTRA_KEYS: Mapping[str, Option] = {
 """What a YAML file and the command line may hold beside the fields of `Options`."""
 
 
+SINGLE_WEIGHTS: Mapping[str, Option] = {
+    f"w_{name}": Option(
+        Section.REDUNDANCY, Number(low=0), f"weight of {name} in --weights, the others as they are"
+    )
+    for name in ("hsic", "rdc")
+}
+"""Options of earlier versions, each of which sets one of ``weights``."""
+
+
 def flag(name: str) -> str:
     """The flag of an option.
 
@@ -350,20 +368,33 @@ def options_from(values: Mapping[str, Any]) -> Options:
         For an unknown name or a value of the wrong kind.
     """
     resolved: dict[str, Any] = {}
+    single: dict[str, float] = {}
     for raw_name, value in values.items():
         name = str(raw_name).replace("-", "_")
+        if name in SINGLE_WEIGHTS:
+            if value is not None:
+                weight = _convert(name, value, SINGLE_WEIGHTS[name].kind)
+                if fault := SINGLE_WEIGHTS[name].kind.fault(weight):
+                    raise InputError(f"{flag(name)} {fault}.")
+                single[name.removeprefix("w_")] = weight
+            continue
         if name not in DECLARED:
             hint = nearest(name, DECLARED) or "; `dpipe run --help` lists them"
             raise InputError(f"there is no option {raw_name!r}{hint}.")
         if name in resolved:
             raise InputError(f"{flag(name)} is given twice, as {raw_name!r} too.")
         resolved[name] = DEFAULTS[name] if value is None else _convert(name, value)
+    if single:
+        if "weights" in resolved:
+            raise InputError("give --weights or --w-hsic and --w-rdc, not both.")
+        resolved["weights"] = _convert("weights", parse_weights(DEFAULTS["weights"]) | single)
     return Options(**resolved)
 
 
-def _convert(name: str, value: Any) -> Any:
+def _convert(name: str, value: Any, kind: Kind | None = None) -> Any:
+    kind = kind or DECLARED[name].kind
     try:
-        return DECLARED[name].kind.convert(value)
+        return kind.convert(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{flag(name)} cannot be {value!r}.") from None
     except InputError as error:

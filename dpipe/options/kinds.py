@@ -196,6 +196,57 @@ class Names(Kind):
 
 
 @dataclass(frozen=True)
+class Weights(Text):
+    """A weight for each of some names, as text; a mapping is one too.
+
+    Examples
+    --------
+    >>> Weights().convert({"b": 1, "a": 0.5})
+    'a=0.5,b=1'
+    """
+
+    metavar: str = "NAME=X,..."
+
+    def convert(self, value: Any) -> str:
+        weights = value if isinstance(value, Mapping) else parse_weights(value)
+        return ",".join(
+            f"{name}={float(_no_flag(weights[name]))!r}".removesuffix(".0")
+            for name in sorted(weights)
+        )
+
+    def fault(self, value: str) -> str:
+        for name, weight in parse_weights(value).items():
+            if not 0 <= weight <= sys.float_info.max:
+                return f"must be at least 0, not {weight:g} as for {name}"
+        if not any(parse_weights(value).values()):
+            return "must give at least one measure more than 0"
+        return ""
+
+    def schema(self) -> dict[str, Any]:
+        number = {"type": "number", "minimum": 0}
+        return {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": number}]}
+
+
+def parse_weights(text: Any) -> dict[str, float]:
+    """The weights in a text, by name.
+
+    Examples
+    --------
+    >>> parse_weights("hsic=0.5, rdc=1")
+    {'hsic': 0.5, 'rdc': 1.0}
+    """
+    if not isinstance(text, str):
+        raise TypeError
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name in weights:
+            raise InputError(f"{name} has two weights.")
+        weights[name] = float(number)
+    return weights
+
+
+@dataclass(frozen=True)
 class Passes(Kind):
     """Numbers of passes, among them always the first: a list, or text with commas."""
 

@@ -1,6 +1,6 @@
 """Pass 4: columns that determine each other in other than a monotone way.
 
-Covers: HSIC and RDC from one set of moments, their fusion, communities and representatives.
+Covers: the measures of the fusion from one set of moments, communities and representatives.
 Does not cover: the measures (`dpipe.kernels.measures`).
 """
 
@@ -13,14 +13,13 @@ import numpy as np
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import Grid, by_name, run_grid, settle, settled_edges, write_matrix
+from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
-from dpipe.kernels.measures import BASIS
 from dpipe.model import PassResult, PlannedPass
 from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives
 from dpipe.registry import Pass
 
-MEASURES = ("hsic", "rdc")
 MARGIN = {"float32": 5e-4, "tf32": 1e-2}
 """A fused similarity this close to the threshold is computed again in float64.
 
@@ -33,28 +32,27 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     """Drop every column that a kept one determines at the nonlinear threshold."""
     options = context.options
     threshold = options.nonlinear_threshold
+    fusion = fusion_of(this, options)
     grid = run_grid(
         context,
         prepared,
         columns,
         this.name,
-        MEASURES,
+        fusion,
         rows=context.nonlinear_rows,
-        weights=(options.w_hsic, options.w_rdc),
-        parameters=parameters(options),
         threshold=threshold,
         margin=MARGIN[options.precision],
         min_valid=options.required_rows,
         matrix=context.wants_matrix(len(columns)),
     )
     edges = settled_edges(context, grid)
-    for measure in MEASURES:
+    for measure in fusion.names:
         write_matrix(context, grid, measure, columns, None)
     result = keep_representatives(
         context,
         prepared,
         this,
-        "hsic+rdc",
+        fusion.name,
         columns,
         by_name(edges, grid.names, columns),
         threshold,
@@ -63,8 +61,9 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
 
 
 def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
-    """One grid of tiles of the whole basis, on the rows drawn for it."""
-    return plan_grid(this, table, machine, functions=BASIS, n_rows=options.nonlinear_rows)
+    """One grid of tiles of the measures' functions, on the rows drawn for it."""
+    functions = fusion_of(this, options).functions
+    return plan_grid(this, table, machine, functions=functions, n_rows=options.nonlinear_rows)
 
 
 def _with_exact_values(context: Context, grid: Grid, result: PassResult) -> PassResult:
@@ -85,8 +84,3 @@ def _with_exact_values(context: Context, grid: Grid, result: PassResult) -> Pass
         for drop, value in zip(result.drops, values, strict=True)
     )
     return dataclasses.replace(result, drops=drops)
-
-
-def parameters(options: Options) -> dict[str, int | None]:
-    """Parameters of the nonlinear measures."""
-    return {"seed": options.seed, "seeds": options.rdc_seeds, "degree": options.rdc_degree}

@@ -14,10 +14,10 @@ again, so the edges are exactly those that a pairwise-complete Spearman correlat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.grid import Grid, by_name, run_grid, settled_edges, write_matrix
+from dpipe.engine.grid import by_name, run_grid, settled_edges, write_matrix
+from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
 from dpipe.model import PassResult, PlannedPass
 from dpipe.options import Options
@@ -28,23 +28,25 @@ from dpipe.registry import Pass
 def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
     """Drop every column that a kept one resembles at the Spearman threshold."""
     options = context.options
-    grid = spearman_grid(
+    fusion = fusion_of(this, options)
+    grid = run_grid(
         context,
         prepared,
         columns,
         this.name,
+        fusion,
         threshold=options.spearman_threshold,
         min_valid=options.required_rows,
         exact=options.missing == "exact",
         matrix=context.wants_matrix(len(columns)),
     )
     edges = settled_edges(context, grid)
-    write_matrix(context, grid, "spearman", columns, edges)
+    write_matrix(context, grid, fusion.name, columns, edges)
     return keep_representatives(
         context,
         prepared,
         this,
-        "spearman",
+        fusion.name,
         columns,
         by_name(edges, grid.names, columns),
         options.spearman_threshold,
@@ -53,19 +55,4 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
 
 def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
     """One grid of tiles, of the ranks themselves."""
-    return plan_grid(this, table, machine, functions=1)
-
-
-def spearman_grid(
-    context: Context, prepared: Prepared, columns: Sequence[str], title: str, **settings: Any
-) -> Grid:
-    """Spearman tiles of all pairs; `settings` are fields of `dpipe.engine.tiles.Job`."""
-    return run_grid(
-        context,
-        prepared,
-        columns,
-        title,
-        ("spearman",),
-        weights=(1.0,),
-        **settings,
-    )
+    return plan_grid(this, table, machine, functions=fusion_of(this, options).functions)

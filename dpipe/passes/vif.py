@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dpipe.choice.priority import Priority
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid
+from dpipe.engine.measures import fusion_of
 from dpipe.engine.memory import inflation_bytes
 from dpipe.engine.plan import Machine, TableShape, check_client, plan_grid
 from dpipe.kernels.vif import Elimination, eliminate, kept_combinations, stand_ins
@@ -34,8 +35,9 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     check_client(len(varying), psutil.virtual_memory().available)
     gram = np.empty((len(varying), len(varying)))
     if len(varying) > 1:
-        grid = run_grid(context, prepared, varying, this.name, ("gram",))
-        assemble(context, grid, "gram", varying, None, gram)
+        fusion = fusion_of(this, options)
+        grid = run_grid(context, prepared, varying, this.name, fusion)
+        assemble(context, grid, fusion.name, varying, None, gram)
     else:
         gram[:] = 1.0
     order = _order(gram, prepared, varying, context.priority)

@@ -15,6 +15,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpipe.engine.measures import fusion_of
+from dpipe.engine.plan import LIMITS, Limits
 from dpipe.inventory import CHECKPOINT
 from dpipe.model import Emit
 from dpipe.options import Options
@@ -22,6 +24,7 @@ from dpipe.pipeline.apply import apply
 from dpipe.pipeline.driver import Run
 from dpipe.pipeline.preview import plan_run
 from dpipe.pipeline.record import render_page
+from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.runfolder.mirror import is_remote
 from dpipe.selection import Selection, TemporaryFolder
@@ -40,6 +43,7 @@ def run(
     client: Any = None,
     observers: Sequence[Emit] = (),
     storage_options: Mapping[str, Any] | None = None,
+    limits: Limits = LIMITS,
 ) -> Selection:
     """Select columns of a Parquet table.
 
@@ -59,6 +63,8 @@ def run(
         Called with every event (see `dpipe.model`).
     storage_options
         Passed to fsspec; never written anywhere.
+    limits
+        Bounds of tiles, for a test of many small ones.
 
     Returns
     -------
@@ -72,6 +78,9 @@ def run(
         When memory, disk or the cluster do not suffice; the run can then be continued.
     """
     options = options or Options()
+    for entry in PASSES.values():
+        if entry.weights:
+            fusion_of(entry, options)  # what cannot be fused is refused before anything is read
     sources = as_sources(sources)
     target = "" if output_dir is None else os.fspath(output_dir)
     mirrors = target if is_remote(target) else None
@@ -85,7 +94,7 @@ def run(
         journal = Journal(folder, (*observers, send))
         table = open_table(sources, options=options, storage_options=storage_options)
         with folder.lock():
-            selection = Run(table, options, folder, journal, client).select(sources)
+            selection = Run(table, options, folder, journal, client, limits).select(sources)
             if not folder.temporary:
                 render_page(folder, journal)
     return dataclasses.replace(selection, _temporary=temporary)

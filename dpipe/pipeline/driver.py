@@ -18,7 +18,7 @@ from typing import Any
 from dpipe.choice.priority import Priority
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import remove_grids
-from dpipe.engine.plan import Plan, check_disk
+from dpipe.engine.plan import Limits, Plan, check_disk
 from dpipe.errors import ResourceError
 from dpipe.model import (
     MemoryRead,
@@ -47,12 +47,19 @@ class Run:
     """The state of one run while it lasts."""
 
     def __init__(
-        self, table: Table, options: Options, folder: RunFolder, journal: Journal, client: Any
+        self,
+        table: Table,
+        options: Options,
+        folder: RunFolder,
+        journal: Journal,
+        client: Any,
+        limits: Limits,
     ) -> None:
         self.table = table
         self.folder = folder
         self.journal = journal
         self._client = client
+        self._limits = limits
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
         self.options = options.for_rows(self.n_rows)
@@ -182,6 +189,7 @@ class Run:
                 folder=self.folder,
                 storage_options=self.table.storage_options,
                 nonlinear_rows=nonlinear_sample(self.table, self._rows, self.options),
+                limits=self._limits,
                 priority=Priority(self.options.keep, self.options.prefer),
             )
             plan = self._checked_plan(context)

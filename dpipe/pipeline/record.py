@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.choice.certificate import alternatives, decide
+from dpipe.engine.measures import fusion_of
 from dpipe.inventory import SINGLE_RESULTS
+from dpipe.kernels.measures import Fusion, Measure
 from dpipe.model import Emit, Note, PassResult
 from dpipe.options import Options
 from dpipe.pipeline.resume import version
+from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.table import Table, conflicting, copy_columns
@@ -113,6 +116,7 @@ def _record(run: Finished) -> dict[str, Any]:
             "skipped": [list(entry) for entry in table.skipped],
         },
         "seeds": {"seed": options.seed, "rdc_seeds": options.rdc_seeds},
+        "measures": _measures(options),
         "plan": run.plan,
         "passes": [dataclasses.asdict(done) for done in journal.passes],
         "near_threshold": {
@@ -123,6 +127,20 @@ def _record(run: Finished) -> dict[str, Any]:
         "notes": [dataclasses.asdict(note) for note in journal.notes],
         "faults": [plain_fault(fault) for fault in journal.faults],
     }
+
+
+def _measures(options: Options) -> dict[str, dict[str, Any]]:
+    """How a reader knows the measures of the run and the mean that decides: title, symbol, sign."""
+    labelled: dict[str, dict[str, Any]] = {}
+    for number, entry in PASSES.items():
+        if not entry.measures_pairs:
+            continue
+        fusion = fusion_of(entry, options)
+        known: tuple[Fusion | Measure, ...] = (fusion, *fusion.measures)
+        for each in known:
+            labels = {name: getattr(each, name) for name in ("title", "symbol", "signed")}
+            labelled[each.name] = {**labels, "pass": number}
+    return labelled
 
 
 def render_page(folder: RunFolder, emit: Emit) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.engine.measures import arrays_of
 from dpipe.inventory import CHECKPOINT, STATISTICS, matrix_files
 from dpipe.model import Note, PassResult
 from dpipe.options import Options
@@ -95,7 +96,8 @@ class Resume:
 
     def _files_of(self, number: int, n_columns: int) -> tuple[str, ...]:
         """What a pass that receives so many columns leaves in the run folder."""
-        arrays = tuple(file for name in PASSES[number].arrays for file in matrix_files(name))
+        names = arrays_of(PASSES[number], self._options)
+        arrays = tuple(file for name in names for file in matrix_files(name))
         if number == FIRST:
             return STATISTICS, *arrays
         fits = n_columns > 0 and 4 * n_columns**2 <= self._options.matrix_budget

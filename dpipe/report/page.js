@@ -21,14 +21,12 @@
 
   const whole = new Intl.NumberFormat("en");
   const tenths = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  const MEASURES = {
-    spearman: "ρ", "hsic+rdc": "HSIC+RDC", hsic: "HSIC", rdc: "RDC", vif: "VIF", r2: "R²",
-    n_valid: "valid", missing_ratio: "missing", normalised_variance: "norm. variance",
-  };
+  const FIGURES = { vif: "VIF", r2: "R²", n_valid: "valid", missing_ratio: "missing", normalised_variance: "norm. variance" };
+  // Similarities: what their matrix is called, what stands before a value, whether they have a sign.
+  const MEASURES = Object.fromEntries(Object.entries(data.measures).map(([name, [title, symbol, signed]]) => [name, { title, symbol, signed }]));
   const titled = (number) => `${number} ${data.passes[number]?.title ?? ""}`;
   const decided = (i) => data.decisions[text(columns.decision, i)] ?? text(columns.decision, i);
   const kindOf = (i) => columns.kinds[text(columns.kind, i)];
-  const MATRICES = { spearman: "Spearman ρ", hsic: "HSIC", rdc: "RDC" };
 
   const real = (value) => (value === "inf" ? Infinity : value === "-inf" ? -Infinity : value);
   const text = (coded, i) => (coded.code[i] < 0 ? null : coded.table[coded.code[i]]);
@@ -45,12 +43,12 @@
     return minus(size >= 100 ? tenths.format(value) : String(Number(value.toPrecision(4))));
   }
   const similarity = (value) => minus(real(value).toFixed(4));
-  const isSimilarity = (measure) => measure in MATRICES || measure === "hsic+rdc" || measure === "r2";
+  const isSimilarity = (measure) => measure in MEASURES || measure === "r2";
   function measured(i) {
     const value = columns.value[i];
     if (value === null) return "";
     const measure = text(columns.measure, i);
-    return `${MEASURES[measure] || measure || ""} ${isSimilarity(measure) ? similarity(value) : digits(value)}`;
+    return `${MEASURES[measure]?.symbol ?? FIGURES[measure] ?? measure ?? ""} ${isSimilarity(measure) ? similarity(value) : digits(value)}`;
   }
   const plural = (count, noun) => `${whole.format(count)} ${noun}${count === 1 ? "" : "s"}`;
 
@@ -565,7 +563,7 @@
       model(this.plot, "matrix-frames").data = { low, high };
       this.whole();
       this.recolour();
-      const name = MATRICES[measure];
+      const name = MEASURES[measure].title;
       const grouped = sizes.reduce((sum, size) => sum + size, 0);
       byId("matrix-note").textContent =
         (sizes.length
@@ -579,7 +577,7 @@
     }
 
     recolour() {
-      const signed = this.matrix.measure === "spearman";
+      const { signed } = MEASURES[this.matrix.measure];
       const mapper = model(this.plot, "matrix-colours");
       const missing = getComputedStyle(document.documentElement).getPropertyValue("--missing").trim();
       const palette = ramp(signed ? -100 : 0, 100);
@@ -657,7 +655,7 @@
       };
       const value = cell.code === -128 ? "undefined" : minus((cell.code / 100).toFixed(2));
       byId("readout").replaceChildren(
-        make("b", {}, `${MATRICES[measure]} ${value}`), step > 1 ? `, the largest in size of ${step} × ${step} pairs` : "",
+        make("b", {}, `${MEASURES[measure].title} ${value}`), step > 1 ? `, the largest in size of ${step} × ${step} pairs` : "",
         make("dl", {}, make("dt", {}, "row"), ...listed(cell.row), make("dt", {}, "column"), ...listed(cell.column)));
     }
 

@@ -30,13 +30,12 @@ _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; "
     "font-src data:; base-uri 'none'; form-action 'none'"
 )
-_MEASURES = {"spearman": "Spearman", "hsic": "HSIC", "rdc": "RDC"}
 _SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 def render(results: Results) -> str:
     """The whole page as one HTML text that needs nothing beside it."""
-    title, why, passed = words.headline(results.decisions)
+    title, why, passed = words.headline(results.decisions, results.measures)
     drawn = {
         "matrix": figures.matrix_figure() if results.matrices else None,
         "pair": figures.pair_figure() if results.sample else None,
@@ -195,7 +194,7 @@ def _similarity(results: Results) -> str:
         )
     buttons = "".join(
         f'<button type="button" data-matrix="{place}" aria-pressed="false">'
-        f"{_MEASURES[matrix.measure]}</button>"
+        f"{escape(results.measures[matrix.measure].title)}</button>"
         for place, matrix in enumerate(results.matrices)
     )
     return f"""<div class="controls">

@@ -24,7 +24,6 @@ LONGEST_REASON = 200
 """Characters of a reason on the page; ``decisions.csv`` has it in full."""
 
 SAMPLE_BYTES = 600_000
-_MATRIX_PASS = {"spearman": 2, "hsic": 4, "rdc": 4}
 
 
 def payload(results: Results) -> dict[str, Any]:
@@ -32,6 +31,10 @@ def payload(results: Results) -> dict[str, Any]:
     index = {d.column: i for i, d in enumerate(results.decisions)}
     return {
         "columns": _columns(results, index),
+        "measures": {
+            name: [label.title, label.symbol, label.signed]
+            for name, label in results.measures.items()
+        },
         "matrices": [_matrix(matrix, results, index) for matrix in results.matrices],
         "near": [
             [number, index[a], index[b], _number(value)]
@@ -167,7 +170,7 @@ def _number(value: Any) -> float | int | str | None:
 
 
 def _matrix(matrix: Matrix, results: Results, index: Mapping[str, int]) -> dict[str, Any]:
-    communities = communities_of(results.decisions, _MATRIX_PASS[matrix.measure])
+    communities = communities_of(results.decisions, results.measures[matrix.measure].pass_number)
     order, sizes = community_order(matrix.columns, communities)
     small, step = condense(matrix.values, order)
     return {

@@ -21,9 +21,30 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MATRICES = ("spearman", "hsic", "rdc")
 
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+@dataclass(frozen=True)
+class Label:
+    """How a reader knows a measure, or the mean of several by which a pass decides.
+
+    Attributes
+    ----------
+    title
+        What its matrix is called.
+    symbol
+        What stands before one of its values.
+    signed
+        Whether it tells falling from rising.
+    pass_number
+        The pass that computes it.
+    """
+
+    title: str
+    symbol: str
+    signed: bool
+    pass_number: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,7 @@ class Results:
     input: Mapping[str, Any]
     plan: Mapping[str, Any] | None
     statistics: Mapping[str, ColumnStatistics]
+    measures: Mapping[str, Label]
     matrices: tuple[Matrix, ...]
     sample: Sample | None
     troubles: tuple[str, ...]
@@ -99,7 +121,8 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
             input=dict(record.get("input") or {}),
             plan=record.get("plan"),
             statistics=_statistics(run, troubles),
-            matrices=tuple(_matrices(run, troubles)),
+            measures=_measures(record, troubles),
+            matrices=tuple(_matrices(run, record, troubles)),
             sample=_sample(run, troubles),
             troubles=tuple(troubles),
         )
@@ -140,9 +163,20 @@ def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, ColumnStatisti
         return {}
 
 
-def _matrices(run: RunFolder, troubles: list[str]) -> list[Matrix]:
+def _measures(record: Mapping[str, Any], troubles: list[str]) -> dict[str, Label]:
+    if "measures" not in record:
+        troubles.append("the run was made by an older dpipe: run it again to see its matrices.")
+    return {
+        str(name): Label(
+            str(label["title"]), str(label["symbol"]), bool(label["signed"]), int(label["pass"])
+        )
+        for name, label in (record.get("measures") or {}).items()
+    }
+
+
+def _matrices(run: RunFolder, record: Mapping[str, Any], troubles: list[str]) -> list[Matrix]:
     found = []
-    for measure in MATRICES:
+    for measure in record.get("measures") or ():
         if not (run.path / matrix_files(measure)[0]).exists():
             continue
         try:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dpipe.model import Decision, Role
+from dpipe.report.results import Label
 from dpipe.words import counted
 
 NOTHING = "\N{EN DASH}"
@@ -21,10 +22,6 @@ _MINUS = "\N{MINUS SIGN}"
 _STAY, _JOIN = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 DROPPED, KEPT = "dropped", "kept"
 _ROLES = {role.value: role for role in Role if role is not Role.FEATURE}
-_SYMBOLS = {
-    "spearman": f"|{_JOIN}\N{GREEK SMALL LETTER RHO}{_JOIN}|",
-    "hsic+rdc": f"HSIC{_STAY}+{_STAY}RDC",
-}
 
 
 def reason_label(decision: Decision) -> str:
@@ -40,8 +37,17 @@ def reason_label(decision: Decision) -> str:
     return decision.reason if decision.cause is None else decision.cause.label
 
 
-def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
+def headline(
+    decisions: Iterable[Decision], measures: Mapping[str, Label] | None = None
+) -> tuple[str, str, str]:
     r"""The result in a sentence, why columns were dropped, and what never took part.
+
+    Parameters
+    ----------
+    decisions
+        Of the run.
+    measures
+        How a reader knows its measures; without, by their names.
 
     Examples
     --------
@@ -56,15 +62,17 @@ def headline(decisions: Iterable[Decision]) -> tuple[str, str, str]:
     features = [d for d in decisions if d.decision in (KEPT, DROPPED)]
     dropped = [d for d in features if d.decision == DROPPED]
     title = f"{counted(len(features), 'column')} in, {count(len(features) - len(dropped))} kept"
-    return title, _why_dropped(features, dropped), _passed_through(decisions)
+    return title, _why_dropped(features, dropped, measures or {}), _passed_through(decisions)
 
 
-def _why_dropped(features: Sequence[Decision], dropped: Sequence[Decision]) -> str:
+def _why_dropped(
+    features: Sequence[Decision], dropped: Sequence[Decision], measures: Mapping[str, Label]
+) -> str:
     if not features:
         return "The table has no numeric column to select from."
     if not dropped:
         return "No column was dropped."
-    clauses = Counter(_clause(d) for d in dropped).most_common()
+    clauses = Counter(_clause(d, measures) for d in dropped).most_common()
     if len(clauses) == 1:
         return f"{count(len(dropped))} dropped: {clauses[0][0]}."
     # A line may break between clauses, not between a number and what it counts.
@@ -72,17 +80,21 @@ def _why_dropped(features: Sequence[Decision], dropped: Sequence[Decision]) -> s
     return f"{count(len(dropped))} dropped: {', '.join(parts)}."
 
 
-def _clause(decision: Decision) -> str:
+def _clause(decision: Decision, measures: Mapping[str, Label]) -> str:
     """What the headline says of the columns dropped as this one was, without their number."""
     if decision.cause is None:
         return f"for another reason ({decision.reason})"
-    limit, measure = decision.threshold, decision.measure
+    limit, symbol = decision.threshold, decision.measure or ""
+    if symbol in measures:
+        label = measures[symbol]
+        size = f"|{_JOIN}{label.symbol}{_JOIN}|"
+        symbol = size if label.signed else label.title.replace(" ", _STAY)
     return decision.cause.clause.replace(
         " \N{GREATER-THAN OR EQUAL TO} ", f"{_STAY}\N{GREATER-THAN OR EQUAL TO}{_STAY}"
     ).format(
         limit="the limit" if limit is None else short(limit),
         percent="the allowed share" if limit is None else f"{short(100 * limit)}{_STAY}%",
-        symbol=_SYMBOLS.get(measure or "", measure),
+        symbol=symbol,
     )
 
 

@@ -25,6 +25,7 @@ from dpipe.table import Table, open_table
 from dpipe.table.sample import sample
 from dpipe.verify.checks import CHECKS, Claims, check_chains, check_rows, check_words
 from dpipe.verify.columns import rank_columns
+from dpipe.verify.dependence import FORMULAS
 
 _MOST_TOLD = 5
 
@@ -107,6 +108,7 @@ def _verify(
     run = folder.read_run()
     _refuse(run_dir, _altered(folder))
     options = _options(run)
+    _refuse_unknown(run_dir, options)
     table = open_table(_sources(run, sources), options=options, storage_options=storage_options)
     _refuse(run_dir, _changed(table, run))
     claims = Claims(
@@ -141,6 +143,17 @@ def _refuse(run_dir: str, failures: Sequence[str]) -> None:
         more = len(failures) - _MOST_TOLD
         told = [*failures[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
         raise VerificationError(f"{run_dir} does not hold: {'; '.join(told)}.")
+
+
+def _refuse_unknown(run_dir: str | os.PathLike[str], options: Options) -> None:
+    """Refuse a run whose pass 4 used a measure that cannot be computed again."""
+    used = {name for name, weight in options.shares.items() if weight > 0}
+    unknown = sorted(used - FORMULAS.keys()) if 4 in options.passes else []
+    if unknown:
+        raise VerificationError(
+            f"{os.fspath(run_dir)} cannot be proved: the verifier has no formula of its own for "
+            f"{unknown[0]!r}."
+        )
 
 
 def _altered(folder: RunFolder) -> list[str]:

@@ -142,6 +142,11 @@ def _rule(decision: Decision, options: Options) -> Rule | None:
     return next((rules[text] for text in rules if _gives(decision.reason, text)), None)
 
 
+def _fused(options: Options) -> str:
+    """What the similarity of pass 4 is called: the measures that have a say, by name."""
+    return "+".join(name for name, weight in sorted(options.shares.items()) if weight > 0)
+
+
 def _gives(reason: str, text: str) -> bool:
     """Whether a reason is a text, with details after it or without."""
     return reason == text or reason.startswith(f"{text} ")
@@ -313,7 +318,7 @@ def check_nonlinear(
     yield from _check_drops(claims, 4, measure.similarity, NONLINEAR_TOLERANCE)
     limit = options.nonlinear_threshold + NONLINEAR_TOLERANCE
     pairs = measure.similar_pairs(claims.selected, limit)
-    yield from _check_kept(claims, pairs, "hsic+rdc", options.nonlinear_threshold)
+    yield from _check_kept(claims, pairs, _fused(options), options.nonlinear_threshold)
 
 
 def _check_drops(
@@ -445,7 +450,8 @@ CHECKS: dict[int, PassCheck] = {
         check_vif,
     ),
     4: PassCheck(
-        lambda options: {_REDUNDANT: ("hsic+rdc", options.nonlinear_threshold)}, check_nonlinear
+        lambda options: {_REDUNDANT: (_fused(options), options.nonlinear_threshold)},
+        check_nonlinear,
     ),
 }
 """The checks by the number of the pass; on purpose nothing here comes from the passes."""

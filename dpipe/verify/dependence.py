@@ -12,7 +12,7 @@ only tell which pairs need not be looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -121,17 +121,43 @@ def _scores(ranks: NDArray[np.int32], n_valid: Sequence[int]) -> Floats:
     return np.asarray(scores, dtype=np.float64)
 
 
-# HSIC and RDC
+# The measures of pass 4
 
 
 @dataclass(frozen=True)
-class _Features:
-    """Functions of one column: valid (n,), kernel (K, n), one (d, n) for each draw of RDC."""
+class Column:
+    """What a measure needs of one column.
 
-    valid: NDArray[np.bool_]
-    kernel: Floats
-    own_hsic: float
-    canonical: list[Floats]
+    Attributes
+    ----------
+    functions
+        Arrays (d, n) of functions of its rows, whose covariances with another column's it needs.
+    sizes
+        Numbers of the column alone.
+    """
+
+    functions: list[Floats]
+    sizes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a measure is computed again.
+
+    Attributes
+    ----------
+    column
+        (2 u - 1 of the valid rows (n,), options) -> what it needs of the column.
+    pair
+        (left, right) -> its value, the functions being those of the joint rows; NaN where it is
+        undefined.
+    width
+        Functions of a column altogether, at most.
+    """
+
+    column: Callable[[Floats, Options], Column]
+    pair: Callable[[Column, Column], float]
+    width: Callable[[Options], int]
 
 
 class Nonlinear:
@@ -144,7 +170,7 @@ class Nonlinear:
     rows
         Sorted positions of the rows pass 4 looked at; None for all.
     options
-        Weights, seeds, degree and fewest common rows.
+        Weights, fewest common rows, and what the measures read.
     """
 
     def __init__(
@@ -154,25 +180,27 @@ class Nonlinear:
         self.rows = rows
         self.options = options
         self.n_rows = columns.n_rows if rows is None else len(rows)
-        self.draws = rdc_draws(options.seed, options.rdc_seeds)
-        width = FUNCTIONS + 4 * (1 if options.rdc_degree else len(self.draws))
+        self._weights = {name: weight for name, weight in options.shares.items() if weight > 0}
+        width = sum(FORMULAS[name].width(options) for name in self._weights)
         held = max(4, _CACHE_BYTES // (8 * self.n_rows * width))
         self._features = lru_cache(maxsize=held)(self._work_out)
 
     def similarity(self, first: str, second: str) -> float:
         """The fused similarity of two columns; NaN where a measure is undefined."""
-        left, right = self._features(first), self._features(second)
-        joint = left.valid & right.valid
+        (valid, left), (other, right) = self._features(first), self._features(second)
+        joint = valid & other
         if np.count_nonzero(joint) < self.options.required_rows:
             return math.nan
-        hsic = _hsic(left, right, joint) if self.options.w_hsic > 0 else 0.0
-        rdc = _rdc(left, right, joint) if self.options.w_rdc > 0 else 0.0
-        return float(self._fused(hsic, rdc))
+        values = {
+            name: FORMULAS[name].pair(_on(joint, left[name]), _on(joint, right[name]))
+            for name in self._weights
+        }
+        return float(self._fused(values))
 
     def similar_pairs(self, names: Sequence[str], threshold: float) -> Found:
         """Every pair of `names` whose similarity reaches `threshold`, with it.
 
-        RDC is 1 at most, so HSIC alone tells which pairs may reach the threshold.
+        No measure exceeds 1, so HSIC alone tells which pairs may reach the threshold.
         """
         names = in_order(names, self.columns)
         own = {name: self._own_hsic(name) for name in names}
@@ -190,7 +218,8 @@ class Nonlinear:
             squares = (sums.covariance() ** 2).sum(axis=(2, 3))
             varies = norms > _CONSTANT
             hsic = np.minimum(squares / np.where(varies, norms, 1) + _COARSE_MISS, 1)
-            may_reach = varies & (self._fused(hsic, 1.0) >= threshold)
+            at_most: dict[str, Any] = {**dict.fromkeys(self._weights, 1.0), "hsic": hsic}
+            may_reach = varies & (self._fused(at_most) >= threshold)
             for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
                 value = self.similarity(left[i], right[j])
                 if value >= threshold:
@@ -201,9 +230,9 @@ class Nonlinear:
         ranks = self.columns.of(name)
         return ranks if self.rows is None else ranks[self.rows]
 
-    def _fused(self, hsic: Any, rdc: Any) -> Any:
-        w_hsic, w_rdc = self.options.w_hsic, self.options.w_rdc
-        return (w_hsic * hsic + w_rdc * rdc) / (w_hsic + w_rdc)
+    def _fused(self, values: Mapping[str, Any]) -> Any:
+        weighted = [weight * values[name] for name, weight in self._weights.items()]
+        return sum(weighted) / sum(self._weights.values())
 
     def _argument(self, name: str) -> tuple[NDArray[np.bool_], Floats]:
         """Which rows are valid, and 2 u - 1 on them."""
@@ -213,10 +242,10 @@ class Nonlinear:
 
     def _own_hsic(self, name: str) -> float:
         _, argument = self._argument(name)
-        kernel = _kernel_functions(argument)
-        return float((_covariance(kernel, kernel) ** 2).sum())
+        return _hsic_column(argument, self.options).sizes[0]
 
-    def _work_out(self, name: str) -> _Features:
+    def _work_out(self, name: str) -> tuple[NDArray[np.bool_], dict[str, Column]]:
+        """Which rows are valid, and what each measure needs of the column, on all rows."""
         valid, argument = self._argument(name)
 
         def spread(functions: Floats) -> Floats:
@@ -224,22 +253,11 @@ class Nonlinear:
             everywhere[:, valid] = functions
             return everywhere
 
-        kernel = _kernel_functions(argument)
-        return _Features(
-            valid=valid,
-            kernel=spread(kernel),
-            own_hsic=float((_covariance(kernel, kernel) ** 2).sum()),
-            canonical=[spread(_orthonormal(f)) for f in self._random_features(argument)],
-        )
-
-    def _random_features(self, argument: Floats) -> Iterator[Floats]:
-        """The functions whose span RDC looks at, (m, n) for each draw; `argument` is 2 u - 1."""
-        if self.options.rdc_degree is not None:
-            yield _psi(argument)[: self.options.rdc_degree]
-            return
-        u = (argument + 1) / 2
-        for w, b in self.draws:
-            yield np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None]))
+        found = {}
+        for measure in self._weights:
+            column = FORMULAS[measure].column(argument, self.options)
+            found[measure] = Column([spread(f) for f in column.functions], column.sizes)
+        return valid, found
 
 
 def _psi(argument: Floats) -> Floats:
@@ -276,27 +294,43 @@ def _covariance(left: Floats, right: Floats) -> Floats:
     return np.asarray(left @ right.T / n - means)
 
 
-def _on(rows: NDArray[np.bool_], functions: Floats) -> Floats:
-    """The functions on some rows; not copied when these are all."""
-    return functions if rows.all() else functions[:, rows]
+def _on(rows: NDArray[np.bool_], column: Column) -> Column:
+    """A column on some rows; not copied when these are all."""
+    if rows.all():
+        return column
+    return Column([functions[:, rows] for functions in column.functions], column.sizes)
 
 
-def _hsic(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
-    scale = math.sqrt(left.own_hsic * right.own_hsic)
+def _hsic_column(argument: Floats, options: Options) -> Column:
+    kernel = _kernel_functions(argument)
+    return Column([kernel], (float((_covariance(kernel, kernel) ** 2).sum()),))
+
+
+def _hsic(left: Column, right: Column) -> float:
+    scale = math.sqrt(left.sizes[0] * right.sizes[0])
     if scale <= _CONSTANT:
         return math.nan
-    between = _covariance(_on(joint, left.kernel), _on(joint, right.kernel))
+    between = _covariance(left.functions[0], right.functions[0])
     return min(1.0, float((between**2).sum()) / scale)
 
 
-def _rdc(left: _Features, right: _Features, joint: NDArray[np.bool_]) -> float:
+def _rdc_column(argument: Floats, options: Options) -> Column:
+    """Functions that span those RDC looks at, for each draw; `argument` is 2 u - 1."""
+    if options.rdc_degree is not None:
+        return Column([_orthonormal(_psi(argument)[: options.rdc_degree])])
+    u = (argument + 1) / 2
+    draws = rdc_draws(options.seed, options.rdc_seeds)
+    spans = (np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None])) for w, b in draws)
+    return Column([_orthonormal(span) for span in spans])
+
+
+def _rdc(left: Column, right: Column) -> float:
     """Largest canonical correlation, the median over the draws."""
     values = []
-    for first, second in zip(left.canonical, right.canonical, strict=True):
+    for first, second in zip(left.functions, right.functions, strict=True):
         if 0 in (len(first), len(second)):
             return math.nan
-        between = _covariance(_on(joint, first), _on(joint, second))
-        values.append(min(1.0, float(np.linalg.norm(between, 2))))
+        values.append(min(1.0, float(np.linalg.norm(_covariance(first, second), 2))))
     return float(np.median(values))
 
 
@@ -327,6 +361,17 @@ def _orthonormal(features: Floats) -> Floats:
         residual -= np.outer(residual @ direction, direction)
         found.append(direction)
     return np.stack(found) * math.sqrt(n) if found else features[:0]
+
+
+FORMULAS: dict[str, Formula] = {
+    "hsic": Formula(_hsic_column, _hsic, width=lambda options: FUNCTIONS),
+    "rdc": Formula(
+        _rdc_column,
+        _rdc,
+        width=lambda options: 4 * (1 if options.rdc_degree else options.rdc_seeds),
+    ),
+}
+"""The measures of pass 4 that can be computed again, by name."""
 
 
 # VIF

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.device.arrays import Array, retried, to_host
+from dpipe.device.arrays import retried, to_host
 from dpipe.engine.tiles.job import Job, marginals_of, open_job, tile_name
 from dpipe.engine.tiles.moments import tile
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.measures import MEASURES, Measure
+from dpipe.kernels.measures import MEASURES, Measure, Settling
 from dpipe.kernels.moments import Moments
 from dpipe.rankstore import Catalogue, Store
 
@@ -55,7 +55,7 @@ def _similarities(
     marginals_j = marginals_i if i == j else marginals_of(store, job, j)
     count = to_host(moments.count)
     values = {}
-    for measure in job.specs:
+    for measure in job.fusion.measures:
         value = _contract(job, measure, moments, marginals_i, marginals_j)
         if measure.pairwise:
             value = np.where(count < job.min_valid, np.nan, value)
@@ -84,16 +84,6 @@ def _contract(
     )
 
 
-def fuse(job: Job, values: Mapping[str, Array]) -> Array:
-    """The weighted mean of the measures: the similarity that decides."""
-    weighted = [
-        weight * values[name]
-        for name, weight in zip(job.measures, job.weights, strict=True)
-        if weight > 0
-    ]
-    return sum(weighted) / sum(job.weights)
-
-
 def _edges(
     job: Job,
     catalogue: Catalogue,
@@ -103,13 +93,13 @@ def _edges(
     count: NDArray[np.float64],
 ) -> dict[str, NDArray[Any]]:
     """Pairs at or above the threshold or near it, and those that may yet have to be settled."""
-    if not job.weights:
+    if job.threshold is None or job.fusion.settling is Settling.NEVER:
         empty = np.empty(0)
         return {"i": empty.astype(int), "j": empty.astype(int), "value": empty, "exact": empty > 0}
-    fused = fuse(job, values)
+    fused = job.fusion.mean(values)
     (first_i, last_i), (first_j, last_j) = job.tiling.blocks[i], job.tiling.blocks[j]
     least: float | NDArray[np.float64] = job.threshold - job.margin
-    if job.tiling.functions == 1:
+    if job.fusion.settling is Settling.RERANKED:
         n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
         least = least_by_marginal_ranks(job.threshold, count, n_i, n_j)
     least = np.minimum(least, job.threshold - NEAR)
@@ -121,7 +111,11 @@ def _edges(
     rows, columns = np.nonzero(found)
     value = fused[rows, columns]
     rows, columns = rows + first_i, columns + first_j
-    exact = _is_exact(job, catalogue, rows, columns, value)
+    if job.fusion.settling is Settling.RERANKED:
+        # Of two columns with the same valid rows the marginal ranks are the pair's.
+        exact = catalogue.pattern[rows] == catalogue.pattern[columns]
+    else:
+        exact = np.abs(np.abs(value) - job.threshold) > job.margin
     return {"i": rows, "j": columns, "value": value, "exact": exact}
 
 
@@ -158,20 +152,3 @@ def least_by_marginal_ranks(
     for n in (n_i, n_j):
         angle = angle + np.arcsin(np.clip(1 - count / np.maximum(n, 1), 0, 1))
     return np.asarray(np.cos(np.minimum(angle, np.pi / 2)))
-
-
-def _is_exact(
-    job: Job,
-    catalogue: Catalogue,
-    i: NDArray[np.int64],
-    j: NDArray[np.int64],
-    value: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """Whether a pair's value needs no settling.
-
-    Spearman of two columns with the same valid rows is exact: their marginal ranks are the pair's.
-    A float32 measure is good enough anywhere but near the threshold.
-    """
-    if job.tiling.functions == 1:
-        return np.asarray(catalogue.pattern[i] == catalogue.pattern[j])
-    return np.asarray(np.abs(np.abs(value) - job.threshold) > job.margin)

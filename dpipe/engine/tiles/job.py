@@ -16,7 +16,7 @@ from typing import Any
 
 from dpipe.engine.plan import Tiling
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.measures import MEASURES, Measure
+from dpipe.kernels.measures import Fusion
 from dpipe.rankstore import Catalogue, Store, load_catalogue
 
 
@@ -30,14 +30,12 @@ class Job:
         Prefix of the job's files in the store.
     tiling
         The grid.
-    measures
-        Names in `dpipe.kernels.measures.MEASURES`, all of one basis size.
-    weights
-        Weight of each measure in the similarity that makes edges; none to make no edges.
+    fusion
+        The measures, and the mean of them that makes edges.
     parameters
-        Parameters of the measures.
+        What the measures read, by name.
     threshold
-        Similarity that makes an edge.
+        Similarity that makes an edge; None to make none.
     margin
         How far below the threshold a pair is still reported, because a float32 measure has to be
         settled there. (Spearman with missing cells has its own bound, `least_by_marginal_ranks`.)
@@ -57,10 +55,9 @@ class Job:
 
     folder: str
     tiling: Tiling
-    measures: tuple[str, ...]
-    weights: tuple[float, ...] = ()
+    fusion: Fusion
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    threshold: float = 0.0
+    threshold: float | None = None
     margin: float = 0.0
     exact: bool = False
     min_valid: int = 2
@@ -73,16 +70,6 @@ class Job:
         """Write the job where its tasks find it."""
         store.write_json(f"{self.folder}/job.json", dataclasses.asdict(self))
 
-    @property
-    def specs(self) -> tuple[Measure, ...]:
-        """The measures themselves."""
-        return tuple(MEASURES[name] for name in self.measures)
-
-    @property
-    def needs_marginals(self) -> bool:
-        """Whether the columns' marginal moments come first."""
-        return self.tiling.functions > 1 or any(measure.needs_marginals for measure in self.specs)
-
 
 @lru_cache(maxsize=4)
 def _load_job(store: Store, folder: str) -> Job:
@@ -91,9 +78,8 @@ def _load_job(store: Store, folder: str) -> Job:
     tiling = content.pop("tiling")
     for name in ("blocks", "splits"):
         tiling[name] = tuple(tuple(pair) for pair in tiling[name])
-    for name in ("measures", "weights"):
-        content[name] = tuple(content[name])
-    return Job(tiling=Tiling(**tiling), **content)
+    fusion = Fusion(tuple((name, weight) for name, weight in content.pop("fusion")["weights"]))
+    return Job(tiling=Tiling(**tiling), fusion=fusion, **content)
 
 
 def open_job(store: Store, folder: str) -> tuple[Job, Catalogue]:
@@ -124,4 +110,4 @@ def load_marginals(store: Store, folder: str, block: int) -> Marginals:
 
 def marginals_of(store: Store, job: Job, block: int) -> Marginals | None:
     """The marginal moments of a block of columns, None where no measure of the job needs them."""
-    return load_marginals(store, job.folder, block) if job.needs_marginals else None
+    return load_marginals(store, job.folder, block) if job.fusion.needs_marginals else None

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.device.arrays import retried, to_device, to_host
-from dpipe.engine.tiles.edges import fuse
 from dpipe.engine.tiles.job import Job, load_marginals, open_job
 from dpipe.engine.tiles.moments import functions_of
 from dpipe.kernels.marginals import Marginals
+from dpipe.kernels.measures import Settling
 from dpipe.kernels.moments import Moments, tile_moments
 from dpipe.kernels.rerank import joint_spearman
 from dpipe.rankstore import Catalogue, Store, read_piece
@@ -36,7 +36,7 @@ def _settled(
     store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Exact similarities of pairs that are ordered by their validity patterns."""
-    if job.tiling.functions > 1:
+    if job.fusion.settling is not Settling.RERANKED:
         return np.array(
             [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]
         )
@@ -95,9 +95,9 @@ def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -
         return float("nan")
     values = {
         measure.name: to_host(measure.contract(moments, marginals[0], marginals[1], job.parameters))
-        for measure in job.specs
+        for measure in job.fusion.measures
     }
-    return float(fuse(job, values)[0, 0])
+    return float(job.fusion.mean(values)[0, 0])
 
 
 def _marginals_of_column(store: Store, job: Job, column: int) -> Marginals:
