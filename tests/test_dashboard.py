@@ -19,7 +19,7 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
 
-from dpipe.engine.submit import iterate, run_tasks
+from dpipe.engine.submit import run_tasks
 from dpipe.inventory import MEMORY_SAMPLES, PERFORMANCE_REPORT
 from dpipe.model import (
     Event,
@@ -45,9 +45,10 @@ from tests.test_report import Browser, needs_browser
 
 def run_stage(client: Client, name: str) -> list[Any]:
     with attach_session(client, Options()) as session:
-        return iterate(
-            run_tasks(session, name, abs, [(-i,) for i in range(5)], silent, need=1, describe=str)
+        results = run_tasks(
+            session, name, abs, [(-i,) for i in range(5)], silent, need=1, describe=str
         )
+        return [result for _, result in sorted(results)]
 
 
 def test_the_tasks_of_a_stage_are_one_span(cluster: LocalCluster, client: Client) -> None:

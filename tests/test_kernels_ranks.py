@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from dpipe.device.arrays import to_host
+from dpipe.engine import memory
 from dpipe.kernels import ranks
 from dpipe.kernels.ranks import RankedColumn, rank_column
 
@@ -265,7 +266,7 @@ def test_memory_stays_under_the_stated_bound(shape: str) -> None:
     finally:
         tracemalloc.stop()
     fixed = 6 * 8 * ranks._BUCKETS  # tables that do not grow with the rows
-    assert peak <= ranks.STATE_BYTES_PER_ROW * n + fixed
+    assert peak <= memory.RANK_TEMPORARIES * n + fixed
 
 
 def test_whole_ranks_fit_their_type() -> None:

@@ -15,7 +15,8 @@ WORKER_BASE = 256 * 2**20
 USABLE_SHARE = 0.75
 """Of a worker's limit; Dask pauses a worker at 0.8 of it."""
 
-_RANK_TEMPORARIES = 48  # bytes a row that ranking one column takes beside its values
+RANK_TEMPORARIES = 48
+"""Most bytes a row that ranking one column takes beside its values, with some room."""
 
 
 def ranking_bytes(n_rows: int, n_columns: int, row_group: int) -> int:
@@ -36,7 +37,7 @@ def ranking_bytes(n_rows: int, n_columns: int, row_group: int) -> int:
     158000
     """
     kept = n_rows * n_columns * (8 + 1)  # the scores take the place of the values
-    return kept + n_rows * _RANK_TEMPORARIES + row_group * n_columns * 20
+    return kept + n_rows * RANK_TEMPORARIES + row_group * n_columns * 20
 
 
 def piece_bytes(block: int, functions: int, rows: int) -> int:

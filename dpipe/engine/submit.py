@@ -406,8 +406,3 @@ _LOST = (CancelledError, ClosedClientError, CommClosedError, ConnectionError, Ti
 """What is raised when the scheduler is gone."""
 _FAILURES = (KilledWorker, MemoryError, OSError, *_LOST)
 """What a failing cluster raises; errors that say what to do already are not among them."""
-
-
-def iterate(items: Iterable[tuple[int, Any]]) -> list[Any]:
-    """Results in the order of their arguments."""
-    return [result for _, result in sorted(items, key=lambda item: item[0])]

@@ -32,9 +32,6 @@ from dpipe.device.arrays import Array, namespace, to_host
 QUANTILES = (0.025, 0.975)
 """The quantiles of pass 1."""
 
-STATE_BYTES_PER_ROW = 44
-"""Most bytes per row that `rank_column` holds besides its argument, its results included."""
-
 _PROBE = 1024  # values looked at to guess whether counting will do
 _PROBE_REPEATS = 16  # among them, so that about 30,000 distinct values are the most expected
 _BUCKETS = 1 << 16  # counting tables of this length stay inside a core's second-level cache
@@ -102,9 +99,9 @@ def rank_column(values: Array) -> RankedColumn:
 
     Notes
     -----
-    Ties share their average rank (Kendall & Gibbons 1990, ch. 3). Memory besides `values`:
-    `STATE_BYTES_PER_ROW` bytes a row at most. `mean`, `variance` and `normalised_variance` carry
-    the rounding of a sum in row order (relative 1e-12); all else does not depend on row order.
+    Ties share their average rank (Kendall & Gibbons 1990, ch. 3). `dpipe.engine.memory` counts with
+    what it takes besides `values`. `mean`, `variance` and `normalised_variance` carry the rounding
+    of a sum in row order (relative 1e-12); all else does not depend on row order.
 
     Examples
     --------

@@ -55,7 +55,7 @@ def communities_of(decisions: Sequence[Decision], pass_number: int) -> dict[str,
 
 
 def community_order(
-    columns: Sequence[str], communities: Mapping[str, int], kept: Sequence[str] = ()
+    columns: Sequence[str], communities: Mapping[str, int]
 ) -> tuple[NDArray[np.int64], list[int]]:
     """Columns by falling size of their community, single ones last, each in its input order.
 

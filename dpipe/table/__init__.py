@@ -17,14 +17,13 @@ from dpipe.table.draw import draw_rows
 from dpipe.table.find import as_sources
 from dpipe.table.read import Block, read_block
 from dpipe.table.record import Table, TableFile
-from dpipe.table.scan import check_unchanged, open_table
+from dpipe.table.scan import open_table
 
 __all__ = [
     "Block",
     "Table",
     "TableFile",
     "as_sources",
-    "check_unchanged",
     "conflicting",
     "copy_columns",
     "draw_rows",

@@ -1,6 +1,6 @@
 """Opening a table: footers in, one unified schema with roles, notes and a fingerprint out.
 
-Covers: `open_table`, `check_unchanged`.
+Covers: `open_table`.
 Does not cover: which files a source means (see `dpipe.table.find`), what a column is (see
 `dpipe.table.roles`).
 
@@ -32,7 +32,6 @@ from dpipe.table.files import (
     BadFile,
     Footer,
     StorageOptions,
-    changed,
     read_footer,
 )
 from dpipe.table.find import find_files
@@ -112,24 +111,6 @@ def open_table(
     )
     _check_features(table)
     return table
-
-
-def check_unchanged(table: Table, storage_options: StorageOptions = None) -> None:
-    """Compare size, time and footer of every file with what they were when the table was opened.
-
-    Raises
-    ------
-    InputError
-        Naming the first file that changed or can no longer be read.
-    """
-
-    def facts(file: TableFile) -> tuple[int, int, str]:
-        footer = read_footer(file.path, storage_options)
-        return footer.size, footer.mtime, footer.digest
-
-    for file, now in zip(table.files, in_threads(facts, table.files), strict=True):
-        if now != (file.size, file.mtime, file.footer_hash):
-            raise changed(file.path)
 
 
 def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
