@@ -49,13 +49,13 @@ class Reason(StrEnum):
         "with more than {percent} missing",
     )
     CONSTANT = "constant", "constant", "constant"
-    LOW_VARIANCE = "low variance", "low variance", "of low variance"
-    DUPLICATE = "monotone duplicate", "monotone duplicate", "ranked exactly as another column"
+    LOW_VARIANCE = "low variance", "low variance", "with low variance"
+    DUPLICATE = "monotone duplicate", "monotone duplicate", "with the same ranks as another column"
     REDUNDANT = "redundant", "redundant", "redundant ({symbol} ≥ {limit})"
     COMBINATION = (
         "linear combination",
         "linear combination",
-        "exactly determined by a linear combination",
+        "linearly dependent on others",
         "the next is its closest part",
     )
     INFLATED = (

@@ -284,7 +284,7 @@ def test_headline_says_how_many_stay_and_why_the_others_were_dropped() -> None:
     assert title == "1,618 columns in, 412 kept"
     assert why == (
         "1,206 dropped: 1,200 redundant (|ρ| ≥ 0.95), 2 redundant (HSIC + RDC ≥ 0.9), "  # noqa: RUF001
-        "1 constant, 1 exactly determined by a linear combination, "
+        "1 constant, 1 linearly dependent on others, "
         "1 with a variance inflation factor above 10, 1 with more than 50 % missing."
     )
     assert passed == "3 more columns were not compared: 1 identifier, 2 not numeric."
