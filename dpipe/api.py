@@ -71,7 +71,7 @@ def select(
     InputError
         For bad input or options: one sentence saying what to do.
     ResourceError
-        When the cluster, memory or disk do not suffice.
+        When the cluster is lost, or memory or disk is not enough.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None
         When there is no such run, the new data lacks a kept column or holds no numbers in it, or
         the output exists.
     ResourceError
-        When the disk or memory does not suffice.
+        When there is not enough disk or memory.
 
     Examples
     --------

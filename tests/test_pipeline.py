@@ -324,12 +324,12 @@ def test_select__columns_whose_types_do_not_meet_are_left_out_of_the_reduced_tab
     assert list(pd.read_parquet(tmp_path / "run" / "table")) == ["x", "label"]
     said = [note.text for note in notes if isinstance(note, Note) and note.level == "warning"]
     assert [text for text in said if "reduced table" in text] == [
-        "column 'drifting' is not in the reduced table: its types in different files do not meet."
+        "column 'drifting' is not in the reduced table: its types conflict between files."
     ]
     words = ["apply", str(tmp_path / "run"), str(data), "--output", str(tmp_path / "new.parquet")]
     applied = CliRunner().invoke(command_line, words)
     assert applied.exit_code == 0, applied.stderr
-    assert applied.stderr == ("left out 'drifting': its types in different files do not meet.\n")
+    assert applied.stderr == ("left out 'drifting': its types conflict between files.\n")
     assert list(pd.read_parquet(tmp_path / "new.parquet")) == ["x", "label"]
 
 

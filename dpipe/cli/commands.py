@@ -288,7 +288,7 @@ def apply(
     storage = storage_options_from(storage_options) or None
     done = pipeline.apply(folder, found, output, storage_options=storage)
     for name in done.left_out:
-        click.echo(f"left out {name!r}: its types in different files do not meet.", err=True)
+        click.echo(f"left out {name!r}: its types conflict between files.", err=True)
     size = f"{counted(done.n_rows, 'row')}, {counted(len(done.columns), 'column')}"
     click.echo(f"{output}: {size}")
 

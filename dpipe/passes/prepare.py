@@ -75,7 +75,7 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
         store.write_arrays(ROWS_NAME, {"rows": rows})
     blocks = ranking_blocks(context.n_rows, len(names), table.row_group, context.machine)
     blocks = _resumable(store, blocks)
-    done = _intact_blocks(context)
+    intact = _intact_blocks(context)
     todo = [
         (
             store,
@@ -86,10 +86,10 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
             context.session.device,
         )
         for number, (start, stop) in enumerate(blocks)
-        if number not in done
+        if number not in intact
     ]
-    if done:
-        context.emit(Note(f"{len(done)} of {len(blocks)} column blocks were ranked before."))
+    if intact:
+        context.emit(Note(f"{len(intact)} of {len(blocks)} column blocks were ranked before."))
     widest = max(stop - start for start, stop in blocks)
     need = memory.ranking_bytes(context.n_rows, widest, table.row_group)
 
@@ -131,19 +131,19 @@ def _write_record(store: Store, table: Table) -> str:
 def _intact_blocks(context: Context) -> set[int]:
     """The blocks a former run finished and the disk still holds (an object is there whole)."""
     store, n_rows = context.store, context.n_rows
-    done = sorted(finished_blocks(store, n_rows))
-    if not done or not store.local:
-        return set(done)
+    finished = sorted(finished_blocks(store, n_rows))
+    if not finished or not store.local:
+        return set(finished)
     checked = submit.run_tasks(
         context.session,
         "check-columns",
         is_intact,
-        [(store, number, n_rows) for number in done],
+        [(store, number, n_rows) for number in finished],
         context.emit,
         need=memory.ranking_bytes(n_rows, 1, 0),
-        describe=lambda index: f"block {done[index]} of the rank store",
+        describe=lambda index: f"block {finished[index]} of the rank store",
     )
-    return {done[index] for index, intact in checked if intact}
+    return {finished[index] for index, intact in checked if intact}
 
 
 def _resumable(store: Store, blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -75,7 +75,7 @@ def run(
     InputError
         For bad input or options.
     ResourceError
-        When memory, disk or the cluster do not suffice; the run can then be continued.
+        When the cluster is lost, or memory or disk is not enough; the run can then be continued.
     """
     options = options or Options()
     for entry in PASSES.values():
@@ -89,8 +89,8 @@ def run(
     into = None if temporary is None else temporary.path
     if mirrors and options.scratch_dir is None and _are_elsewhere(mirrors, options, client):
         options = options.replace(scratch_dir=f"{mirrors.rstrip('/')}/{CHECKPOINT}")
-    with mirror.working(target or into or ".", storage_options, into=into) as (here, send):
-        folder = RunFolder(here, mirrors=mirrors, temporary=output_dir is None)
+    with mirror.working(target or into or ".", storage_options, into=into) as (local, send):
+        folder = RunFolder(local, mirrors=mirrors, temporary=output_dir is None)
         journal = Journal(folder, (*observers, send))
         table = open_table(sources, options=options, storage_options=storage_options)
         with folder.lock():

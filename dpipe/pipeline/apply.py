@@ -71,18 +71,18 @@ def apply(
         When there is no such run, the new data lacks a kept column or holds no numbers in it, or
         the output exists.
     ResourceError
-        When the disk or memory does not suffice.
+        When there is not enough disk or memory.
 
     Examples
     --------
     >>> import dpipe
     >>> dpipe.apply("out", "new.parquet", "reduced.parquet").n_rows  # doctest: +SKIP
     """
-    with mirror.reading(folder, storage_options) as here:
-        done = RunFolder(here)
-        selected = done.read_selected()
-        decisions = {decision.column: decision for decision in done.read_decisions()}
-        coerce = bool(done.read_run().get("options", {}).get("coerce_strings", False))
+    with mirror.reading(folder, storage_options) as local:
+        run = RunFolder(local)
+        selected = run.read_selected()
+        decisions = {decision.column: decision for decision in run.read_decisions()}
+        coerce = bool(run.read_run().get("options", {}).get("coerce_strings", False))
     table = open_table(
         as_sources(sources),
         options=Options(coerce_strings=coerce),
@@ -92,8 +92,8 @@ def apply(
     _check_present(table, selected, where)
     for name in selected:
         _check_number(table, name, decisions[name].dtype if name in decisions else "", where)
-    there = {column.name for column in table.columns}
-    names = [name for name, d in decisions.items() if d.decision != "dropped" and name in there]
+    present = {column.name for column in table.columns}
+    names = [name for name, d in decisions.items() if d.decision != "dropped" and name in present]
     left_out = conflicting(table, names, storage_options)
     names = [name for name in names if name not in left_out]
     if not names:
@@ -103,9 +103,9 @@ def apply(
 
 
 def _check_present(table: Table, selected: Sequence[str], where: str) -> None:
-    there = {column.name for column in table.columns}
+    present = {column.name for column in table.columns}
     for file in table.files:
-        lacking = set(selected) - there | set(table.lacks(file))
+        lacking = set(selected) - present | set(table.lacks(file))
         missing = [name for name in selected if name in lacking]
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -84,8 +84,7 @@ def _write_table(run: Finished, columns: Sequence[str]) -> None:
     for name in left_out:
         run.journal(
             Note(
-                f"column {name!r} is not in the reduced table: its types in different files "
-                "do not meet.",
+                f"column {name!r} is not in the reduced table: its types conflict between files.",
                 "warning",
             )
         )

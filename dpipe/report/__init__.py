@@ -71,8 +71,8 @@ def write_report(
     'report.html'
     """
     if path is not None:
-        with mirror.reading(folder, storage_options) as here:
-            return write_page(here, Path(path), render(read_results(here)))
-    with mirror.working(folder, storage_options) as (here, _):
-        written = write_page(here, Path(here) / REPORT, render(read_results(here)))
+        with mirror.reading(folder, storage_options) as local:
+            return write_page(local, Path(path), render(read_results(local)))
+    with mirror.working(folder, storage_options) as (local, _):
+        written = write_page(local, Path(local) / REPORT, render(read_results(local)))
     return f"{os.fspath(folder).rstrip('/')}/{REPORT}" if mirror.is_remote(folder) else written

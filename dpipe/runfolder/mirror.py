@@ -132,8 +132,8 @@ class _Copy:
     def fetch(self) -> bool:
         """Copy what lies at the URL here; whether there was anything."""
         try:
-            there = self._fs.find(self._root) if self._fs.exists(self._root) else []
-            for path in there:
+            paths = self._fs.find(self._root) if self._fs.exists(self._root) else []
+            for path in paths:
                 name = path.removeprefix(self._root).lstrip("/")
                 if ".." in name.split("/"):
                     raise InputError(f"{self._url} holds {name!r}, which no run wrote.")
@@ -146,7 +146,7 @@ class _Copy:
             reason = safe_reason(error, self._options)
             raise InputError(f"{self._url} cannot be read ({reason}).") from None
         self._sent = self._state()
-        return bool(there)
+        return bool(paths)
 
     def send(self) -> None:
         """Copy what is new here to the URL, and delete there what is gone here."""
@@ -169,8 +169,8 @@ class _Copy:
 
     def _state(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file worth copying, by name."""
-        found = {}
+        versions = {}
         for name in RunFolder(self.path).portable():
             facts = (self.path / name).stat()
-            found[name] = (facts.st_size, facts.st_mtime_ns)
-        return found
+            versions[name] = (facts.st_size, facts.st_mtime_ns)
+        return versions

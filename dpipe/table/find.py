@@ -99,8 +99,8 @@ def find_files(
                 paths[identity] = min(known, path)
     if not paths:
         raise InputError("no input was given; name Parquet files, folders or globs.")
-    found = sorted(paths.values())
-    return Found(tuple(found), (*left_out.notes(), *_partition_notes(found)))
+    files = sorted(paths.values())
+    return Found(tuple(files), (*left_out.notes(), *_partition_notes(files)))
 
 
 def _partition_notes(paths: Sequence[str]) -> Iterator[str]:
@@ -140,20 +140,20 @@ def _files_of(path: str, source: str, place: _Place, left_out: _LeftOut) -> list
     """The files that `path` means in one place; `source` is what the user wrote."""
     shown = source if is_url(source) else path
     if place.is_folder(path):
-        found, top = _search(path, place), path
+        matches, top = _search(path, place), path
         nothing = f"the folder {shown} holds no Parquet file (a name that ends in {_ENDINGS})"
     elif place.exists(path):
         refuse_lakes([path], place.entries, place.address)
         return [path]
     elif _GLOB.search(path):
-        found, top = _match(path, place), os.path.dirname(_GLOB.split(path)[0])
+        matches, top = _match(path, place), os.path.dirname(_GLOB.split(path)[0])
         nothing = f"no file matches {shown}"
     else:
         near = "" if is_url(shown) else _neighbour(path)
         raise InputError(f"{shown} does not exist{near}.")
-    refuse_lakes(found, place.entries, place.address)
+    refuse_lakes(matches, place.entries, place.address)
     asked = any(map(_is_private, path[len(top) :].split("/")))
-    files, hidden = (found, []) if asked else _without_private(found, top)
+    files, hidden = (matches, []) if asked else _without_private(matches, top)
     if not files:
         but = f" but files whose name or folder begins with . or _ ({listed(hidden)})"
         raise InputError(f"{nothing}{but if hidden else ''}.")
@@ -183,10 +183,10 @@ def _search(top: str, place: _Place) -> list[str]:
 def _match(pattern: str, place: _Place) -> list[str]:
     """Matches of a glob; a folder among them stands for the Parquet files in it."""
     pattern = _with_literal_start(pattern, place.exists)
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for match in (each.rstrip("/") for each in place.glob(pattern)):
-        found |= dict.fromkeys(_search(match, place) if place.is_folder(match) else [match])
-    return list(found)
+        paths |= dict.fromkeys(_search(match, place) if place.is_folder(match) else [match])
+    return list(paths)
 
 
 def _without_private(paths: Iterable[str], top: str) -> tuple[list[str], list[str]]:
@@ -288,13 +288,13 @@ class _Local:
 
         seen: set[str] = set()
         for folder, inner, names in os.walk(top, followlinks=True, onerror=fail):
-            told = _private_part(folder[len(top) :]) is not None and any(
+            is_known = _private_part(folder[len(top) :]) is not None and any(
                 name.lower().endswith(SUFFIXES) for name in names
             )
             inner[:] = [
                 each
                 for each in sorted(inner)
-                if not told and _first_visit(os.path.join(folder, each), seen)
+                if not is_known and _first_visit(os.path.join(folder, each), seen)
             ]
             yield folder, inner, names
 

@@ -87,8 +87,8 @@ def open_table(
     (2, ('x',), 'double')
     """
     storage_options = Secrets(storage_options)
-    found = find_files(sources, storage_options)
-    scans, skipped = _scan_all(found.paths, options.on_bad_file, storage_options)
+    inputs = find_files(sources, storage_options)
+    scans, skipped = _scan_all(inputs.paths, options.on_bad_file, storage_options)
     if not any(scan.n_rows for scan in scans):
         paths = [scan.path for scan in scans]
         raise InputError(
@@ -104,7 +104,7 @@ def open_table(
         files=files,
         columns=roles.columns,
         layouts=layouts,
-        notes=(*found.notes, *_file_notes(files), *roles.notes()),
+        notes=(*inputs.notes, *_file_notes(files), *roles.notes()),
         skipped=tuple(skipped),
         coerced=roles.coerced,
         storage_options=storage_options,

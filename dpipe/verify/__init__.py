@@ -95,8 +95,8 @@ def verify(
     feature columns, on disk beyond 2 GiB. Time: 6,000 rows x 1,800 columns, or 100,000 x 200, in
     well under a minute on two cores.
     """
-    with mirror.reading(run_dir, storage_options) as here:
-        return _verify(RunFolder(here), os.fspath(run_dir), sources, storage_options)
+    with mirror.reading(run_dir, storage_options) as local:
+        return _verify(RunFolder(local), os.fspath(run_dir), sources, storage_options)
 
 
 def _verify(

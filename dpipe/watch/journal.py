@@ -38,7 +38,7 @@ class Journal:
         self.faults: list[Fault] = []
         self.files: list[str] = []
         self._shift = 0.0  # of this session's clock, behind the readings of a run before
-        self._told = (0, 0, 0)
+        self._counts = (0, 0, 0)
 
     def __call__(self, event: Event) -> None:
         """Collect an event and tell every observer."""
@@ -64,12 +64,12 @@ class Journal:
 
     def measured(self) -> dict[str, Any]:
         """What was collected since this was last asked: what a pass cost, as plain data."""
-        said = (self.readings, self.faults, self.files)
-        told, self._told = self._told, (len(said[0]), len(said[1]), len(said[2]))
+        records = (self.readings, self.faults, self.files)
+        counts, self._counts = self._counts, (len(records[0]), len(records[1]), len(records[2]))
         return {
-            "ledger": [dataclasses.asdict(reading) for reading in self.readings[told[0] :]],
-            "faults": [plain_fault(fault) for fault in self.faults[told[1] :]],
-            "files": self.files[told[2] :],
+            "ledger": [dataclasses.asdict(reading) for reading in self.readings[counts[0] :]],
+            "faults": [plain_fault(fault) for fault in self.faults[counts[1] :]],
+            "files": self.files[counts[2] :],
         }
 
     def recall(self, measured: Mapping[str, Any]) -> None:
