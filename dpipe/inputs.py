@@ -132,7 +132,7 @@ def as_files(
     Raises
     ------
     InputError
-        For data that cannot be used: unknown kinds, arrays that have not two dimensions or hold
+        For data that cannot be used: unknown kinds, arrays that are not two-dimensional or hold
         no numbers, no rows, no columns, or equal names.
     ResourceError
         When the folder cannot be written or is full.

@@ -232,7 +232,7 @@ def test_an_option_that_changed_is_named_and_its_passes_are_done_again(
         assert not tasks
     else:
         first = reused.index(False) + 1
-        assert f"pass {first} is done again, because {next(iter(change))} changed." in said
+        assert f"pass {first} runs again because {next(iter(change))} changed." in said
     for number in range(1, reused.count(True) + 1):
         assert f"pass {number} is taken from the run before." in said
 
@@ -318,14 +318,14 @@ def test_an_input_that_changed_is_named_and_read_again(again: Any, tmp_path: Pat
     os.utime(part, (stamp + 5, stamp + 5))
     reused, said, _ = again()
     assert reused == [False] * 4
-    assert "pass 1 is done again, because the input changed." in said
+    assert "pass 1 runs again because the input changed." in said
 
 
 def test_another_version_of_dpipe_trusts_nothing(again: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(resume, "version", lambda name="dpipe": "99.0")
     reused, said, _ = again()
     assert reused == [False] * 4
-    assert "pass 1 is done again, because the version of dpipe changed." in said
+    assert "pass 1 runs again because the version of dpipe changed." in said
 
 
 def test_fresh_starts_over(again: Any) -> None:
@@ -338,7 +338,7 @@ def test_fresh_starts_over(again: Any) -> None:
     ("name", "number", "why"),
     [
         ("pass-2.json", 2, ": checkpoint/pass-2.json does not have the checksum"),
-        ("statistics.json", 1, ", because checkpoint/statistics.json is missing or of another run"),
+        ("statistics.json", 1, " because checkpoint/statistics.json is missing or of another run"),
     ],
 )
 def test_a_checkpoint_that_was_altered_is_not_believed(
@@ -348,7 +348,7 @@ def test_a_checkpoint_that_was_altered_is_not_believed(
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
     reused, said, _ = again()
     assert reused[number - 1] is False
-    assert f"pass {number} is done again{why}" in said
+    assert f"pass {number} runs again{why}" in said
 
 
 def test_a_folder_of_another_layout_is_done_again(again: Any, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_a_folder_of_another_layout_is_done_again(again: Any, tmp_path: Path) ->
     path.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
     reused, said, _ = again()
     assert reused[0] is False
-    assert "pass 1 is done again, because the layout of a run folder changed." in said
+    assert "pass 1 runs again because the layout of a run folder changed." in said
 
 
 def test_a_matrix_that_is_gone_or_altered_is_made_again(again: Any, tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_matrix_that_is_gone_or_altered_is_made_again(again: Any, tmp_path: Pa
     path.unlink()
     reused, said, _ = again()
     assert reused == [True, False, True, True]
-    assert "pass 2 is done again, because spearman.npy is missing or of another run." in said
+    assert "pass 2 runs again because spearman.npy is missing or of another run." in said
     altered = before.copy()
     altered[0, 0] = 2
     np.save(path, altered)

@@ -66,7 +66,7 @@ class Resume:
         if isinstance(found, Saved):
             if (missing := self._missing_file(number, n_columns, found)) is not None:
                 why = f"{missing} is missing or of another run"
-                self._journal(Note(f"pass {number} is done again, because {why}.", "notice"))
+                self._journal(Note(f"pass {number} runs again because {why}.", "notice"))
                 return None
             self._journal(Note(f"pass {number} is taken from the run before."))
             return found
@@ -74,11 +74,9 @@ class Resume:
             changed = ", ".join(
                 _SAID.get(name, name.removeprefix("options.")) for name in found.fields
             )
-            self._journal(
-                Note(f"pass {number} is done again, because {changed} changed.", "notice")
-            )
+            self._journal(Note(f"pass {number} runs again because {changed} changed.", "notice"))
         elif isinstance(found, Damaged):
-            self._journal(Note(f"pass {number} is done again: {found.reason}.", "warning"))
+            self._journal(Note(f"pass {number} runs again: {found.reason}.", "warning"))
         return None
 
     def _missing_file(self, number: int, n_columns: int, saved: Saved) -> str | None:

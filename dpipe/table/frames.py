@@ -140,7 +140,7 @@ def write_array(values: NDArray[Any], names: Sequence[str], path: _Path) -> None
     Raises
     ------
     InputError
-        When the array has not two dimensions, no columns, or holds no numbers.
+        When the array is not two-dimensional, has no columns, or holds no numbers.
     ResourceError
         When the disk is full.
     """
@@ -169,7 +169,7 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> np.dtype[Any]:
     Raises
     ------
     InputError
-        When the array has not two dimensions, no columns, or holds no numbers.
+        When the array is not two-dimensional, has no columns, or holds no numbers.
     """
     if len(shape) != 2:
         raise InputError(

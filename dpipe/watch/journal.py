@@ -84,7 +84,7 @@ class Journal:
         name = stall_file(len(self.files) + 1)
         self._folder.write_text(name, fault.details)
         self.files.append(name)
-        self(Note(f"what the workers were doing stands in {self._folder.path / name}."))
+        self(Note(f"what the workers were doing is in {self._folder.path / name}."))
 
 
 def plain_fault(fault: Fault) -> dict[str, Any]:
