@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.credentials import Secrets
 from dpipe.engine.context import Context
 from dpipe.engine.grid import assemble, run_grid, settled_edges
 from dpipe.errors import InputError
@@ -75,7 +74,6 @@ def similarity(
         for observer in observers:
             observer(event)
 
-    storage = Secrets(storage_options)
     options = options or Options(min_valid=2)
     table = open_table(as_sources(sources), options=options, storage_options=storage_options)
     options = options.for_rows(table.n_rows)
@@ -86,9 +84,9 @@ def similarity(
             "common, so that no pair would have a similarity; lower --min-valid."
         )
     with ExitStack() as stack:
-        store = stack.enter_context(_scratch(options.scratch_dir, storage))
+        store = stack.enter_context(_scratch(options.scratch_dir, table.storage_options))
         session = stack.enter_context(use_session(options, client, emit))
-        context = Context(session, store, options, emit, table.n_rows, storage_options=storage)
+        context = Context(session, store, options, emit, table.n_rows)
         prepared = prepare.prepare(context, table, None)
         fusion = Fusion.single(measure)
         exact = fusion.settling is Settling.RERANKED and options.missing == "exact"
@@ -119,7 +117,7 @@ def _scratch(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator
     """A rank store for the time of one call."""
     if parent is None or "://" not in parent:
         with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
-            yield Store(folder, durable=False)
+            yield Store(folder, storage_options, durable=False)
         return
     store = Store(f"{parent.rstrip('/')}/dpipe-{uuid.uuid4().hex}", storage_options)
     try:

@@ -9,6 +9,7 @@ The server is moto, in this process; without moto and s3fs these tests are skipp
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import http.client
 import json
@@ -345,7 +346,7 @@ def test_only_what_is_secret_is_hidden() -> None:
 def test_a_task_that_fails_does_not_write_its_options_into_a_log(
     client: Any, tmp_path: Path
 ) -> None:
-    arguments = (Store(str(tmp_path)), Secrets({"key": SECRET}), "table.json", 0, ["x"], "cpu")
+    arguments = (Store(str(tmp_path), {"key": SECRET}), "table.json", 0, ["x"], "cpu")
     assert SECRET not in repr(arguments)
     future = client.submit(rank_columns, *arguments)
     with pytest.raises(FileNotFoundError):
@@ -384,10 +385,11 @@ def test_whatever_a_file_system_raises_is_one_sentence(
     data = tmp_path / "a.parquet"
     pq.write_table(table(), data)
     local = open_table([data], options=Options())
-    remote = local.from_json(local.to_json().replace(str(data), "odd://bucket/a.parquet"))
+    there = local.from_json(local.to_json().replace(str(data), "odd://bucket/a.parquet"))
+    remote = dataclasses.replace(there, storage_options=Secrets(options))
     actions = [
         lambda: open_table(["odd://bucket/a"], options=Options(), storage_options=options),
-        lambda: read_block(remote, ["x0"], None, options),
+        lambda: read_block(remote, ["x0"]),
         store.names,
         store.remove,
         lambda: store.read_json("a"),

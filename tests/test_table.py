@@ -648,7 +648,10 @@ def test_record_survives_json(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         read_block(loaded, ["x", "y"]).values, read_block(table, ["x", "y"]).values
     )
+    assert dict(table.storage_options) == {"key": "topsecret"}
+    assert dict(loaded.storage_options) == {}
     assert "topsecret" not in table.to_json()
+    assert "topsecret" not in repr(table)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "dpipe-table", "version": 99}'])
@@ -676,6 +679,7 @@ def test_changed_files_are_found(tmp_path: Path, change: str) -> None:
         write(path, x=[2.0, 1.5])
     else:
         path.unlink()
+    # Values are never taken from a file with another footer.
     with pytest.raises(InputError, match=r"a\.parquet"):
         read_block(table, ["x"])
 

@@ -597,7 +597,7 @@ def test_many_failures_are_counted(run: Run, tmp_path: Path) -> None:
 
 def ranked(frame: pd.DataFrame, folder: Path) -> RankedColumns:
     write(frame, folder / "t.parquet")
-    return rank_columns(open_table([folder / "t.parquet"], options=Options()), None, None)
+    return rank_columns(open_table([folder / "t.parquet"], options=Options()), None)
 
 
 def dirty_frame(n: int = 400) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,6 @@ class Context:
     emit: Emit
     n_rows: int
     folder: MatrixFolder | None = None
-    storage_options: Mapping[str, Any] = field(default_factory=dict)
     nonlinear_rows: NDArray[np.int64] | None = None
     priority: Priority = field(default_factory=Priority)
     limits: Limits = LIMITS

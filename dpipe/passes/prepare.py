@@ -77,14 +77,7 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
     blocks = _resumable(store, blocks)
     intact = _intact_blocks(context)
     todo = [
-        (
-            store,
-            context.storage_options,
-            record,
-            number,
-            names[start:stop],
-            context.session.device,
-        )
+        (store, record, number, names[start:stop], context.session.device)
         for number, (start, stop) in enumerate(blocks)
         if number not in intact
     ]
@@ -157,16 +150,15 @@ def _resumable(store: Store, blocks: list[tuple[int, int]]) -> list[tuple[int, i
 
 def rank_columns(
     store: Store,
-    storage_options: Mapping[str, Any],
     record: str,
     number: int,
     names: Sequence[str],
     device: str,
 ) -> None:
     """Task: read one column block, rank its columns, write the block."""
-    table = _load_table(store, record)
+    table = dataclasses.replace(_load_table(store, record), storage_options=store.storage_options)
     rows = store.read_arrays(ROWS_NAME)["rows"] if store.has(ROWS_NAME) else None
-    block = read_block(table, names, rows, storage_options)
+    block = read_block(table, names, rows)
     statistics: list[ColumnStatistics] = []
     scores: dict[str, NDArray[np.float32]] = {}
     masks: dict[str, NDArray[np.uint8]] = {}

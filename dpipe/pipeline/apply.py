@@ -94,11 +94,11 @@ def apply(
         _check_number(table, name, decisions[name].dtype if name in decisions else "", where)
     present = {column.name for column in table.columns}
     names = [name for name, d in decisions.items() if d.decision != "dropped" and name in present]
-    left_out = conflicting(table, names, storage_options)
+    left_out = conflicting(table, names)
     names = [name for name in names if name not in left_out]
     if not names:
         raise InputError(f"the run in {where} kept no column: there is nothing to copy.")
-    files = copy_columns(table, names, output, storage_options=storage_options)
+    files = copy_columns(table, names, output)
     return Applied(files, table.n_rows, tuple(names), left_out)
 
 

@@ -187,7 +187,6 @@ class Run:
                 emit=self.journal,
                 n_rows=self.n_rows,
                 folder=self.folder,
-                storage_options=self.table.storage_options,
                 nonlinear_rows=nonlinear_sample(self.table, self._rows, self.options),
                 limits=self._limits,
                 priority=Priority(self.options.keep, self.options.prefer),

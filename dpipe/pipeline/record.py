@@ -77,10 +77,9 @@ def write_results(run: Finished) -> Selection:
 
 def _write_table(run: Finished, columns: Sequence[str]) -> None:
     """Leave the reduced table when it is asked for, and none of an earlier run."""
-    storage_options = run.table.storage_options
     left_out: tuple[str, ...] = ()
     if run.options.write_table:
-        left_out = conflicting(run.table, columns, storage_options)
+        left_out = conflicting(run.table, columns)
     for name in left_out:
         run.journal(
             Note(
@@ -91,9 +90,7 @@ def _write_table(run: Finished, columns: Sequence[str]) -> None:
     columns = [name for name in columns if name not in left_out]
     if run.options.write_table and columns:
         target = run.folder.claim_table()
-        run.folder.record_table(
-            copy_columns(run.table, columns, target, storage_options, overwrite=True)
-        )
+        run.folder.record_table(copy_columns(run.table, columns, target, overwrite=True))
     else:
         run.folder.remove_table()
 

@@ -126,7 +126,7 @@ class Resume:
                     shutil.rmtree(old, ignore_errors=True)
         store = Store(
             f"{parent}/{name}",
-            self._table.storage_options if "://" in parent else None,
+            self._table.storage_options,
             durable=self._options.checkpoint,
         )
         if self._options.fresh:

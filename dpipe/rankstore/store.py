@@ -33,7 +33,8 @@ class Store:
     root
         Local path or fsspec URL.
     storage_options
-        Passed to fsspec for a URL; never written anywhere.
+        Passed to fsspec for a URL, and carried for the tasks that read the input; never written
+        anywhere.
     durable
         Whether a small finished file must outlive a crash of the machine. It costs the wait for
         the disk, which a store that nobody will resume from is spared.
@@ -55,9 +56,9 @@ class Store:
         self.durable = durable
         self.storage_options = Secrets(storage_options)
         # A listing that is kept does not know what another process has written since.
-        live = {"use_listings_cache": False} if "://" in root else {}
+        live = {"use_listings_cache": False, **self.storage_options} if "://" in root else {}
         try:
-            self._fs, self._path = fsspec.core.url_to_fs(root, **live, **self.storage_options)
+            self._fs, self._path = fsspec.core.url_to_fs(root, **live)
         except Exception as error:  # whatever the storage library of this URL raises
             reason = safe_reason(error, self.storage_options)
             raise InputError(f"cannot store ranks at {root} ({reason}).") from None

@@ -52,7 +52,6 @@ def copy_columns(
     table: Table,
     names: Sequence[str],
     destination: str | os.PathLike[str],
-    storage_options: StorageOptions = None,
     *,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
@@ -65,9 +64,7 @@ def copy_columns(
         Columns of any role, in the order they are to have.
     destination : str or path
         One file when it ends in .parquet (or .parq, .pq), else a folder with one part for each
-        input file, named like it; a path or an fsspec URL.
-    storage_options : mapping or None
-        Passed to fsspec for inputs and destination.
+        input file, named like it; a path or an fsspec URL, which the table's options open too.
     overwrite : bool
         Whether an existing destination is replaced; a folder is replaced as a whole.
 
@@ -98,19 +95,19 @@ def copy_columns(
     """
     destination = os.fspath(destination)
     check_url(destination)
-    schema = _unified_schema(table, names, storage_options)
+    schema = _unified_schema(table, names)
     parts = _parts(table, destination)
     try:
-        with _staged(table, destination, storage_options, overwrite) as create:
+        with _staged(table, destination, overwrite) as create:
             for part, files in parts.items():
                 with create(part) as sink:
-                    _write(table, files, schema, sink, storage_options)
+                    _write(table, files, schema, sink)
     except MemoryError as error:
         raise ResourceError(f"not enough memory to write {destination}.") from error
     except STORAGE_ERRORS as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         kind: type[DpipeError] = ResourceError if full else InputError
-        reason = safe_reason(error, storage_options)
+        reason = safe_reason(error, table.storage_options)
         raise kind(f"{destination} cannot be written ({reason}).") from error
     return tuple(_join(destination, part) for part in parts)
 
@@ -147,33 +144,27 @@ def _mirrored_names(files: Sequence[TableFile]) -> list[str]:
 # Types
 
 
-def _unified_schema(
-    table: Table, names: Sequence[str], storage_options: StorageOptions
-) -> pa.Schema:
+def _unified_schema(table: Table, names: Sequence[str]) -> pa.Schema:
     """The types of `names` over all files, from their footers, which must not have changed."""
     if not names or len(set(names)) < len(names):
         raise ValueError("name each column to copy once, and at least one")
-    kinds = _types(table, names, storage_options)
+    kinds = _types(table, names)
     return pa.schema([(name, _unified(name, kinds[name])) for name in names])
 
 
-def conflicting(
-    table: Table, names: Sequence[str], storage_options: StorageOptions = None
-) -> tuple[str, ...]:
+def conflicting(table: Table, names: Sequence[str]) -> tuple[str, ...]:
     """Those of `names` that `copy_columns` refuses: their types conflict between files."""
-    kinds = _types(table, names, storage_options)
+    kinds = _types(table, names)
     return tuple(name for name in names if widen_types(kinds[name]) is None)
 
 
-def _types(
-    table: Table, names: Sequence[str], storage_options: StorageOptions
-) -> dict[str, list[pa.DataType]]:
+def _types(table: Table, names: Sequence[str]) -> dict[str, list[pa.DataType]]:
     """The distinct types of each column; files without rows count where there are no others."""
     for name in names:
         table.column(name)
 
     def own_types(file: TableFile) -> dict[str, pa.DataType]:
-        footer = read_footer(file.path, storage_options)
+        footer = read_footer(file.path, table.storage_options)
         if footer.digest != file.footer_hash:
             raise changed(file.path)
         own = dict(zip(footer.schema.names, footer.schema.types, strict=True))
@@ -231,13 +222,12 @@ def _write(
     files: Sequence[TableFile],
     schema: pa.Schema,
     sink: Any,
-    storage_options: StorageOptions,
 ) -> None:
     fewest, most = _ROWS
     rows = min(max(_CELLS // len(schema), fewest), most)
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         for file in files:
-            for batch in _batches(table, file, schema.names, rows, storage_options):
+            for batch in _batches(table, file, schema.names, rows):
                 writer.write_batch(_conform(batch, schema), row_group_size=rows)
 
 
@@ -246,11 +236,10 @@ def _batches(
     file: TableFile,
     names: Sequence[str],
     rows: int,
-    storage_options: StorageOptions,
 ) -> Iterator[pa.RecordBatch]:
     layout = table.layouts[file.layout]
     if any(name in layout.leaves for name in names):
-        with decoder(file, layout, storage_options, streamed=True) as source:
+        with decoder(file, layout, table.storage_options, streamed=True) as source:
             yield from source.batches(names, rows)
         return
     for start in range(0, file.n_rows, rows):
@@ -261,11 +250,9 @@ def _batches(
 # All or nothing
 
 
-def _staged(
-    table: Table, destination: str, storage_options: StorageOptions, overwrite: bool
-) -> AbstractContextManager[_Create]:
+def _staged(table: Table, destination: str, overwrite: bool) -> AbstractContextManager[_Create]:
     if is_url(destination):
-        return _staged_url(destination, storage_options, overwrite)
+        return _staged_url(destination, table.storage_options, overwrite)
     target = Path(os.path.abspath(destination))
     _check_target(table, target, overwrite)
     return _staged_path(target)

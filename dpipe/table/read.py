@@ -22,7 +22,6 @@ from dpipe.errors import InputError, ResourceError
 from dpipe.model import Role
 from dpipe.table.convert import fill_float64
 from dpipe.table.decode import Part, decoder, rows_within
-from dpipe.table.files import StorageOptions
 from dpipe.table.record import Table
 from dpipe.table.schema import Kind, kind_of
 from dpipe.words import counted
@@ -53,7 +52,6 @@ def read_block(
     table: Table,
     names: Sequence[str],
     rows: NDArray[np.int64] | None = None,
-    storage_options: StorageOptions = None,
 ) -> Block:
     """Columns `names` of a table, every file in order, each byte decoded once.
 
@@ -64,8 +62,6 @@ def read_block(
         Numeric columns, each once, in the order of the result.
     rows : NDArray[np.int64] or None
         Strictly increasing global row numbers to read; None reads every row.
-    storage_options : mapping or None
-        Passed to fsspec for files named by a URL.
 
     Returns
     -------
@@ -98,7 +94,7 @@ def read_block(
         count = file.n_rows if local is None else len(local)
         if not count:
             continue
-        with decoder(file, table.layouts[file.layout], storage_options) as source:
+        with decoder(file, table.layouts[file.layout], table.storage_options) as source:
             for part in source.parts(filler.names, local):
                 filler.fill(part, file.path)
         own = table.layouts[file.layout].leaves

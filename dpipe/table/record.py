@@ -1,8 +1,8 @@
 """The record of an open table: its files, columns, notes and fingerprint, as plain JSON.
 
-Covers: `Table` and `TableFile`, saving and loading them. Workers load the record by its path.
-Does not cover: building it (see `dpipe.table.scan`). Credentials are never part of it: they travel
-as `storage_options`, apart from the record.
+Covers: `Table` and `TableFile`, and their JSON, which workers read. Credentials are carried by the
+table and never part of its JSON.
+Does not cover: building it (see `dpipe.table.scan`).
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _verify(
     # Each group of checks relies on the one before.
     _refuse(run_dir, [*check_rows(claims)] or [*check_words(claims)] or [*check_chains(claims)])
     rows = sample(table, options)
-    columns = rank_columns(table, rows, storage_options)
+    columns = rank_columns(table, rows)
     failures = [
         failure
         for number in sorted(options.passes)

@@ -14,7 +14,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -90,11 +90,7 @@ class RankedColumns:
         return float(np.sign(ranks[off[0]])) if len(off) else 0.0
 
 
-def rank_columns(
-    table: Table,
-    rows: NDArray[np.int64] | None,
-    storage_options: Mapping[str, Any] | None,
-) -> RankedColumns:
+def rank_columns(table: Table, rows: NDArray[np.int64] | None) -> RankedColumns:
     """Read and rank every feature column of `table` on `rows` (None: all of them)."""
     names = table.features
     n = table.n_rows if rows is None else len(rows)
@@ -103,7 +99,7 @@ def rank_columns(
     step = max(1, _CELLS_AT_ONCE // max(n, 1))
     for start in range(0, len(names), step):
         part = names[start : start + step]
-        block = read_block(table, part, rows, storage_options)
+        block = read_block(table, part, rows)
         for offset, name in enumerate(part):
             ranks[start + offset], n_unique = _centred_ranks(block.values[offset])
             facts[name] = _facts(block, offset, n_unique)
