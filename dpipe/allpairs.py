@@ -22,11 +22,12 @@ from dpipe.errors import InputError
 from dpipe.kernels.measures import Fusion, Settling, public_measures
 from dpipe.model import Emit, Event, Similarity
 from dpipe.options import Options
+from dpipe.options.kinds import expanded
 from dpipe.passes import prepare
 from dpipe.rankstore import Store
 from dpipe.runfolder import Files
 from dpipe.session import use_session
-from dpipe.table import as_sources, open_table
+from dpipe.table import as_sources, open_table, tell_notes
 
 
 def similarity(
@@ -76,6 +77,7 @@ def similarity(
 
     options = options or Options(min_valid=2)
     table = open_table(as_sources(sources), options=options, storage_options=storage_options)
+    tell_notes(table, emit)
     options = options.for_rows(table.n_rows)
     columns = table.features
     if table.n_rows < options.required_rows:
@@ -105,7 +107,7 @@ def similarity(
             values = np.empty((len(columns), len(columns)), dtype=np.float32)
             assemble(context, grid, measure, columns, edges, values)
             return Similarity(values, columns)
-        target = Path(output)
+        target = Path(expanded(output))
         folder = Files(target.parent.absolute(), manifest=False).create()
         with folder.write_matrix(target.stem, columns) as out:
             assemble(context, grid, measure, columns, edges, out)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.errors import InputError, ResourceError
+from dpipe.options.kinds import expanded
 from dpipe.table import as_sources, frames
 from dpipe.table.frames import EVERYTHING, Reading
 from dpipe.words import listed, nearest
@@ -164,7 +165,7 @@ def _paths(data: Any) -> list[str]:
 
 @contextmanager
 def _scratch(parent: str | os.PathLike[str] | None) -> Iterator[str]:
-    where = None if parent is None or "://" in os.fspath(parent) else os.fspath(parent)
+    where = None if parent is None or "://" in os.fspath(parent) else expanded(parent)
     try:
         if where is not None:
             os.makedirs(where, exist_ok=True)

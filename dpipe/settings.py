@@ -13,7 +13,7 @@ from typing import Any
 
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, EXTRA_KEYS, options_from
-from dpipe.options.kinds import Names
+from dpipe.options.kinds import Names, expanded
 
 IN_DASK = "Dask's configuration, under dpipe: "
 """How an error begins whose cause stands there."""
@@ -108,7 +108,12 @@ def _names_in(path: str) -> list[str]:
     """Column names of a file, one a line, written as in ``selected.txt``."""
     from dpipe.runfolder import unescape_name  # it imports Arrow
 
-    return [unescape_name(line) for line in read_text(path).split("\n") if line]
+    try:
+        text = read_text(path)
+    except InputError as error:
+        hint = "@ stands for a file of names, where a name that begins with @ can be given too"
+        raise InputError(f"{str(error).rstrip('.')}; {hint}.") from None
+    return [unescape_name(line) for line in text.split("\n") if line]
 
 
 def read_text(path: str) -> str:
@@ -126,7 +131,7 @@ def read_text(path: str) -> str:
     dpipe.errors.InputError: none/such.txt cannot be read (No such file or directory).
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(expanded(path), encoding="utf-8-sig") as file:
             return file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None

@@ -42,7 +42,7 @@ from click.testing import CliRunner
 from dpipe.cli import main as command_line
 from dpipe.errors import DpipeError, InputError
 from dpipe.options import DECLARED, Options, options_from
-from dpipe.options.kinds import Choice, Flag, Names, Number, Size, Some, Text, Whole
+from dpipe.options.kinds import Choice, Flag, Names, Number, Passes, Place, Size, Text, Whole
 from dpipe.table import open_table, read_block
 
 PATIENCE = 60.0
@@ -294,9 +294,10 @@ def _values(name: str, dice: random.Random) -> Any:
 _OF_KIND: dict[type, tuple[Any, ...]] = {
     Size: ("2GiB", "500 MB", "1e9", 10**9, "0.5k", "1e400", "-1", "GiB", 0),
     Flag: (True, False),
-    Some: ("1,2", "1", "1,2,3,4", [1, 4], "2", "1,5", "", "a", "1,1"),
+    Passes: ("1,2", "1", "1,2,3,4", [1, 4], "2", "1,5", "", "a", "1,1"),
     Names: ("a,b", "MolWt", ["x", "y"], "", ",", "a,,b", "=cmd()", "\x1b[31m"),
     Number: (0, 0.5, 0.95, 1, 1.5, -0.1, 10, "0.9", "nan", "inf", "1e-3"),
+    Place: ("~/out", "out", "s3://b/c", "s3://u:p@b", "", "\0"),
     Text: ("tcp://h:1", "file.json", "s3://b/c", "s3://u:p@b", "", "\0"),
     Whole: (1, 2, 5, 100, 0, -1, "7", "1e3", 2**70, 1.5, "1_000", "5%"),
 }

@@ -171,6 +171,45 @@ def test_names_come_from_files_exactly(asked: Asked, tmp_path: Path) -> None:
     assert seen["options"].prefer == ("first", *names)
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "names.txt").write_text("MolWt\n")
+    (home / "options.yaml").write_text("output-dir: ~/out\nscratch-dir: ~/scratch\n")
+    words = ("--scheduler-file=~/scheduler.json", "--keep=@~/names.txt")
+    for more in (("--config", "~/options.yaml"), ("--output-dir=~/out", "--scratch-dir=~/scratch")):
+        seen = asked("run", "x", *words, *more)
+        assert seen["output_dir"] == str(home / "out")
+        assert seen["options"].scratch_dir == str(home / "scratch")
+        assert seen["options"].scheduler_file == str(home / "scheduler.json")
+        assert seen["options"].keep == ("MolWt",)
+    assert asked("run", "x", "--output-dir", "s3://b/~/out")["output_dir"] == "s3://b/~/out"
+
+
+def test_names_that_a_list_cannot_hold_are_given_in_a_file(tmp_path: Path) -> None:
+    names = ["a, b", " lead", "@at"]
+    pq.write_table(pa.table({name: [1.0, 2.0] for name in names}), tmp_path / "x.parquet")
+    where = (tmp_path / "x.parquet", "--output-dir", tmp_path / "out")
+    for given, meant in (("a, b", "a, b"), (" lead", " lead")):
+        result = invoke("run", *where, "--keep", given)
+        assert result.exit_code == 2
+        assert f"mean {meant!r}, write it into a file" in one_sentence(result.stderr)
+        assert "@FILE" in result.stderr
+    result = invoke("run", *where, "--keep", "@at")
+    assert result.exit_code == 2
+    assert "a name that begins with @ can be given" in one_sentence(result.stderr)
+    assert not (tmp_path / "out" / "selected.txt").exists()
+
+
+def test_a_name_that_is_no_text_is_one_sentence() -> None:
+    result = invoke("run", "x", "--output-dir", "o", "--keep", "a\udcff")
+    assert result.exit_code == 2
+    assert "--keep cannot be" in one_sentence(result.stderr)
+
+
 def test_parquet_glob_adds_sources(asked: Asked) -> None:
     seen = asked("run", "a", "--parquet-glob", "b/*.parquet", "--output-dir", "o")
     assert seen["sources"] == ("a", "b/*.parquet")
@@ -650,6 +689,17 @@ def test_plan_runs_nothing_and_prints_passes(finished: Finished, tmp_path: Path)
     assert re.search(r"^1 prepare +\d+ ", done.stdout, flags=re.MULTILINE)
     assert not re.search(r"^3 vif", done.stdout, flags=re.MULTILINE)
     assert not list(tmp_path.iterdir())
+
+
+def test_plan_tells_what_a_run_tells_of_its_input(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", "text")):
+        columns = {"x": np.arange(9.0), "drifting": [value] * 9}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    result = invoke("plan", tmp_path, "--workers", "1", "--passes", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "drifting" in result.stdout
+    quiet = invoke("plan", tmp_path, "--workers", "1", "--passes", "1", "--quiet")
+    assert "drifting" not in quiet.stdout
 
 
 def test_plan_refuses_what_cannot_fit(tmp_path: Path) -> None:

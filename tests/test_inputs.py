@@ -241,6 +241,7 @@ def test_bad_data__is_one_sentence(data: Any, message: str) -> None:
     [
         (np.eye(2), ["a"], "1 names for an array of 2 columns"),
         (np.eye(2), ["a", "a"], "called 'a'"),
+        (np.eye(2), ["a", "b\udcff"], "is not valid Unicode; rename it"),
         (FRAME, ["a", "b", "c"], "names of their own"),
         ("some.parquet", ["a"], "names of their own"),
     ],

@@ -23,7 +23,18 @@ from docs import generate
 from dpipe.cli import main
 from dpipe.errors import DpipeError, InputError
 from dpipe.options import DECLARED, DEFAULTS, Options, flag, options_from
-from dpipe.options.kinds import Choice, Flag, Names, Number, Passes, Size, Text, Weights, Whole
+from dpipe.options.kinds import (
+    Choice,
+    Flag,
+    Names,
+    Number,
+    Passes,
+    Place,
+    Size,
+    Text,
+    Weights,
+    Whole,
+)
 from dpipe.pipeline import plan_run
 
 TYPES: dict[type, object] = {
@@ -31,6 +42,7 @@ TYPES: dict[type, object] = {
     Size: int,
     Number: float,
     Text: str,
+    Place: str,
     Choice: str,
     Flag: bool,
     Names: tuple[str, ...],

@@ -458,6 +458,13 @@ def test_output_must_be_a_file_in_a_folder(tmp_path: Path) -> None:
         write_report(folder, tmp_path / "nowhere" / "page.html")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    full_run(tmp_path / "run")
+    assert write_report("~/run", "~/page.html") == tmp_path / "page.html"
+    assert write_report("~/run") == tmp_path / "run" / "report.html"
+
+
 def test_matrix_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     folder = full_run(tmp_path)
     RunFolder(folder).write_npy("hsic.npy", np.zeros((2, 2), dtype=np.float32))

@@ -106,6 +106,11 @@ def test_a_url_is_an_input_error() -> None:
         RunFolder("s3://bucket/out")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/out").path == tmp_path / "out"
+
+
 HOLD = """
     import sys
     from dpipe.runfolder import RunFolder

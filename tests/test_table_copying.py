@@ -246,3 +246,14 @@ def test_copy_needs_names(tmp_path: Path, names: list[str]) -> None:
     table = open_table([write(tmp_path / "a.parquet", x=[1.0])], options=PLAIN)
     with pytest.raises(ValueError, match="once"):
         copy_columns(table, names, tmp_path / "out")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "a.parquet")
+    table = open_table(["~/a.parquet"], options=PLAIN)
+    for destination in ("~/out", "~/out.parquet"):
+        for written in copy_columns(table, ["x"], destination):
+            assert pq.read_table(written).column_names == ["x"]
+    assert not (tmp_path / "~").exists()

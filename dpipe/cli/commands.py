@@ -156,18 +156,19 @@ def plan(
     if not request.sources and not (n_rows and n_columns):
         raise InputError("give Parquet files, or both --rows and --columns.")
     from dpipe import pipeline
-    from dpipe.watch.terminal import make_console
+    from dpipe.watch.terminal import Progress
 
+    progress = Progress(request.verbosity)
     made = pipeline.plan_run(
         request.sources or None,
         request.options,
         rows=n_rows,
         columns=n_columns,
         storage_options=request.storage_options,
+        emit=progress,
     )
-    console = make_console()
     for line in _plan_lines(made):
-        console.print(line, soft_wrap=isinstance(line, str))
+        progress.console.print(line, soft_wrap=isinstance(line, str))
 
 
 def _plan_lines(made: Plan) -> Iterator[str | Table]:

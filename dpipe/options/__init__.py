@@ -23,6 +23,7 @@ from dpipe.options.kinds import (
     Names,
     Number,
     Passes,
+    Place,
     Settings,
     Size,
     Text,
@@ -205,7 +206,7 @@ class Options:
         also=("similarity", "doctor"),
     )
     scheduler_file: str | None = _workers(
-        None, Text("FILE"), "scheduler file to attach to", also=("similarity", "doctor")
+        None, Place("FILE"), "scheduler file to attach to", also=("similarity", "doctor")
     )
     workers: int | None = _workers(
         None, Whole(low=1, high=10_000), "number of workers to start", also=_ANY
@@ -236,7 +237,7 @@ class Options:
     )
     scratch_dir: str | None = _workers(
         None,
-        Text("DIR"),
+        Place("DIR"),
         "folder or URL for the ranks, if not the run folder",
         also=("similarity", "doctor"),
     )
@@ -326,7 +327,7 @@ EXTRA_KEYS: Mapping[str, Option] = {
     ),
     "prefer_gpu": Option(Section.WORKERS, Flag(), "the same as --device auto"),
     "output_dir": Option(
-        Section.OUTPUT, Text("DIR"), "the run folder, or a URL; the same one continues a run"
+        Section.OUTPUT, Place("DIR"), "the run folder, or a URL; the same one continues a run"
     ),
     "verbose": Option(
         Section.OTHER, Flag(), "print notes, stages and memory; show the traceback of an error"

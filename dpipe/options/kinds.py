@@ -132,7 +132,7 @@ class Size(Number):
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """Any text, such as a path."""
+    """Any text."""
 
     def convert(self, value: Any) -> str:
         if not isinstance(value, str | os.PathLike):
@@ -141,6 +141,14 @@ class Text(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Place(Text):
+    """A path of this machine, where ``~`` is the home folder, or a URL."""
+
+    def convert(self, value: Any) -> str:
+        return expanded(super().convert(value))
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,10 @@ class Names(Kind):
     metavar: str = "NAMES"
 
     def convert(self, value: Any) -> tuple[str, ...]:
-        return tuple(map(str, _parts(value)))
+        names = tuple(map(str, _parts(value)))
+        for name in names:
+            name.encode()  # what is no text in any encoding is the name of no column
+        return names
 
     def text(self, value: tuple[str, ...]) -> str:
         return ",".join(value)
@@ -293,6 +304,20 @@ class Settings(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object"}
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """A path with the home folder for ``~``, whoever wrote it; a URL as it is.
+
+    A shell expands ``~`` at the start of a word alone, so neither in ``--output-dir=~/out`` nor in
+    a YAML file.
+
+    Examples
+    --------
+    >>> expanded("~/out").startswith("~"), expanded("s3://bucket/~"), expanded("a~b")
+    (False, 's3://bucket/~', 'a~b')
+    """
+    return os.path.expanduser(path)
 
 
 def parse_size(text: str | int | float) -> int:

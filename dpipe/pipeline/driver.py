@@ -22,7 +22,6 @@ from dpipe.engine.plan import Limits, Plan, check_disk
 from dpipe.errors import ResourceError
 from dpipe.model import (
     MemoryRead,
-    Note,
     PassDone,
     PassResult,
     PassStarted,
@@ -36,7 +35,7 @@ from dpipe.registry import FIRST, PASSES, Pass
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import use_session
-from dpipe.table import Table
+from dpipe.table import Table, tell_notes
 from dpipe.table.sample import nonlinear_sample, sample
 from dpipe.watch.board import page
 from dpipe.watch.journal import Journal
@@ -69,10 +68,7 @@ class Run:
 
     def select(self, sources: Sequence[str]) -> Selection:
         """Run the passes, or take them over, and write the results."""
-        for note in self.table.notes:
-            self.journal(Note(note, "notice"))
-        for path, reason in self.table.skipped:
-            self.journal(Note(f"left out {path}: {reason}", "warning"))
+        tell_notes(self.table, self.journal)
         if self.options.write_table:
             self.folder.claim_table()  # refused now rather than after hours
         if self.options.fresh:

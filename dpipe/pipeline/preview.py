@@ -11,11 +11,11 @@ from typing import Any
 
 from dpipe.engine.plan import Machine, Plan
 from dpipe.errors import InputError
-from dpipe.model import silent
+from dpipe.model import Emit, silent
 from dpipe.options import Options
 from dpipe.passes import make_plan
 from dpipe.session.device import local_workers
-from dpipe.table import open_table
+from dpipe.table import open_table, tell_notes
 from dpipe.table.sample import sample
 
 
@@ -26,8 +26,11 @@ def plan_run(
     rows: int | None = None,
     columns: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    emit: Emit = silent,
 ) -> Plan:
     """The plan of a run on an own session of this machine, without starting anything.
+
+    `emit` is told what a run would tell of its input and of the workers it would start.
 
     Raises
     ------
@@ -39,12 +42,13 @@ def plan_run(
     row_group = None
     if sources:
         table = open_table(sources, options=options, storage_options=storage_options)
+        tell_notes(table, emit)
         drawn = sample(table, options)
         rows = table.n_rows if drawn is None else len(drawn)
         columns = len(table.features)
         row_group = table.row_group
     if not rows or not columns:
         raise InputError("give Parquet files, or both --rows and --columns.")
-    workers = local_workers(options, silent)
+    workers = local_workers(options, emit)
     machine = Machine(workers.number, workers.threads, workers.memory, workers.room)
     return make_plan(rows, columns, options, machine, row_group=row_group)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dpipe.atomic import replacing
 from dpipe.errors import InputError, ResourceError
+from dpipe.options.kinds import expanded
 from dpipe.runfolder import RunFolder
 
 
@@ -24,7 +25,7 @@ def write_page(folder: str | os.PathLike[str], target: Path, html: str) -> Path:
     ResourceError
         When the disk refuses.
     """
-    target = target.absolute()
+    target = Path(expanded(target)).absolute()
     if target.is_dir():
         raise InputError(f"--output {target} is a folder; name a file, such as report.html.")
     if not target.parent.is_dir():

@@ -40,6 +40,7 @@ from dpipe.inventory import (
     matrix_files,
 )
 from dpipe.model import ColumnStatistics, Decision
+from dpipe.options.kinds import expanded
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable
 from dpipe.runfolder.lock import release_lock, take_lock
@@ -124,7 +125,7 @@ class RunFolder(Files):
             raise InputError(
                 f"the output folder {text} is a URL; give a folder of this machine to --output-dir."
             )
-        super().__init__(Path(text).absolute())
+        super().__init__(Path(expanded(text)).absolute())
         self.checkpoints = Checkpoints(self)
         self.temporary = temporary
         self.address = mirrors or str(self.path)

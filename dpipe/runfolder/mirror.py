@@ -21,6 +21,7 @@ from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError, ResourceError
 from dpipe.inventory import MANIFEST
 from dpipe.model import Emit, Event, PassDone, silent
+from dpipe.options.kinds import expanded
 from dpipe.runfolder import RunFolder
 
 
@@ -48,7 +49,7 @@ def reading(
     """
     folder = os.fspath(folder)
     if not is_remote(folder):
-        yield folder
+        yield expanded(folder)
         return
     with _copy_of(folder, storage_options) as copy:
         if not copy.fetch():
@@ -82,7 +83,7 @@ def working(
     """
     folder = os.fspath(folder)
     if not is_remote(folder):
-        yield folder, silent
+        yield expanded(folder), silent
         return
     with _copy_of(folder, storage_options, into) as copy:
         copy.fetch()

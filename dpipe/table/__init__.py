@@ -16,7 +16,7 @@ from dpipe.table.copying import conflicting, copy_columns
 from dpipe.table.draw import draw_rows
 from dpipe.table.find import as_sources
 from dpipe.table.read import Block, read_block
-from dpipe.table.record import Table, TableFile
+from dpipe.table.record import Table, TableFile, tell_notes
 from dpipe.table.scan import open_table
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "draw_rows",
     "open_table",
     "read_block",
+    "tell_notes",
 ]

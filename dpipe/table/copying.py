@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from dpipe.atomic import partial_name, put_in_place, sync
 from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import DpipeError, InputError, ResourceError
+from dpipe.options.kinds import expanded
 from dpipe.table.convert import simpler
 from dpipe.table.decode import decoder
 from dpipe.table.files import (
@@ -93,7 +94,7 @@ def copy_columns(
     >>> pq.read_table(written[0]).to_pydict()
     {'z': [3], 'x': [1]}
     """
-    destination = os.fspath(destination)
+    destination = expanded(destination)
     check_url(destination)
     schema = _unified_schema(table, names)
     parts = _parts(table, destination)

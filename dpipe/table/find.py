@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError
 from dpipe.inventory import DECISIONS, MANIFEST, TABLE
+from dpipe.options.kinds import expanded
 from dpipe.table.files import StorageOptions, filesystem, is_url
 from dpipe.table.lake import refuse_lakes
 from dpipe.words import listed, nearest
@@ -118,7 +119,7 @@ def _expand(source: str, storage_options: StorageOptions, left_out: _LeftOut) ->
     elif is_url(source):
         return _expand_url(source, storage_options, left_out)
     if not os.path.lexists(source):
-        source = os.path.expanduser(source)
+        source = expanded(source)
     return _files_of(os.path.abspath(source), source, _LOCAL, left_out)
 
 

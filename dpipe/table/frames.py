@@ -100,7 +100,18 @@ def check_names(names: Sequence[Any]) -> tuple[str, ...]:
                 f"two columns are called {quoted(text)} ({pair}); rename one, or drop it."
             )
         seen[text] = name
+        if not _is_text(text):
+            raise InputError(f"the column name {text!r} is not valid Unicode; rename it.")
     return texts
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written at all: half of a surrogate pair cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_frame(frame: Any, path: _Path, reading: Reading = EVERYTHING) -> None:

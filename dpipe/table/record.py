@@ -16,7 +16,7 @@ from itertools import accumulate
 
 from dpipe.credentials import Secrets
 from dpipe.errors import InputError
-from dpipe.model import Column, Role
+from dpipe.model import Column, Emit, Note, Role
 from dpipe.words import nearest
 
 _FORMAT = "dpipe-table"
@@ -161,6 +161,14 @@ class Table:
             return _parse(text)
         except (ValueError, KeyError, TypeError):
             raise InputError("this is no table record of this version of dpipe.") from None
+
+
+def tell_notes(table: Table, emit: Emit) -> None:
+    """Tell what a user should know about an open table."""
+    for note in table.notes:
+        emit(Note(note, "notice"))
+    for path, reason in table.skipped:
+        emit(Note(f"left out {path}: {reason}", "warning"))
 
 
 def _parse(text: str) -> Table:

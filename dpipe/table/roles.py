@@ -11,7 +11,7 @@ same story share it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -85,12 +85,20 @@ def check_options(options: Options, known: Mapping[str, object]) -> None:
             if name not in known:
                 raise InputError(
                     f"--{option.replace('_', '-')} names {name!r}, but the table has no such "
-                    f"column{nearest(name, known)}."
+                    f"column{_needs_file(name, known) or nearest(name, known)}."
                 )
     excluded = frozenset(options.exclude)
     both = [name for name in options.id_columns if name in excluded]
     if both:
         raise InputError(f"column {both[0]!r} is named in both --id-columns and --exclude.")
+
+
+def _needs_file(name: str, known: Iterable[str]) -> str:
+    """The hint where `name` is what text with commas made of a column's name; else nothing."""
+    meant = next((each for each in known if name in map(str.strip, each.split(","))), None)
+    if meant is None:
+        return ""
+    return f"; if you mean {meant!r}, write it into a file, one name a line, and give @FILE"
 
 
 class Roles:
