@@ -2,8 +2,8 @@
 
 Covers: the names of the Python interface. `select` runs the whole pipeline, `apply` reduces new
 files, `similarity` gives the matrix of one measure, and every measure is a function too:
-`spearman`, `hsic`, `rdc` and what else `dpipe.kernels.measures` holds. `DescriptorSelector` is a
-scikit-learn selector.
+`spearman`, `hsic`, `rdc` and what else `dpipe.kernels.measures` holds. `relevance` tells what
+columns say of a target. `DescriptorSelector` is a scikit-learn selector.
 Does not cover: what they do (`dpipe.api`, `dpipe.estimator`), the command line (`dpipe.cli`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dpipe.api import apply, measure_function, select, similarity
+from dpipe.api import apply, measure_function, relevance, select, similarity
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "ResourceError",
     "VerificationError",
     "apply",
+    "relevance",
     "select",
     "similarity",
 ]

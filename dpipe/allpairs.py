@@ -1,6 +1,6 @@
 """All-pairs similarity of a table, without a selection.
 
-Covers: one measure over all numeric columns, in memory or as a file.
+Covers: one measure over all numeric columns, in memory or as a file; what columns tell of targets.
 Does not cover: what is redundant (`dpipe.pipeline`).
 """
 
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.engine.context import Context
+from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid, settled_edges
+from dpipe.engine.relevance import measure_relevance
 from dpipe.errors import InputError
 from dpipe.kernels.measures import Fusion, Settling, public_measures
-from dpipe.model import Emit, Event, Similarity
+from dpipe.model import Emit, Event, Similarity, TargetRelevance
 from dpipe.options import Options
 from dpipe.options.kinds import expanded
 from dpipe.passes import prepare
@@ -70,26 +71,12 @@ def similarity(
         raise InputError(f"--measure is one of {', '.join(public_measures())}, not {measure!r}.")
     if output is not None and Path(output).suffix != ".npy":
         raise InputError(f"--output takes a file that ends in .npy, not {os.fspath(output)!r}.")
-
-    def emit(event: Event) -> None:
-        for observer in observers:
-            observer(event)
-
-    options = options or Options(min_valid=2)
-    table = open_table(as_sources(sources), options=options, storage_options=storage_options)
-    tell_notes(table, emit)
-    options = options.for_rows(table.n_rows)
-    columns = table.features
-    if table.n_rows < options.required_rows:
-        raise InputError(
-            f"the table has {table.n_rows:,} rows and a pair needs {options.required_rows:,} in "
-            "common, so that no pair would have a similarity; lower --min-valid."
-        )
-    with ExitStack() as stack:
-        store = stack.enter_context(_scratch(options.scratch_dir, table.storage_options))
-        session = stack.enter_context(use_session(options, client, emit))
-        context = Context(session, store, options, emit, table.n_rows)
-        prepared = prepare.prepare(context, table, None)
+    with _ranked(sources, options or Options(min_valid=2), client, observers, storage_options) as (
+        context,
+        prepared,
+        columns,
+    ):
+        options = context.options
         fusion = Fusion.single(measure)
         exact = fusion.settling is Settling.RERANKED and options.missing == "exact"
         grid = run_grid(
@@ -112,6 +99,63 @@ def similarity(
         with folder.write_matrix(target.stem, columns) as out:
             assemble(context, grid, measure, columns, edges, out)
         return Similarity(np.load(target, mmap_mode="r"), columns)
+
+
+def relevance(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    options: Options,
+    client: Any = None,
+    observers: Sequence[Emit] = (),
+    storage_options: Mapping[str, Any] | None = None,
+) -> TargetRelevance:
+    """How much every numeric column of a table tells of the targets that `options` names.
+
+    Parameters
+    ----------
+    sources, client, observers, storage_options
+        As in `run`.
+    options
+        ``target``, ``target_kind``, ``min_valid``, ``seed``, the session's options.
+
+    Raises
+    ------
+    InputError, ResourceError
+        As in `run`; and where no target is named.
+    """
+    if not options.target:
+        raise InputError("no target was given; name the columns that are to be predicted.")
+    with _ranked(sources, options, client, observers, storage_options) as ranked:
+        return measure_relevance(*ranked)
+
+
+@contextmanager
+def _ranked(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    options: Options,
+    client: Any,
+    observers: Sequence[Emit],
+    storage_options: Mapping[str, Any] | None,
+) -> Iterator[tuple[Context, Prepared, tuple[str, ...]]]:
+    """An open session with the ranks of a table, and the numeric columns."""
+
+    def emit(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    table = open_table(as_sources(sources), options=options, storage_options=storage_options)
+    tell_notes(table, emit)
+    options = options.for_rows(table.n_rows)
+    if table.n_rows < options.required_rows:
+        raise InputError(
+            f"the table has {table.n_rows:,} rows and a pair needs {options.required_rows:,} in "
+            "common, so that no pair would have a similarity; lower --min-valid."
+        )
+    with ExitStack() as stack:
+        store = stack.enter_context(_scratch(options.scratch_dir, table.storage_options))
+        session = stack.enter_context(use_session(options, client, emit))
+        context = Context(session, store, options, emit, table.n_rows)
+        yield context, prepare.prepare(context, table, None), table.features
 
 
 @contextmanager

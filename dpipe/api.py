@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dpipe.model import Similarity
+    from dpipe.model import Similarity, TargetRelevance
     from dpipe.options import Options
     from dpipe.pipeline.apply import Applied
     from dpipe.selection import Selection
@@ -223,6 +223,52 @@ def measure_function(name: str) -> Callable[..., Similarity]:
         As `dpipe.similarity`.
     """
     return function
+
+
+def relevance(
+    data: Any,
+    target: str | Sequence[str],
+    *,
+    columns: Sequence[str] | None = None,
+    client: Any = None,
+    **options: Any,
+) -> TargetRelevance:
+    """How much every numeric column tells of what is to be predicted: HSIC and RDC with a target.
+
+    Parameters
+    ----------
+    data, columns, client, options
+        As in `select`.
+    target
+        The columns that are to be predicted. Numbers and flags are taken as they are, text as
+        classes; ``target_kind="classes"`` takes numbers for classes too.
+
+    Returns
+    -------
+    TargetRelevance
+        ``hsic`` and ``rdc`` (p, t) in [0, 1], NaN where too few rows have both values;
+        ``columns``, ``targets``, and ``values`` (p,), the relevance that `select` goes by.
+
+    Raises
+    ------
+    InputError
+        For bad input or options, or a target that is empty, constant or an identifier.
+    ResourceError
+        When the cluster, memory or disk do not suffice.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> found = dpipe.relevance("examples/nci/*.parquet", "expt")  # doctest: +SKIP
+    >>> found.columns[found.values.argmax()]  # doctest: +SKIP
+    """
+    from dpipe.allpairs import relevance as measure
+    from dpipe.options import options_from
+    from dpipe.settings import with_configured
+
+    resolved = options_from({**with_configured(options), "target": target})
+    with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
+        return measure(sources, options=resolved, client=connection)
 
 
 @contextmanager

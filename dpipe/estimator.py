@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,12 @@ try:
     from sklearn.base import BaseEstimator
     from sklearn.feature_selection import SelectorMixin
     from sklearn.utils._set_output import _get_output_config
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import (
+        check_array,
+        check_consistent_length,
+        check_is_fitted,
+        validate_data,
+    )
 except ImportError as error:
     raise InputError(
         "DescriptorSelector needs scikit-learn 1.6 or newer; "
@@ -57,8 +63,9 @@ def _described(selector: type[DescriptorSelector]) -> type[DescriptorSelector]:
 class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     """Drop the columns that another column already stands for.
 
-    Unsupervised: `y` is ignored. NaN and infinite cells count as missing and are not imputed; an
-    imputer belongs behind this step. Columns of a frame that are not numeric are not selected.
+    With `y`, of similar columns the one that tells most of it stays. NaN and infinite cells count
+    as missing and are not imputed; an imputer belongs behind this step. Columns of a frame that are
+    not numeric are not selected.
 
     Where it computes: on `client`; else on the current Dask client; else, without `workers`, in
     threads of this process for up to 16 million cells and on worker processes beyond. The
@@ -74,6 +81,10 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         less, but not less than 10 (of a table of fewer rows: all).
     keep : Sequence[str]
         Columns never dropped. Columns without names are called "x0", "x1", ...
+    use_y : bool
+        Whether `fit` looks at `y` when it is given.
+    target_kind : {"auto", "numbers", "classes"}
+        What `y` holds; auto: numbers, if it is numeric, else classes.
     scratch_dir : str or None
         Where ranks and a copy of the data lie during `fit`; the system's temporary folder if None.
     {options}
@@ -86,6 +97,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         One record per column: kept or dropped, why, by whom, with which value.
     communities_ : dict
         Kept column -> the columns it stands for.
+    relevance_ : ndarray (n_features_in_,)
+        How much each column tells of `y`, in [0, 1]; NaN where it is not known, and without `y`.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Only where the data has column names and all are text.
@@ -119,6 +132,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     prefer: Sequence[str] = ()
     passes: Sequence[int] = Options.passes
     nonlinear_rows: int | None = None
+    use_y: bool = True
+    target_kind: str = Options.target_kind
     seed: int = Options.seed
     client: Any = None
     workers: int | None = None
@@ -132,7 +147,9 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array-like, pandas or polars frame (n_samples, n_features)
             Dense. A frame keeps its types; everything else becomes an array of numbers.
-        y : ignored
+        y : array-like (n_samples,) or (n_samples, n_targets), or None
+            What is to be predicted, without missing values. One that is constant says nothing
+            and is not looked at.
 
         Returns
         -------
@@ -141,18 +158,37 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         """
         data = self._checked(X)
         n_rows, n_columns = data.shape
-        names = getattr(self, "feature_names_in_", _array_names(n_columns))
+        names = list(getattr(self, "feature_names_in_", _array_names(n_columns)))
+        values, classes = self._targets(y, n_rows)
+        free = (name for place in itertools.count() if (name := f"y{place}") not in names)
+        targets = dict(zip(free, values, strict=False))
         with self._connection(n_rows * n_columns) as client:
             result = dpipe.select(
-                data,
-                columns=names if kind_of(data) is Kind.ARRAY else None,
+                _with_columns(data, targets),
+                columns=[*names, *targets] if kind_of(data) is Kind.ARRAY else None,
                 client=client,
-                **self._options(),
+                **self._options() | {"target": tuple(targets)} | classes,
             )
         self.selected_ = result.selected
-        self.decisions_ = result.decisions
+        self.decisions_ = tuple(d for d in result.decisions if d.column not in targets)
         self.communities_ = dict(result.communities)
+        self.relevance_ = np.array(
+            [np.nan if d.relevance is None else d.relevance for d in self.decisions_]
+        )
         return self
+
+    def _targets(self, y: Any, n_rows: int) -> tuple[list[NDArray[Any]], dict[str, str]]:
+        """The columns of `y` as numbers, those that vary; and the kind of target they are then."""
+        if y is None or not self.use_y:
+            return [], {}
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        check_consistent_length(y, np.empty(n_rows))
+        columns = list(y.reshape(n_rows, -1).T)
+        kind = {}
+        if y.dtype.kind not in "biuf":  # classes by any name are classes by their number
+            columns = [np.unique(column, return_inverse=True)[1] for column in columns]
+            kind = {"target_kind": "classes"}
+        return [column for column in columns if (column != column[0]).any()], kind
 
     def transform(self, X: Any) -> Any:
         """The selected columns of `X`.
@@ -206,7 +242,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _options(self) -> dict[str, Any]:
         """Every parameter but the connection is an option of a run."""
-        options = {n: v for n, v in self.get_params(deep=False).items() if n != "client"}
+        given = self.get_params(deep=False)
+        options = {name: value for name, value in given.items() if name in DECLARED}
         # Nobody sees the run folder, and data that fits in memory leaves the workers slim.
         return options | {"restart": "never", "checkpoint": False, "matrix_budget": 0}
 
@@ -238,6 +275,17 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 def _array_names(width: int) -> list[str]:
     """What scikit-learn calls the columns of data without names."""
     return [f"x{place}" for place in range(width)]
+
+
+def _with_columns(data: Any, added: Mapping[str, NDArray[Any]]) -> Any:
+    """Data with some more columns."""
+    if not added:
+        return data
+    if kind_of(data) is Kind.ARRAY:
+        return np.column_stack([data, *added.values()])
+    if kind_of(data) is Kind.FRAME:
+        return data.assign(**added)
+    return data.with_columns(**added)
 
 
 def _numbers(frame: Any) -> NDArray[Any]:

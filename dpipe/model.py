@@ -50,6 +50,7 @@ class Role(StrEnum):
     ID = "id", "identifier", "identifiers", "identifier, passed through"
     EXCLUDED = "excluded", "left out", "left out as asked", "left out as asked"
     NOT_NUMERIC = "not_numeric", "not numeric", "not numeric", "not numeric, passed through"
+    TARGET = "target", "target", "targets", "what is to be predicted"
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ class PassResult:
         The number of its community for each column of a community of two or more.
     near_threshold
         Pairs close to the threshold, with their similarity, the closest first.
+    relevance
+        How much each column tells of the targets, in [0, 1]; of pass 1 of a run that has targets.
     """
 
     number: int
@@ -191,6 +194,7 @@ class PassResult:
     drops: tuple[Drop, ...]
     communities: Mapping[str, int] = field(default_factory=dict)
     near_threshold: tuple[tuple[str, str, float], ...] = ()
+    relevance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,8 @@ class Decision:
         The column that stood for it after that pass.
     community
         The number of its community.
+    relevance
+        How much it tells of the targets, in [0, 1]; None without targets.
     """
 
     column: str
@@ -246,6 +252,7 @@ class Decision:
     threshold: float | None
     representative: str | None
     community: int | None
+    relevance: float | None = None
 
     @property
     def cause(self) -> Reason | None:
@@ -464,3 +471,28 @@ Emit = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """An observer that ignores every event."""
+
+
+@dataclass(frozen=True)
+class TargetRelevance:
+    """How much columns tell of targets.
+
+    Attributes
+    ----------
+    columns, targets
+        Their names, (p,) and (t,).
+    hsic, rdc
+        (p, t) float64 in [0, 1]; NaN where too few rows have both values.
+    """
+
+    columns: tuple[str, ...]
+    targets: tuple[str, ...]
+    hsic: NDArray[np.float64]
+    rdc: NDArray[np.float64]
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """(p,) the mean of both measures with the target of which a column tells most; or NaN."""
+        fused = (self.hsic + self.rdc) / 2
+        largest = np.max(np.where(np.isnan(fused), -1.0, fused), axis=1)
+        return np.where(largest < 0, np.nan, largest)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
-from dpipe.registry import PASSES
+from dpipe.registry import PASSES, Reason
 from dpipe.words import counted
 
 _FACTS = ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique")
@@ -56,7 +56,7 @@ def follow_chain(column: str, drops: Mapping[str, Drop | Decision]) -> tuple[str
 
 
 def alternatives(
-    selected: Sequence[str], passes: Iterable[PassResult]
+    selected: Sequence[str], passes: Sequence[PassResult]
 ) -> dict[str, list[dict[str, Any]]]:
     """The dropped columns that each finally kept column stands for: content of communities.json.
 
@@ -83,6 +83,7 @@ def alternatives(
     """
     drops = drops_by_column(passes)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in selected}
+    relevance = _relevance(passes)
     for drop in sorted(drops.values(), key=_by_strength):
         chain = follow_chain(drop.column, drops)
         if len(chain) == 1:
@@ -93,6 +94,8 @@ def alternatives(
             "measure": drop.measure,
             "value": drop.value,
         }
+        if drop.column in relevance:
+            entry["relevance"] = relevance[drop.column]
         if len(chain) > 2:
             entry["chain"] = list(chain)
         entries[chain[-1]].append(entry)
@@ -124,6 +127,7 @@ def decide(
     """
     known = {entry.name: entry for entry in statistics}
     asked = frozenset(keep)
+    relevance = _relevance(passes)
     drops = drops_by_column(passes)
     numbers = _community_numbers(passes)
     stands_for: dict[str, int] = {}
@@ -147,11 +151,22 @@ def decide(
             decision=verdict,
             reason=reason,
             community=_community_of(name, drop, numbers),
+            relevance=relevance.get(name),
             **{field: getattr(facts, field, None) for field in _FACTS},
             **{field: getattr(drop, field, None) for field in _CAUSE},
         )
 
     return tuple(decision(column) for column in columns)
+
+
+def _relevance(passes: Sequence[PassResult]) -> dict[str, float]:
+    """Relevance by column; a duplicate ranks the rows alike, so it tells what the other does."""
+    known = {name: value for result in passes for name, value in result.relevance.items()}
+    drops = drops_by_column(passes)
+    for name, drop in drops.items():
+        if drop.reason is Reason.DUPLICATE and drop.representative in known:
+            known[name] = known[drop.representative]
+    return known
 
 
 def explain(column: str, decisions: Sequence[Decision]) -> str:

@@ -14,6 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.model import MILLION
+
 
 @dataclass(frozen=True)
 class Priority:
@@ -67,6 +69,17 @@ class Priority:
         favour = np.array([self._favour.get(name, last) for name in names], dtype=np.int64)
         relevance = np.array([-self.relevance.get(name, 0) for name in names], dtype=np.int64)
         return np.lexsort((name_places(names), *added[::-1], relevance, favour, asked))
+
+
+def in_millionths(relevance: Mapping[str, float]) -> dict[str, int]:
+    """Relevance in whole millionths, which no difference of rounding can tell apart.
+
+    Examples
+    --------
+    >>> in_millionths({"a": 0.25, "b": 0.2500000001})
+    {'a': 250000, 'b': 250000}
+    """
+    return {name: round(value * MILLION) for name, value in relevance.items()}
 
 
 def name_places(names: Sequence[str]) -> NDArray[np.int64]:

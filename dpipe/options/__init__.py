@@ -102,6 +102,20 @@ class Options:
     exclude: tuple[str, ...] = _input(
         (), Names(), "columns left out of the analysis", affects=1, also=("plan", "similarity")
     )
+    target: tuple[str, ...] = _input(
+        (),
+        Names(),
+        "columns that a model is to predict",
+        more="they are no features; of similar columns the one that tells most of them stays",
+        affects=1,
+        also=("plan",),
+    )
+    target_kind: str = _input(
+        "auto",
+        choice("auto", "numbers", "classes"),
+        "take targets for numbers or for classes; auto: text for classes",
+        affects=1,
+    )
     on_bad_file: str = _input(
         "error",
         choice("error", "skip"),
@@ -269,6 +283,11 @@ class Options:
             )
         if self.sample_rows and self.sample_per_file:
             raise InputError("give --sample-rows or --sample-per-file, not both.")
+        for name in ("keep", "exclude", "id_columns"):
+            if both := set(self.target) & set(getattr(self, name)):
+                raise InputError(
+                    f"column {min(both)!r} is named in both --target and {flag(name)}."
+                )
         clash = set(self.keep) & (set(self.exclude) | set(self.id_columns))
         if clash:
             raise InputError(

@@ -24,6 +24,7 @@ from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, TableShape, plan_ranking, ranking_blocks
+from dpipe.engine.relevance import measure_relevance, store_targets, warn_of_leaks
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model import ColumnStatistics, Drop, Note, PassResult, PlannedPass
 from dpipe.options import Options
@@ -60,6 +61,9 @@ def ranks_key(table: Table, rows: NDArray[np.int64] | None, version: str) -> str
 def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> Prepared:
     """Rank every feature column into the rank store; blocks already there are kept.
 
+    The targets of the run, if any, are left there first, so that one that cannot be is refused
+    before the work.
+
     Parameters
     ----------
     context
@@ -73,6 +77,8 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
     record = _write_record(store, table)
     if rows is not None:
         store.write_arrays(ROWS_NAME, {"rows": rows})
+    if context.options.target:
+        store_targets(context, table, record, None if rows is None else ROWS_NAME)
     blocks = ranking_blocks(context.n_rows, len(names), table.row_group, context.machine)
     blocks = _resumable(store, blocks)
     intact = _intact_blocks(context)
@@ -261,11 +267,24 @@ def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) ->
 
 
 def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
-    """Decide on the ranked columns; leave their statistics, and some ranks for the report."""
+    """Decide on the ranked columns; leave their statistics, and some ranks for the report.
+
+    Where the run has targets, measure how much the columns that stay tell of them.
+    """
     if context.folder is not None:
         context.folder.write_statistics(column.statistics for column in prepared.values())
         context.folder.write_rank_sample(*rank_sample(context.store, prepared))
-    return decide(this, prepared, columns, context.options, context.priority)
+    result = decide(this, prepared, columns, context.options, context.priority)
+    if not context.options.target or not result.kept:
+        return result
+    measured = measure_relevance(context, prepared, result.kept)
+    warn_of_leaks(context, measured)
+    relevance = {
+        name: float(value)
+        for name, value in zip(measured.columns, measured.values, strict=True)
+        if not np.isnan(value)
+    }
+    return dataclasses.replace(result, relevance=relevance)
 
 
 def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:

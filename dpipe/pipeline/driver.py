@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dpipe.choice.priority import Priority
+from dpipe.choice.priority import Priority, in_millionths
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import remove_grids
 from dpipe.engine.plan import Limits, Plan, check_disk
@@ -63,6 +63,7 @@ class Run:
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
         self.options = options.for_rows(self.n_rows)
         self._resume = Resume(table, self.options, folder, journal)
+        self._relevance: dict[str, int] = {}
         self._plan: dict[str, Any] | None = None  # of the run before while no session is open
         self._files: list[str] = []  # that the passes left, beside what every run leaves
 
@@ -140,7 +141,15 @@ class Run:
                 )
                 columns = saved.result.kept
                 results.append(saved.result)
+                if number == FIRST:
+                    self._relevance = in_millionths(saved.result.relevance)
+                    if context is not None:
+                        context = dataclasses.replace(context, priority=self._priority())
         return results
+
+    def _priority(self) -> Priority:
+        """The order of columns, as far as the run knows it."""
+        return Priority(self.options.keep, self.options.prefer, self._relevance)
 
     @contextmanager
     def _failures_of(self, this: Pass) -> Iterator[None]:
@@ -185,7 +194,7 @@ class Run:
                 folder=self.folder,
                 nonlinear_rows=nonlinear_sample(self.table, self._rows, self.options),
                 limits=self._limits,
-                priority=Priority(self.options.keep, self.options.prefer),
+                priority=self._priority(),
             )
             plan = self._checked_plan(context)
             self._plan = dataclasses.asdict(plan)

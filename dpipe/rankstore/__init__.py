@@ -28,7 +28,7 @@ from dpipe.rankstore.blocks import (
     write_block,
 )
 from dpipe.rankstore.catalogue import Catalogue, build_catalogue, load_catalogue, read_piece
-from dpipe.rankstore.store import Store
+from dpipe.rankstore.store import Store, bytes_of
 
 __all__ = [
     "FORMAT",
@@ -36,6 +36,7 @@ __all__ = [
     "Store",
     "StoredColumn",
     "build_catalogue",
+    "bytes_of",
     "finished_blocks",
     "is_intact",
     "load_catalogue",

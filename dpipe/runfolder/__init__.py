@@ -80,6 +80,7 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("threshold", pa.float64()),
         pa.field("representative", pa.string()),
         pa.field("community", pa.int64()),
+        pa.field("relevance", pa.float64()),
     ]
 )
 """Columns of the decision table; the field of `Decision` behind "pass" is ``pass_number``."""

@@ -134,6 +134,7 @@ def _pass_result(stored: Mapping[str, Any]) -> PassResult:
         kept=tuple(map(str, stored["kept"])),
         drops=tuple(_drop(drop) for drop in stored["drops"]),
         communities={str(k): int(v) for k, v in stored["communities"].items()},
+        relevance={str(k): float(v) for k, v in stored["relevance"].items()},
         near_threshold=tuple((str(a), str(b), float(v)) for a, b, v in stored["near_threshold"]),
     )
 

@@ -80,7 +80,7 @@ def check_options(options: Options, known: Mapping[str, object]) -> None:
     InputError
         Naming the option, the column and the nearest name.
     """
-    for option in ("id_columns", "exclude", "keep"):
+    for option in ("id_columns", "exclude", "keep", "target"):
         for name in getattr(options, option):
             if name not in known:
                 raise InputError(
@@ -141,6 +141,8 @@ class Roles:
         return tuple(name for name, cells in self._text.items() if _mostly_numbers(cells))
 
     def _plain_role(self, name: str, use: Use) -> Role:
+        if name in self._options.target:
+            return Role.TARGET
         if name in self._excluded:
             return Role.EXCLUDED
         if name in self._ids or (use.is_index and name not in self._asked):

@@ -259,7 +259,13 @@ def _check_features(table: Table) -> None:
     if table.features:
         return
     roles = Counter(column.role for column in table.columns)
-    words = {Role.NOT_NUMERIC: "not numeric", Role.ID: "ids", Role.EXCLUDED: "excluded"}
+    words = {
+        Role.NOT_NUMERIC: "not numeric",
+        Role.ID: "ids",
+        Role.EXCLUDED: "excluded",
+        Role.TARGET: "targets",
+    }
+    words[Role.TARGET] = "targets"
     parts = [f"{roles[role]} {word}" for role, word in words.items() if roles[role]]
     raise InputError(
         f"no numeric column is left to analyse: of {counted(len(table.columns), 'column')} in "

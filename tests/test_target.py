@@ -1,0 +1,237 @@
+"""The target: what columns tell of it, what it changes, what may not be one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import dpipe
+from dpipe.errors import InputError
+from dpipe.estimator import DescriptorSelector
+from dpipe.model import Note
+from dpipe.options import Options
+from dpipe.session import threads_here
+from dpipe.table import open_table
+from dpipe.table.target import read_target
+from dpipe.verify import verify
+
+N = 300
+WIDTH = 1 - 1 / np.sqrt(2)
+"""Of the Gaussian kernel on ranks, as docs/statistics.md gives it."""
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Any]:
+    with threads_here() as client:
+        yield client
+
+
+def table(seed: int = 0) -> pd.DataFrame:
+    """`close` tells a little more of the target than its twin `other`; `shape` tells the most."""
+    rng = np.random.default_rng(seed)
+    base, rest = rng.normal(size=(2, N))
+    frame = pd.DataFrame(
+        {
+            "other": base + 0.1 * rng.normal(size=N),
+            "close": base,
+            "shape": rest**2 + 0.1 * rng.normal(size=N),
+            "rest": rest,
+            "noise": rng.normal(size=N),
+            "counts": rng.integers(0, 4, N).astype(float),
+        }
+    )
+    frame["y"] = base + rest**2
+    frame["label"] = np.where(frame["y"] > 1, "high", "low")
+    frame.loc[::7, "other"] = np.nan
+    return frame
+
+
+QUICK: dict[str, Any] = {"restart": "never", "passes": [1, 2], "spearman_threshold": 0.9}
+
+
+def test_of_similar_columns_the_one_that_tells_most_of_the_target_stays(here: Any) -> None:
+    frame = table().drop(columns="label")
+    for target, kept, dropped in (("y", "close", "other"), (None, "close", "other")):
+        result = dpipe.select(frame, target=target, client=here, **QUICK)
+        assert kept in result.selected
+        assert dropped not in result.selected
+    # The twin has no missing cell and its name comes first: only the target speaks against it.
+    frame = frame.assign(a_twin=frame["close"] + 0.3 * table(1)["noise"])
+    without = dpipe.select(frame.drop(columns=["other", "y"]), client=here, **QUICK)
+    assert "close" not in without.selected
+    result = dpipe.select(frame.drop(columns="other"), target="y", client=here, **QUICK)
+    assert "close" in result.selected
+    assert "a_twin" not in result.selected
+
+
+def test_a_target_is_no_feature_and_stands_in_the_decisions(here: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pandas(table()), tmp_path / "t.parquet")
+    result = dpipe.select(
+        tmp_path, target=["y", "label"], client=here, output_dir=tmp_path / "out", **QUICK
+    )
+    rows = {decision.column: decision for decision in result.decisions}
+    assert rows["y"].decision == rows["label"].decision == "target"
+    assert rows["y"].relevance is None
+    stored = pq.read_table(tmp_path / "out" / "decisions.parquet")
+    assert stored["relevance"].to_pylist() == [d.relevance for d in result.decisions]
+    written = json.loads((tmp_path / "out" / "communities.json").read_text())
+    assert written["close"][0]["relevance"] == rows["other"].relevance
+    assert verify(tmp_path / "out").lines
+
+
+def test_relevance_is_that_of_a_dense_hsic_whatever_the_order(here: Any) -> None:
+    frame = table().drop(columns=["other", "label"])
+    found = dpipe.relevance(frame, "y", client=here)
+    assert found.columns == ("close", "shape", "rest", "noise", "counts")
+    ranks = (frame.rank() - 0.5) / N
+    for name, value in zip(found.columns, found.hsic[:, 0], strict=True):
+        x, y = (ranks[[each]].to_numpy() for each in (name, "y"))
+        kernels = [np.exp(-((u - u.T) ** 2) / (2 * WIDTH**2)) for u in (x, y)]
+        assert value == pytest.approx(dense(*kernels), abs=2e-5)
+    shuffled = frame.sample(frac=1, random_state=1)[frame.columns[::-1]]
+    again = dpipe.relevance(shuffled, "y", client=here)
+    np.testing.assert_allclose(again.values[::-1], found.values, atol=1e-12)
+
+
+def dense(left: np.ndarray, right: np.ndarray) -> float:
+    """Normalised HSIC of two kernel matrices."""
+    k, m = (a - a.mean(0) - a.mean(1)[:, None] + a.mean() for a in (left, right))
+    return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_relevance_for_classes_is_that_of_the_delta_kernel(classes: int, here: Any) -> None:
+    frame = table()[["close", "shape", "counts", "y"]]
+    labels = pd.qcut(frame["y"], classes, labels=False)
+    frame["y"] = labels
+    found = dpipe.relevance(frame, "y", client=here, target_kind="classes")
+    named = dpipe.relevance(frame.assign(y=[f"c{each}" for each in labels]), "y", client=here)
+    np.testing.assert_array_equal(found.hsic, named.hsic)
+    np.testing.assert_array_equal(found.rdc, named.rdc)
+    same = (labels.to_numpy()[:, None] == labels.to_numpy()).astype(float)
+    ranks = (frame.rank() - 0.5) / N
+    for name, value in zip(found.columns, found.hsic[:, 0], strict=True):
+        u = ranks[[name]].to_numpy()
+        assert value == pytest.approx(
+            dense(np.exp(-((u - u.T) ** 2) / (2 * WIDTH**2)), same), abs=2e-5
+        )
+
+
+def test_of_several_targets_the_largest_relevance_counts(here: Any) -> None:
+    frame = table().drop(columns="label").assign(z=table()["noise"] ** 3)
+    both = dpipe.relevance(frame, ["y", "z"], client=here)
+    alone = [
+        dpipe.relevance(frame, name, client=here, exclude=["y", "z"][1 - place : 2 - place])
+        for place, name in enumerate("yz")
+    ]
+    for place, single in enumerate(alone):
+        np.testing.assert_allclose(both.rdc[:, place], single.rdc[:, 0], atol=1e-12)
+    np.testing.assert_allclose(both.values, np.maximum(alone[0].values, alone[1].values))
+
+
+def test_missing_targets_are_left_out_pairwise(here: Any) -> None:
+    frame = table().drop(columns=["label", "other"])
+    holes = frame.assign(y=frame["y"].where(np.arange(N) % 3 > 0))
+    found = dpipe.relevance(holes, "y", client=here)
+    filled = frame[np.arange(N) % 3 > 0]
+    expected = dpipe.relevance(filled, "y", client=here)
+    np.testing.assert_allclose(found.hsic, expected.hsic, atol=0.03)
+
+
+def test_a_copy_of_the_target_is_named(here: Any) -> None:
+    frame = table().drop(columns="label")
+    notes: list[str] = []
+    dpipe.select(
+        frame.assign(leak=-frame["y"]),
+        target="y",
+        client=here,
+        observers=[lambda event: notes.append(event.text) if isinstance(event, Note) else None],
+        **QUICK,
+    )
+    (note,) = (each for each in notes if "tells all of the target" in each)
+    assert "'leak'" in note
+    assert "'shape'" not in note
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (1.0, "is constant"),
+        (np.nan, "is empty"),
+        ([f"molecule {row}" for row in range(N)], "another text in every row"),
+        (["a"] * (N - 5) + ["b"] * 5, "1 class of at least 10 rows"),
+        ([1.0] * 20 + [2.0] * 5 + [np.nan] * (N - 25), "a value in 25 rows and 100 are needed"),
+        (pd.Timestamp("2020-01-01"), "neither numbers nor classes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_may_not_be_a_target(column: Any, words: str, here: Any) -> None:
+    frame = table()[["close", "rest"]].assign(t=column)
+    with pytest.raises(InputError, match=words) as caught:
+        dpipe.select(frame, target="t", client=here, **QUICK)
+    assert "'t'" in str(caught.value)
+
+
+def test_names_that_may_not_be_targets(here: Any) -> None:
+    frame = table()
+    with pytest.raises(InputError, match=r"--target names 'Y', .*did you mean 'y'"):
+        dpipe.select(frame, target="Y", client=here)
+    for other in ("keep", "exclude", "id_columns"):
+        with pytest.raises(InputError, match=f"both --target and --{other.replace('_', '-')}"):
+            dpipe.select(frame, target="y", **{other: ["y"]})
+    with pytest.raises(InputError, match="no target was given"):
+        dpipe.relevance(frame, [], client=here)
+    with pytest.raises(InputError, match="--target-kind classes"):
+        dpipe.relevance(frame, "label", target_kind="numbers", client=here)
+
+
+def test_text_classes_do_not_depend_on_the_order_of_rows_or_files(tmp_path: Path) -> None:
+    texts = ["b", None, "a", "c", "b"]
+    for number, part in enumerate((texts[:2], texts[2:])):
+        column = pa.array(part).dictionary_encode() if number else pa.array(part)
+        pq.write_table(
+            pa.table({"x": range(len(part)), "y": column}), tmp_path / f"{number}.parquet"
+        )
+    opened = open_table([tmp_path], options=Options(target=("y",)))
+    found = read_target(opened, "y", "auto")
+    assert found.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(found.values, [1, np.nan, 0, 2, 1])
+
+
+@pytest.mark.parametrize("kind", ["array", "pandas", "polars"])
+def test_the_selector_uses_y(kind: str, here: Any) -> None:
+    frame = table()[["other", "close", "shape", "noise"]].fillna(0.0)
+    y = table()["y"].to_numpy()
+    data = {"array": frame.to_numpy(), "pandas": frame, "polars": pl.from_pandas(frame)}[kind]
+    fitted = DescriptorSelector(client=here, passes=(1,)).fit(data, y)
+    expected = dpipe.relevance(frame.assign(y=y), "y", client=here)
+    np.testing.assert_allclose(fitted.relevance_, expected.values, atol=1e-12)
+    assert len(fitted.decisions_) == 4
+    labels = DescriptorSelector(client=here, passes=(1,)).fit(data, np.where(y > 1, "u", "d"))
+    flags = DescriptorSelector(client=here, passes=(1,), target_kind="classes").fit(data, y > 1)
+    np.testing.assert_allclose(labels.relevance_, flags.relevance_, atol=1e-12)
+    for ignored in (DescriptorSelector(client=here, passes=(1,), use_y=False), None):
+        blind = ignored.fit(data, y) if ignored else fitted.fit(data, np.ones(N))
+        assert np.isnan(blind.relevance_).all()
+    with pytest.raises(ValueError, match="y contains NaN"):
+        fitted.fit(data, np.where(y > 1, np.nan, y))
+
+
+def test_a_run_that_goes_on_knows_the_relevance(tmp_path: Path, here: Any) -> None:
+    frame = table().drop(columns="label")
+    pq.write_table(pa.Table.from_pandas(frame), tmp_path / "t.parquet")
+    where = {"output_dir": tmp_path / "out", "client": here, **QUICK}
+    first = dpipe.select(tmp_path / "t.parquet", target="y", **where)
+    again = dpipe.select(tmp_path / "t.parquet", target="y", **where | {"spearman_threshold": 0.8})
+    assert [d.relevance for d in again.decisions] == [d.relevance for d in first.decisions]
+    other = dpipe.select(tmp_path / "t.parquet", target="noise", **where)
+    assert [d.relevance for d in other.decisions] != [d.relevance for d in first.decisions]
