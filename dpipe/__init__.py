@@ -1,9 +1,10 @@
 """dpipe: which columns of a wide table can go, because another column already says the same.
 
 Covers: the names of the Python interface. `select` runs the whole pipeline, `apply` reduces new
-files, `similarity` gives the matrix of one measure, and every measure is a function too:
-`spearman`, `hsic`, `rdc` and what else `dpipe.kernels.measures` holds. `relevance` tells what
-columns say of a target. `DescriptorSelector` is a scikit-learn selector.
+files, `transfer` asks whether a selection holds on them, `similarity` gives the matrix of one
+measure, and every measure is a function too: `spearman`, `hsic`, `rdc` and what else
+`dpipe.kernels.measures` holds. `relevance` tells what columns say of a target.
+`DescriptorSelector` is a scikit-learn selector.
 Does not cover: what they do (`dpipe.api`, `dpipe.estimator`), the command line (`dpipe.cli`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dpipe.api import apply, measure_function, relevance, select, similarity
+from dpipe.api import apply, measure_function, relevance, select, similarity, transfer
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "relevance",
     "select",
     "similarity",
+    "transfer",
 ]
 
 

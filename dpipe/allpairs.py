@@ -7,8 +7,6 @@ Does not cover: what is redundant (`dpipe.pipeline`).
 from __future__ import annotations
 
 import os
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from dpipe.model import Emit, Event, Similarity, TargetRelevance
 from dpipe.options import Options
 from dpipe.options.kinds import expanded
 from dpipe.passes import prepare
-from dpipe.rankstore import Store
+from dpipe.rankstore import temporary_store
 from dpipe.runfolder import Files
 from dpipe.session import use_session
 from dpipe.table import as_sources, open_table, tell_notes
@@ -152,21 +150,7 @@ def _ranked(
             "common, so that no pair would have a similarity; lower --min-valid."
         )
     with ExitStack() as stack:
-        store = stack.enter_context(_scratch(options.scratch_dir, table.storage_options))
+        store = stack.enter_context(temporary_store(options.scratch_dir, table.storage_options))
         session = stack.enter_context(use_session(options, client, emit))
         context = Context(session, store, options, emit, table.n_rows)
         yield context, prepare.prepare(context, table, None), table.features
-
-
-@contextmanager
-def _scratch(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator[Store]:
-    """A rank store for the time of one call."""
-    if parent is None or "://" not in parent:
-        with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
-            yield Store(folder, storage_options, durable=False)
-        return
-    store = Store(f"{parent.rstrip('/')}/dpipe-{uuid.uuid4().hex}", storage_options)
-    try:
-        yield store
-    finally:
-        store.remove()

@@ -1,8 +1,8 @@
 """The functions of the Python interface.
 
-Covers: `select`, which runs the whole pipeline; `apply`, which reduces new files; `similarity`, the
-matrix of one measure, and the function that each measure has; files for data that is already in
-memory.
+Covers: `select`, which runs the whole pipeline; `apply`, which reduces new files; `transfer`, which
+asks whether a selection holds on them; `similarity`, the matrix of one measure, and the function
+that each measure has; files for data that is already in memory.
 Does not cover: the command line (`dpipe.cli`), the scikit-learn selector (`dpipe.estimator`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dpipe.model import Similarity, TargetRelevance
     from dpipe.options import Options
     from dpipe.pipeline.apply import Applied
+    from dpipe.pipeline.transfer import Transfer
     from dpipe.selection import Selection
 
 
@@ -133,6 +134,62 @@ def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None
     from dpipe.pipeline import apply
 
     return apply(folder, sources, output, storage_options=storage_options)
+
+
+def transfer(
+    folder: Any,
+    data: Any,
+    *,
+    client: Any = None,
+    storage_options: Any = None,
+    observers: Any = (),
+    **options: Any,
+) -> Transfer:
+    """Whether the selection of a finished run holds on new data, as ``dpipe transfer`` says it.
+
+    Parameters
+    ----------
+    folder
+        The run folder, or an fsspec URL of one.
+    data
+        The new table, as in `select`, with column names.
+    client, storage_options, observers
+        As in `select`.
+    **options
+        Where to compute, as in `select`; what decides is taken from the run.
+
+    Returns
+    -------
+    dpipe.pipeline.transfer.Transfer
+        ``holds``, ``broken``, ``certificates``, ``redundant``, ``unfit``, ``absent``, ``outside``,
+        ``lines``.
+
+    Raises
+    ------
+    InputError
+        When there is no such run, or the new data has none of its columns.
+    ResourceError
+        When the cluster, memory or disk do not suffice.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> dpipe.transfer("out", "new/*.parquet").holds  # doctest: +SKIP
+    """
+    from dpipe.options import options_from
+    from dpipe.pipeline import transfer
+    from dpipe.settings import with_configured
+
+    resolved = options_from(with_configured(options))
+    with _files(data, None, client, resolved, resolved.scratch_dir) as (sources, connection):
+        return transfer(
+            folder,
+            sources,
+            resolved,
+            client=connection,
+            observers=observers,
+            storage_options=storage_options,
+        )
 
 
 def similarity(

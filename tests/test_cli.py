@@ -475,7 +475,16 @@ def test_escapes_in_an_error_do_not_reach_the_terminal(monkeypatch: pytest.Monke
 
 def test_help_has_examples_that_parse() -> None:
     commands = main.commands
-    assert set(commands) == {"run", "plan", "similarity", "apply", "report", "verify", "doctor"}
+    assert set(commands) == {
+        "run",
+        "plan",
+        "similarity",
+        "apply",
+        "transfer",
+        "report",
+        "verify",
+        "doctor",
+    }
     for name, command in commands.items():
         text = invoke(name, "--help").stdout
         examples = [

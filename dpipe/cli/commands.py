@@ -1,6 +1,7 @@
 """The commands: each makes a request of its words, calls the library once, says what came of it.
 
-Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``report``, ``verify``, ``doctor``.
+Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``transfer``, ``report``, ``verify``,
+``doctor``.
 Does not cover: what they do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
 `dpipe.doctor`), progress (see `dpipe.watch.terminal`).
 """
@@ -292,6 +293,48 @@ def apply(
         click.echo(f"left out {name!r}: its types conflict between files.", err=True)
     size = f"{counted(done.n_rows, 'row')}, {counted(len(done.columns), 'column')}"
     click.echo(f"{output}: {size}")
+
+
+@main.command(
+    short_help="Ask whether a finished selection holds on new data.",
+    examples="""
+    dpipe transfer out new.parquet
+    dpipe transfer out "new/part-*.parquet" --workers 8
+    """,
+)
+@click.argument("folder", metavar="DIR")
+@sources_argument
+@options_of_a_run("transfer")
+@click.pass_context
+def transfer(
+    ctx: click.Context,
+    folder: str,
+    given: dict[str, Any],
+    sources: tuple[str, ...],
+    config: str | None,
+) -> None:
+    """Measure on PARQUET... what the run in DIR decided, and say what no longer holds.
+
+    Every dropped column is compared with its representative again, kept columns with each other.
+    What decides is taken from the run. The exit code is 0 where the selection holds, else 4.
+    """
+    request = settle(given, sources, config)
+    found = need_sources(request)
+    from dpipe import pipeline
+    from dpipe.watch.terminal import Progress
+
+    with Progress(request.verbosity) as progress:
+        answer = pipeline.transfer(
+            folder,
+            found,
+            request.options,
+            observers=(progress,),
+            storage_options=request.storage_options,
+        )
+    for line in answer.lines:
+        progress.line(line)
+    if not answer.holds:
+        ctx.exit(4)
 
 
 @main.command(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -61,6 +61,51 @@ def run_grid(
     settings
         Further fields of `dpipe.engine.tiles.Job`.
     """
+    grid = _opened(context, prepared, names, title, fusion, rows, settings)
+    submit.run_grid(context.session, grid.job, context.store, title, context.emit, grid.names)
+    return grid
+
+
+def measured_pairs(
+    context: Context,
+    prepared: Prepared,
+    pairs: Sequence[tuple[str, str]],
+    title: str,
+    fusion: Fusion,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    min_valid: int,
+) -> NDArray[np.float64]:
+    """Exact similarities of single pairs of columns, without any tile; NaN where there is none.
+
+    Parameters
+    ----------
+    context, prepared, title, fusion, rows, min_valid
+        As in `run_grid`.
+    pairs
+        Names of two columns each.
+    """
+    if not pairs:
+        return np.empty(0)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    settings = {"min_valid": min_valid, "matrix": False}
+    grid = _opened(context, prepared, names, title, fusion, rows, settings)
+    submit.run_marginals(context.session, grid.job, context.store, title, context.emit, grid.names)
+    number = {name: index for index, name in enumerate(grid.names)}
+    numbers = np.array([(number[a], number[b]) for a, b in pairs], dtype=np.int64)
+    return settle(context, grid, numbers.min(axis=1), numbers.max(axis=1))
+
+
+def _opened(
+    context: Context,
+    prepared: Prepared,
+    names: Sequence[str],
+    title: str,
+    fusion: Fusion,
+    rows: NDArray[np.int64] | None,
+    settings: Mapping[str, Any],
+) -> Grid:
+    """A grid of which nothing is computed yet, its job and catalogue where the tasks find them."""
     catalogue, ordered = build_catalogue(
         {name: prepared[name] for name in names}, context.n_rows, rows
     )
@@ -85,7 +130,6 @@ def run_grid(
     job = replace(job, folder=f"{_folders_of(title)}{_key(job, ordered, catalogue)}")
     catalogue.save(context.store, f"{job.folder}/catalogue.npz")
     job.save(context.store)
-    submit.run_grid(context.session, job, context.store, title, context.emit, ordered)
     return Grid(job, catalogue, ordered)
 
 

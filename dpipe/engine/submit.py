@@ -117,8 +117,7 @@ def run_grid(
         When the cluster is lost or a task keeps killing workers.
     """
     finished = store.names(job.folder)
-    if job.fusion.needs_marginals:
-        _run_own(session, job, store, finished, name, emit, columns)
+    run_marginals(session, job, store, name, emit, columns)
     todo = [(i, j) for i, j in job.tiling.tiles if _base(tiles.tile_name("", i, j)) not in finished]
     splits = len(job.tiling.splits)
     emit(StageStarted(f"moments-{name}", len(todo) * splits))
@@ -154,16 +153,18 @@ def _words(columns: Sequence[str], start: int, stop: int) -> str:
     return f"{stop - start} columns ({columns[start]!r} to {columns[stop - 1]!r})"
 
 
-def _run_own(
+def run_marginals(
     session: Session,
     job: tiles.Job,
     store: Store,
-    finished: set[str],
     name: str,
     emit: Emit,
     columns: Sequence[str],
 ) -> None:
-    """Marginal moments of every column block that has none yet."""
+    """Marginal moments of every column block that has none yet, where the measures need any."""
+    if not job.fusion.needs_marginals:
+        return
+    finished = store.names(job.folder)
     blocks = [
         block
         for block in range(len(job.tiling.blocks))

@@ -78,7 +78,7 @@ _output = functools.partial(_option, Section.OUTPUT)
 
 
 _SHARE = Number(low=0, high=1)
-_ANY = ("plan", "similarity", "doctor")
+_ANY = ("plan", "similarity", "transfer", "doctor")
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,13 @@ class Options:
         None,
         Text("ADDRESS"),
         "address of a running Dask scheduler to attach to",
-        also=("similarity", "doctor"),
+        also=("similarity", "transfer", "doctor"),
     )
     scheduler_file: str | None = _workers(
-        None, Place("FILE"), "scheduler file to attach to", also=("similarity", "doctor")
+        None,
+        Place("FILE"),
+        "scheduler file to attach to",
+        also=("similarity", "transfer", "doctor"),
     )
     workers: int | None = _workers(
         None, Whole(low=1, high=10_000), "number of workers to start", also=_ANY
@@ -229,7 +232,7 @@ class Options:
         1,
         Whole(low=1, high=1024),
         "threads of each worker that dpipe starts",
-        also=("plan", "similarity"),
+        also=("plan", "similarity", "transfer"),
     )
     memory_limit: int | None = _workers(
         None, Size(low=1), "memory of each worker that dpipe starts, like 4GiB", also=_ANY
@@ -239,7 +242,7 @@ class Options:
         Flag(),
         "encrypt the traffic of workers that dpipe starts, and shut other users out",
         more="needs the package `cryptography`",
-        also=("similarity",),
+        also=("similarity", "transfer"),
     )
     restart: str = _workers(
         "auto",
@@ -247,13 +250,13 @@ class Options:
         "restart workers between passes",
         more="`auto`: on a cluster that dpipe did not start, only while nobody else uses it; a "
         "worker without a nanny is never restarted",
-        also=("similarity",),
+        also=("similarity", "transfer"),
     )
     scratch_dir: str | None = _workers(
         None,
         Place("DIR"),
         "folder or URL for the ranks, if not the run folder",
-        also=("similarity", "doctor"),
+        also=("similarity", "transfer", "doctor"),
     )
     matrix_budget: int = _workers(
         2 * 1024**3, Size(low=0), "size of the largest similarity matrix to write", also=("plan",)

@@ -1,9 +1,9 @@
 """One run from files to a selection: the passes in order, their checkpoints, what they leave.
 
-Covers: `run`, `plan_run` and `apply`, the things to do with a table. The driver of the passes is
+Covers: `run`, `plan_run`, `apply` and `transfer`. The driver of the passes is
 `dpipe.pipeline.driver`, what a run takes over from the one before `dpipe.pipeline.resume`, what it
 leaves `dpipe.pipeline.record`, the plan of a run that is not started `dpipe.pipeline.preview`, new
-data reduced by a finished run `dpipe.pipeline.apply`.
+data reduced by a finished run `dpipe.pipeline.apply`, and judged `dpipe.pipeline.transfer`.
 Does not cover: the passes (`dpipe.passes`), showing progress (`dpipe.watch.terminal`), the page
 (`dpipe.report`), checking a finished run (`dpipe.verify`).
 """
@@ -24,6 +24,7 @@ from dpipe.pipeline.apply import apply
 from dpipe.pipeline.driver import Run
 from dpipe.pipeline.preview import plan_run
 from dpipe.pipeline.record import render_page
+from dpipe.pipeline.transfer import transfer
 from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.runfolder.mirror import is_remote
@@ -32,7 +33,7 @@ from dpipe.session import current_client
 from dpipe.table import as_sources, open_table
 from dpipe.watch.journal import Journal
 
-__all__ = ["apply", "plan_run", "run"]
+__all__ = ["apply", "plan_run", "run", "transfer"]
 
 
 def run(

@@ -28,7 +28,7 @@ from dpipe.rankstore.blocks import (
     write_block,
 )
 from dpipe.rankstore.catalogue import Catalogue, build_catalogue, load_catalogue, read_piece
-from dpipe.rankstore.store import Store, bytes_of
+from dpipe.rankstore.store import Store, bytes_of, temporary_store
 
 __all__ = [
     "FORMAT",
@@ -43,5 +43,6 @@ __all__ = [
     "packed_length",
     "read_block_columns",
     "read_piece",
+    "temporary_store",
     "write_block",
 ]

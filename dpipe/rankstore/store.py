@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -255,3 +257,17 @@ class _RemoteReader(Reader):
 def bytes_of(array: NDArray[Any]) -> memoryview:
     """The memory of a contiguous array as bytes, not copied."""
     return array.reshape(-1).view(np.uint8).data
+
+
+@contextmanager
+def temporary_store(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator[Store]:
+    """A store for the time of one call, in a folder of its own below `parent`."""
+    if parent is None or "://" not in parent:
+        with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
+            yield Store(folder, storage_options, durable=False)
+        return
+    store = Store(f"{parent.rstrip('/')}/dpipe-{uuid.uuid4().hex}", storage_options)
+    try:
+        yield store
+    finally:
+        store.remove()

@@ -60,11 +60,10 @@ def _rerank(
     right, index_j = np.unique(j, return_inverse=True)
     columns = np.concatenate([left, right]).tolist()
     scores, valid = read_piece(store, catalogue, columns, 0, catalogue.n_rows)
-    assert valid is not None, "pairs of complete columns are never in doubt"
-    joint = valid[0] & valid[-1]
-    if np.count_nonzero(joint) < job.min_valid:
-        return np.full(len(i), np.nan)
+    joint = slice(None) if valid is None else valid[0] & valid[-1]
     scores = scores[:, joint]
+    if scores.shape[1] < job.min_valid:
+        return np.full(len(i), np.nan)
 
     def rho(device: str) -> NDArray[np.float64]:
         ranked = to_device(scores, device)
