@@ -1,6 +1,6 @@
 """Slow, plain definitions of the statistics, independent of the package.
 
-Covers: average ranks, Spearman, dense HSIC, the published RDC recipe.
+Covers: average ranks, Spearman, dense HSIC, distance correlation, the published RDC recipe.
 Source of each formula: docs/statistics.md.
 """
 
@@ -31,6 +31,19 @@ def dense_nhsic(x: Array, y: Array) -> float:
 
     a, b = centred_kernel(x), centred_kernel(y)
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def distance_correlation(x: Array, y: Array) -> float:
+    """Of the ranks of two complete columns, from n x n double-centred distances."""
+
+    def centred_distances(values: Array) -> Array:
+        u = uniform_ranks(values)
+        distances = np.abs(u[:, None] - u[None, :])
+        distances = distances - distances.mean(axis=0)
+        return np.asarray(distances - distances.mean(axis=1)[:, None])
+
+    a, b = centred_distances(x), centred_distances(y)
+    return float(np.sqrt((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())))
 
 
 def published_rdc(x: Array, y: Array, weights: Array, offsets: Array) -> float:

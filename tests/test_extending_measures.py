@@ -157,7 +157,9 @@ def test_a_new_measure_has_a_matrix_by_either_door(
     done = CliRunner().invoke(main, [*words, "--scheduler", workers.scheduler.address])
     assert done.exit_code == 0, done.output
     np.testing.assert_array_equal(np.load(there), here.values)
-    assert "spearman|hsic|rdc|size" in CliRunner().invoke(main, ["similarity", "--help"]).output
+    assert (
+        "spearman|hsic|rdc|dcor|size" in CliRunner().invoke(main, ["similarity", "--help"]).output
+    )
 
 
 @pytest.mark.usefixtures("measure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference import dense_nhsic, published_rdc
+from reference import dense_nhsic, distance_correlation, published_rdc
 
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.draws import rdc_draws
@@ -58,7 +59,7 @@ def marginals_of(
     for start in range(0, scores.shape[1], chunk):
         rows = slice(start, start + chunk)
         mask = None if valid is None else valid[:, rows]
-        parts.append(marginal_sums(scores[:, rows].astype(float), functions, mask))
+        parts.append(marginal_sums(scores[:, rows].astype(float), functions, mask, functions > 1))
     return whitened(reduce(MarginalSums.__iadd__, parts))
 
 
@@ -167,6 +168,47 @@ def test_rdc__degree_is_seed_free_and_sees_finer_shapes() -> None:
     assert cubic < 0.6 < 0.9 < fine
 
 
+def counts(n: int, seed: int) -> dict[str, Array]:
+    """Columns of few values, some rare, and what hangs together with them."""
+    rng = np.random.default_rng(seed)
+    x = rng.random(n)
+    return {
+        "x": x,
+        "flag": (x > 0.7).astype(float),
+        "rare flag": (x + 0.1 * rng.random(n) > 1.05).astype(float),
+        "five": np.floor(5 * x),
+        "poisson": rng.poisson(2 * x).astype(float),
+        "more": rng.poisson(9 * x).astype(float),
+        "zeros": np.where(rng.random(n) < 0.8, 0, x),
+        "other": rng.poisson(2, n).astype(float),
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("columns", [shapes, counts])
+def test_dcor__is_near_the_exact_value_on_ranks(columns: Any, seed: int) -> None:
+    table = list(columns(1500, seed).values())
+    found = matrices(table, ["dcor"])["dcor"]
+    for i, x in enumerate(table):
+        for j, y in enumerate(table[: i + 1]):
+            assert found[i, j] == pytest.approx(distance_correlation(x, y), abs=1.2e-3), (i, j)
+
+
+def test_dcor__of_columns_of_few_values_is_exact() -> None:
+    table = counts(900, 4)
+    few = [table[name] for name in ("flag", "rare flag", "five", "poisson", "other")]
+    found = matrices(few, ["dcor"])["dcor"]
+    expected = [[distance_correlation(x, y) for y in few] for x in few]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_dcor__misses_what_swings_faster_than_its_functions() -> None:
+    x = np.random.default_rng(0).random(2000)
+    fast = np.sin(16 * np.pi * x)
+    found = matrices([x, fast], ["dcor"])["dcor"][0, 1]
+    assert distance_correlation(x, fast) - 0.02 < found < distance_correlation(x, fast)
+
+
 def test_hsic_and_rdc__missing_pairs_follow_the_joint_rows() -> None:
     rng = np.random.default_rng(3)
     x = rng.random(4000)
@@ -180,7 +222,7 @@ def test_hsic_and_rdc__missing_pairs_follow_the_joint_rows() -> None:
     assert values["rdc"][0, 1] == pytest.approx(published_rdc(x[joint], y[joint], w, b), abs=0.02)
 
 
-@pytest.mark.parametrize("names", [["spearman", "gram"], ["hsic", "rdc"]])
+@pytest.mark.parametrize("names", [["spearman", "gram"], ["hsic", "rdc", "dcor"]])
 @pytest.mark.parametrize("chunk", [37, 500])
 def test_measures__do_not_depend_on_chunks(names: list[str], chunk: int) -> None:
     columns = list(shapes(1000, 7).values())
@@ -217,7 +259,7 @@ def test_gram__is_the_cosine_of_mean_imputed_ranks_and_semi_definite() -> None:
 @given(st.lists(st.lists(st.integers(0, 6), min_size=12, max_size=12), min_size=2, max_size=5))
 def test_measures__are_symmetric_in_range_and_one_on_the_diagonal(rows: list[list[int]]) -> None:
     columns = [np.array(row, dtype=float) for row in rows]
-    values = matrices(columns, ["hsic", "rdc"]) | matrices(columns, ["spearman"])
+    values = matrices(columns, ["hsic", "rdc", "dcor"]) | matrices(columns, ["spearman"])
     for name, matrix in values.items():
         defined = matrix[~np.isnan(matrix)]
         assert np.all(np.abs(defined) <= 1), name

@@ -649,7 +649,15 @@ def test_nonlinear_similarity_is_that_of_the_definitions(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"w_hsic": 0.0}, {"w_rdc": 0.0}, {"rdc_degree": 4}, {"nonlinear_rows": 300}]
+    "changes",
+    [
+        {},
+        {"weights": "rdc=1"},
+        {"weights": "hsic=1,rdc=0"},
+        {"weights": "dcor=1,hsic=1"},
+        {"rdc_degree": 4},
+        {"nonlinear_rows": 300},
+    ],
 )
 def test_nonlinear_pairs_are_those_found_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]

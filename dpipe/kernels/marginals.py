@@ -16,12 +16,12 @@ functions enter the Gram unchanged, evaluated in float32, and are whitened after
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, reduce
 
 import numpy as np
 
-from dpipe.device.arrays import Array, namespace, to_device
+from dpipe.device.arrays import Array, namespace, to_device, to_host
 from dpipe.kernels.basis import legendre, legendre_sums
 from dpipe.kernels.ranks import untied_scores
 
@@ -34,24 +34,43 @@ _CONSTANT = 1e-12
 # Whitening after a float32 Gram multiplies its rounding by at most 1 / this; decisions within 5e-4
 # of a threshold are computed again in float64 anyway.
 _PLAIN_VARIANCE = 0.1
+_BINS = 2**11  # of the uniform scale; distances within one are left out, 1e-7 of all
 _STRIP = 2**13  # rows summed at a time: their functions stay in a core's cache
 
 
 @dataclass
 class MarginalSums:
-    """Sums over a column's valid rows: ``count`` (b,) of 1, ``total`` (b, 2K) of psi_1 to psi_2K.
+    """Sums over a column's valid rows.
 
-    Products of two functions up to psi_K are sums of functions up to psi_2K, so these hold all
-    that the covariance of a column's functions needs.
+    Products of two functions up to psi_K are sums of functions up to psi_2K, so ``total`` holds
+    all that the covariance of a column's functions needs.
+
+    Attributes
+    ----------
+    count
+        (b,) rows.
+    total
+        (b, 2K) sums of psi_1 to psi_2K.
+    bins
+        (b, 2, bins) rows, and sum of the ranks, in each bin of the uniform scale; None where no
+        measure asks for distances.
     """
 
     count: Array
     total: Array
+    bins: Array | None = None
 
     def __iadd__(self, other: MarginalSums) -> MarginalSums:
         self.count += other.count
         self.total += other.total
+        if self.bins is not None:
+            self.bins += other.bins
         return self
+
+    def to_host(self) -> MarginalSums:
+        """The same sums as NumPy arrays."""
+        bins = None if self.bins is None else to_host(self.bins)
+        return MarginalSums(to_host(self.count), to_host(self.total), bins)
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,12 @@ class Marginals:
         (b, K, K) maps them back.
     plain
         (b,) bool: a Gram holds this column's functions as they are, not whitened.
+    kernel
+        (b, K, K) root of the distance kernel -|u - u'| on the whitened functions under the
+        column's own distribution: for whitened a and b, a' kernel kernel' b is the expectation of
+        -|u - u'| a(u) b(u'). None where no measure asks for distances.
+    distance
+        (b,) mean distance |u - u'| of two rows, None likewise.
     """
 
     count: np.ndarray
@@ -81,9 +106,11 @@ class Marginals:
     whiten: np.ndarray
     loading: np.ndarray
     plain: np.ndarray
+    kernel: np.ndarray | None = None
+    distance: np.ndarray | None = None
 
     def __getitem__(self, part: slice) -> Marginals:
-        return Marginals(*(getattr(self, name)[part] for name in _FIELDS))
+        return Marginals(**{name: array[part] for name, array in self.arrays().items()})
 
     def on_device(self, device: str) -> Marginals:
         """The same with arrays where `device` computes; ``plain``, which steers, stays here."""
@@ -92,17 +119,17 @@ class Marginals:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields by name, as they are stored on disk."""
-        return {name: getattr(self, name) for name in _FIELDS}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in found.items() if array is not None}
 
     def on_gram(self, rows: np.ndarray) -> np.ndarray:
         """Combinations (b, a, K) of whitened functions as combinations of those in the Gram."""
         return np.where(self.plain[:, None, None], rows @ self.whiten, rows)
 
 
-_FIELDS = ("count", "mean", "covariance", "whiten", "loading", "plain")
-
-
-def marginal_sums(scores: Array, functions: int, valid: Array | None) -> MarginalSums:
+def marginal_sums(
+    scores: Array, functions: int, valid: Array | None, distances: bool = False
+) -> MarginalSums:
     """Sums of one row chunk.
 
     Parameters
@@ -113,18 +140,36 @@ def marginal_sums(scores: Array, functions: int, valid: Array | None) -> Margina
         K, the functions of a column.
     valid
         (b, r) bool or None when complete.
+    distances
+        Whether to count rows in bins too, for `Marginals.kernel`.
     """
     xp = namespace(scores)
     b, rows = scores.shape
+    bins = _bins(scores, valid) if distances else None
     if valid is None:
         count = xp.full(b, rows, dtype=xp.float64)
     else:
         count = valid.sum(axis=-1, dtype=xp.float64)
         valid = valid.astype(xp.float64)
-    return MarginalSums(count, legendre_sums(scores, 2 * functions, valid))
+    return MarginalSums(count, legendre_sums(scores, 2 * functions, valid), bins)
 
 
-def untied_sums(n: int, functions: int) -> MarginalSums:
+def _bins(scores: Array, valid: Array | None) -> Array:
+    """Rows and sum of scores in each bin, (b, 2, bins)."""
+    xp = namespace(scores)
+    b = len(scores)
+    place = xp.clip((scores + 0.5) * _BINS, 0, _BINS - 1).astype(xp.int64)
+    place += xp.arange(b)[:, None] * _BINS
+    ranks = scores
+    if valid is not None:
+        place, ranks = place[valid], scores[valid]
+    place, ranks = place.reshape(-1), ranks.reshape(-1)
+    counts = xp.bincount(place, minlength=b * _BINS).astype(xp.float64)
+    sums = xp.bincount(place, weights=ranks, minlength=b * _BINS)
+    return xp.stack([counts.reshape(b, _BINS), sums.reshape(b, _BINS)], axis=1)
+
+
+def untied_sums(n: int, functions: int, distances: bool = False) -> MarginalSums:
     """Sums of a complete column of n rows without ties: the same for every such column.
 
     Examples
@@ -135,21 +180,23 @@ def untied_sums(n: int, functions: int) -> MarginalSums:
     >>> bool(np.allclose(untied_sums(1000, 3).total, one.total, atol=1e-3))
     True
     """
-    total = np.array([_untied_total(n, functions)])
-    return MarginalSums(np.array([float(n)]), total)
+    known = _untied_sums(n, functions, distances)
+    bins = None if known.bins is None else known.bins.copy()
+    return MarginalSums(known.count.copy(), known.total.copy(), bins)
 
 
 @lru_cache(maxsize=4)
-def _untied_total(n: int, functions: int) -> tuple[float, ...]:
-    strips = [
+def _untied_sums(n: int, functions: int, distances: bool) -> MarginalSums:
+    strips = (
         marginal_sums(
             untied_scores(n, start, min(start + _STRIP, n))[None].astype(np.float64),
             functions,
             None,
+            distances,
         )
         for start in range(0, n, _STRIP)
-    ]
-    return tuple(reduce(MarginalSums.__iadd__, strips).total[0])
+    )
+    return reduce(MarginalSums.__iadd__, strips)
 
 
 @lru_cache
@@ -179,4 +226,35 @@ def whitened(sums: MarginalSums) -> Marginals:
     loading = directions * np.where(lives, scale, 0)[:, None, :]
     whiten = directions.transpose(0, 2, 1) * inverse[:, :, None]
     plain = variances[:, 0] > _PLAIN_VARIANCE
-    return Marginals(sums.count, mean, covariance, whiten, loading, plain)
+    kernel, distance = (None, None) if sums.bins is None else _distances(sums.bins, mean, whiten)
+    return Marginals(sums.count, mean, covariance, whiten, loading, plain, kernel, distance)
+
+
+def _distances(
+    bins: np.ndarray, mean: np.ndarray, whiten: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Marginals.kernel` and `Marginals.distance` of each column.
+
+    With the running sums G(t) of a function over the rows up to t, which end at 0 for a centred
+    one, the expectation of -|u - u'| a(u) b(u') is twice the integral of G_a G_b; with the
+    distribution function F the mean distance is twice that of F (1 - F). In both the running sums
+    are steps between the ranks, so the root of the kernel is their values, triangulated. A bin
+    stands at the mean of its ranks: where it holds one rank, as for a column of few values, that
+    is exact.
+    """
+    kernel = np.zeros_like(whiten)
+    distance = np.zeros(len(bins))
+    for column, (counts, sums) in enumerate(bins):
+        held = np.flatnonzero(counts)
+        if len(held) < 2:
+            continue
+        shares = counts[held] / counts.sum()
+        scores = sums[held] / counts[held]
+        steps = np.diff(scores)
+        below = np.cumsum(shares)[:-1]
+        distance[column] = 2 * (steps * below * (1 - below)).sum()
+        functions = legendre(scores[None], whiten.shape[1])[0] - mean[column][:, None]
+        running = np.cumsum(whiten[column] @ functions * shares, axis=1)[:, :-1]
+        triangle = np.asarray(np.linalg.qr((running * np.sqrt(2 * steps)).T, mode="r"))
+        kernel[column, :, : len(triangle)] = triangle.T
+    return kernel, distance

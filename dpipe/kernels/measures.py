@@ -1,7 +1,7 @@
 """The measures as values: what each is called, needs and computes from a tile's moments.
 
-Covers: Spearman's rho, copula HSIC, RDC, and the rank-score Gram matrix that VIF is computed from;
-the fusion of several.
+Covers: Spearman's rho, copula HSIC, RDC, distance correlation, and the rank-score Gram matrix that
+VIF is computed from; the fusion of several.
 Does not cover: forming the moments (`dpipe.kernels.moments`) or choosing what is redundant.
 See also: docs/statistics.md, with every formula, source and accuracy; docs/extending.md, how to add
 one.
@@ -81,6 +81,8 @@ class Measure:
         The options it reads, which reach `contract` by name.
     needs_marginals
         Whether `contract` reads the marginals.
+    needs_distances
+        Whether it reads `Marginals.kernel` and `Marginals.distance`.
     pairwise
         Whether a pair with too few common rows is undefined.
     signed
@@ -100,6 +102,7 @@ class Measure:
     settling: Settling
     parameters: tuple[str, ...] = ()
     needs_marginals: bool = True
+    needs_distances: bool = False
     pairwise: bool = True
     signed: bool = False
     public: bool = True
@@ -168,6 +171,11 @@ class Fusion:
     def needs_marginals(self) -> bool:
         """Whether the columns' marginal moments come first: whitening needs them too."""
         return self.functions > 1 or any(measure.needs_marginals for measure in self.measures)
+
+    @property
+    def needs_distances(self) -> bool:
+        """Whether the marginals hold distances."""
+        return any(measure.needs_distances for measure in self.measures)
 
     @property
     def settling(self) -> Settling:
@@ -271,6 +279,37 @@ def _hsic(
 def self_hsic(root: np.ndarray) -> np.ndarray:
     """Square root of each column's HSIC with itself, from its root of the kernel (b, a, K)."""
     return np.asarray(np.sqrt(((root @ root.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))
+
+
+def _dcor(
+    moments: Moments, left: Marginals | None, right: Marginals | None, parameters: Mapping[str, Any]
+) -> Array:
+    """Distance correlation of the ranks, in [0, 1]."""
+    assert left is not None and right is not None
+    xp = namespace(moments.product)
+    roots = [_distance_root(side) for side in (left, right)]
+    root_i, root_j = (
+        xp.asarray(side.on_gram(root)) for side, root in zip((left, right), roots, strict=True)
+    )
+    size_i, size_j = (xp.asarray(self_hsic(root)) for root in roots)
+    # What two kernels would share by chance alone, of all directions and of those in the basis.
+    whole_i, whole_j = (xp.asarray(side.distance) for side in (left, right))
+    kept_i, kept_j = (xp.asarray((root**2).sum(axis=(1, 2))) for root in roots)
+    beyond = whole_i[:, None] * whole_j[None, :] - kept_i[:, None] * kept_j[None, :]
+
+    def contract(part: slice, others: slice, covariance: Array) -> Array:
+        return (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
+
+    squares = by_rows(moments, contract, left is right) + beyond / xp.maximum(moments.count, 1)
+    scale = size_i[:, None] * size_j[None, :]
+    values = xp.sqrt(xp.clip(squares / xp.where(scale > 0, scale, 1), 0, 1))
+    return xp.where(scale > 0, values, xp.nan)
+
+
+def _distance_root(side: Marginals) -> np.ndarray:
+    """The root of the distance kernel as combinations (b, a, K) of whitened functions."""
+    assert side.kernel is not None
+    return side.kernel.transpose(0, 2, 1)
 
 
 def _rdc(
@@ -408,6 +447,16 @@ MEASURES: dict[str, Measure] = {
             contract=_rdc,
             settling=Settling.FLOAT64,
             parameters=("seed", "rdc_seeds", "rdc_degree"),
+        ),
+        Measure(
+            name="dcor",
+            title="Distance correlation",
+            symbol="dCor",
+            summary="distance correlation of the ranks in [0, 1] (Szekely et al. 2007)",
+            functions=BASIS,
+            contract=_dcor,
+            settling=Settling.FLOAT64,
+            needs_distances=True,
         ),
     )
 }

@@ -121,7 +121,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
             input=dict(record.get("input") or {}),
             plan=record.get("plan"),
             statistics=_statistics(run, troubles),
-            measures=_measures(record, troubles),
+            measures=_measures(record),
             matrices=tuple(_matrices(run, record, troubles)),
             sample=_sample(run, troubles),
             troubles=tuple(troubles),
@@ -163,9 +163,7 @@ def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, ColumnStatisti
         return {}
 
 
-def _measures(record: Mapping[str, Any], troubles: list[str]) -> dict[str, Label]:
-    if "measures" not in record:
-        troubles.append("the run was made by an older dpipe: run it again to see its matrices.")
+def _measures(record: Mapping[str, Any]) -> dict[str, Label]:
     return {
         str(name): Label(
             str(label["title"]), str(label["symbol"]), bool(label["signed"]), int(label["pass"])

@@ -38,6 +38,7 @@ RDC_TOLERANCE = 1e-7
 
 _COARSE = 1e-4  # relative weight of kernel directions left out of the look at all pairs
 _COARSE_MISS = 1e-3  # and what HSIC may then lack
+_SMALLEST_VARIANCE = 1e-9  # of a column's largest; smaller directions are left out
 _CONSTANT = 1e-12  # own HSIC of a column that does not vary, but for rounding
 _SMALL_CELLS = 10**8
 _CACHE_BYTES = 2**30
@@ -314,6 +315,42 @@ def _hsic(left: Column, right: Column) -> float:
     return min(1.0, float((between**2).sum()) / scale)
 
 
+def _dcor_column(argument: Floats, options: Options) -> Column:
+    """Functions whose squared covariances add up to the distance covariance, and its own sizes.
+
+    The distances of a column act on its polynomials of degree 12 alone, under its distribution.
+    """
+    psi = _psi(argument)
+    centred = psi - psi.mean(axis=1, keepdims=True) if psi.size else psi
+    variances, directions = np.linalg.eigh(centred @ centred.T / max(1, centred.shape[1]))
+    varies = variances > _SMALLEST_VARIANCE * variances[-1]
+    if variances[-1] <= _CONSTANT:
+        return Column([psi[:0]], (0.0, 0.0, 0.0))
+    functions = (directions[:, varies] / np.sqrt(variances[varies])).T @ centred
+    places, which, counts = np.unique(argument, return_inverse=True, return_counts=True)
+    steps = np.diff(places) / 2
+    below = np.cumsum(counts)[:-1] / len(argument)
+    summed = np.stack([np.bincount(which, f, len(places)) for f in functions]) / len(argument)
+    running = np.cumsum(summed, axis=1)[:, :-1]
+    distances = 2 * (running * steps) @ running.T
+    weights, axes = np.linalg.eigh(distances)
+    root = axes * np.sqrt(np.clip(weights, 0, None))
+    mean = float(2 * (steps * below * (1 - below)).sum())
+    sizes = (mean, float(np.trace(distances)), float(np.linalg.norm(distances)))
+    return Column([root.T @ functions], sizes)
+
+
+def _dcor(left: Column, right: Column) -> float:
+    """Distance correlation; what the polynomials miss is taken for chance."""
+    size = left.sizes[2] * right.sizes[2]
+    if size <= 0:
+        return math.nan
+    first, second = left.functions[0], right.functions[0]
+    beyond = left.sizes[0] * right.sizes[0] - left.sizes[1] * right.sizes[1]
+    squares = float((_covariance(first, second) ** 2).sum()) + beyond / max(1, first.shape[1])
+    return math.sqrt(min(1.0, max(0.0, squares / size)))
+
+
 def _rdc_column(argument: Floats, options: Options) -> Column:
     """Functions that span those RDC looks at, for each draw; `argument` is 2 u - 1."""
     if options.rdc_degree is not None:
@@ -365,6 +402,7 @@ def _orthonormal(features: Floats) -> Floats:
 
 FORMULAS: dict[str, Formula] = {
     "hsic": Formula(_hsic_column, _hsic, width=lambda options: FUNCTIONS),
+    "dcor": Formula(_dcor_column, _dcor, width=lambda options: FUNCTIONS),
     "rdc": Formula(
         _rdc_column,
         _rdc,

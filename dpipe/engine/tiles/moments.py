@@ -25,7 +25,6 @@ from dpipe.device.arrays import (
     set_precision,
     staged,
     to_device,
-    to_host,
 )
 from dpipe.engine.tiles.job import Job, marginals_name, marginals_of, open_job
 from dpipe.errors import ResourceError
@@ -58,18 +57,19 @@ def marginals_partial(store: Store, folder: str, block: int, split: int) -> Marg
     part = slice(None) if tied.all() else to_device(np.flatnonzero(tied), job.device)
 
     def sums(strip_rows: int, keep: bool = True) -> MarginalSums:
-        parts, pace = [], Pace(job.device)
+        total: MarginalSums | None = None
+        pace = Pace(job.device)
         for start, stop in _chunks(job, split):
             scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
             for row in range(0, stop - start, strip_rows):
                 strip = slice(row, row + strip_rows)
                 mask = None if valid is None else valid[part, strip]
-                parts.append(
-                    marginal_sums(scores[part, strip].astype("float64"), job.tiling.functions, mask)
-                )
+                ranks = scores[part, strip].astype("float64")
+                more = marginal_sums(ranks, job.tiling.functions, mask, job.fusion.needs_distances)
+                total = more if total is None else total.__iadd__(more)
             pace.step()
-        total = reduce(MarginalSums.__iadd__, parts)
-        return MarginalSums(to_host(total.count), to_host(total.total))
+        assert total is not None, "a split has at least one chunk"
+        return total.to_host()
 
     first, last = job.tiling.blocks[block]
     strip = _SUMMED_ROWS if job.device == "cpu" else job.tiling.chunk_rows
@@ -83,15 +83,34 @@ def marginals_finish(
     """Leave a block's marginal moments for the tiles."""
     job, catalogue = open_job(store, folder)
     untied = _untied(job, catalogue, block)
-    sums = MarginalSums(np.empty(len(untied)), np.empty((len(untied), 2 * job.tiling.functions)))
-    if untied.any():
-        known = untied_sums(catalogue.n_rows, job.tiling.functions)
-        sums.count[untied], sums.total[untied] = known.count, known.total
     measured = [part for part in parts if part is not None]
-    if measured:
-        total = reduce(MarginalSums.__iadd__, measured)
-        sums.count[~untied], sums.total[~untied] = total.count, total.total
+    total = reduce(MarginalSums.__iadd__, measured) if measured else None
+    known = None
+    if untied.any():
+        needed = job.fusion.needs_distances
+        known = untied_sums(catalogue.n_rows, job.tiling.functions, needed)
+    sums = _put_together(untied, known, total)
     store.write_arrays(marginals_name(folder, block), whitened(sums).arrays())
+
+
+def _put_together(
+    untied: NDArray[np.bool_], known: MarginalSums | None, measured: MarginalSums | None
+) -> MarginalSums:
+    """Sums of a block, from those of its columns without ties and those of the others, in order."""
+
+    def joined(name: str) -> NDArray[np.float64] | None:
+        first, others = (getattr(part, name, None) for part in (known, measured))
+        like = first if first is not None else others
+        if like is None:
+            return None
+        array = np.empty((len(untied), *like.shape[1:]))
+        if first is not None:
+            array[untied] = first
+        if others is not None:
+            array[~untied] = others
+        return array
+
+    return MarginalSums(joined("count"), joined("total"), joined("bins"))
 
 
 def _untied(job: Job, catalogue: Catalogue, block: int) -> NDArray[np.bool_]:
