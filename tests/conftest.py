@@ -1,7 +1,8 @@
 """Fixtures and rules every test shares.
 
 Covers: the `slow` and `gpu` markers, one small Dask cluster for the whole session, the paths of
-example and shared data, hypothesis profiles, and the check that no process outlives the tests.
+example and shared data, hypothesis profiles, the compiled part of the checkout, and the check that
+no process outlives the tests.
 Does not cover: references and data made by tests (they stand beside the tests that use them).
 """
 
@@ -9,7 +10,11 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
+import shutil
 import signal
+import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +58,36 @@ def another_value(name: str) -> object:
         case Number(low=low):
             return low + 0.25
     return "x"
+
+
+def linker() -> list[str] | None:
+    """The command that makes an extension of Python from C; None where there is none."""
+    words = shlex.split(sysconfig.get_config_var("LDSHARED") or "")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if not words or not headers.exists():
+        return None
+    found = shutil.which(words[0]) or shutil.which("cc")
+    return [found, *words[1:], f"-I{headers.parent}"] if found else None
+
+
+def build_kernel(target: Path, *flags: str) -> None:
+    """Compile ``_ranking.c``; where that fails, `CalledProcessError` holds what was said."""
+    command = linker()
+    assert command is not None
+    source = str(ROOT / "dpipe" / "kernels" / "_ranking.c")
+    passing = target.with_suffix(f".{os.getpid()}")  # another session may read the target now
+    words = [*command, "-fPIC", "-O3", "-ffp-contract=off", *flags, source, "-o", str(passing)]
+    subprocess.run([*words, "-lm"], check=True, capture_output=True, text=True)
+    passing.replace(target)
+
+
+def pytest_configure() -> None:
+    """Compile in place, as ``pip install --editable`` does: the tests import the checkout."""
+    package = ROOT / "dpipe" / "kernels"
+    target, source = package / "_ranking.abi3.so", package / "_ranking.c"
+    is_fresh = target.exists() and target.stat().st_mtime >= source.stat().st_mtime
+    if linker() and not is_fresh:
+        build_kernel(target)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -251,7 +251,7 @@ def test_the_package_is_typed_for_its_users() -> None:
 def test_every_file_of_the_package_is_installed() -> None:
     patterns = setup_cfg()["options.package_data"]
     for path in PACKAGE.rglob("*"):
-        if path.is_dir() or path.suffix in {".py", ".pyc"}:
+        if path.is_dir() or path.suffix in {".py", ".pyc", ".c", ".so"}:
             continue
         package = ".".join(path.parent.relative_to(ROOT).parts)
         assert any(path.match(pattern) for pattern in patterns.get(package, "").split()), path
