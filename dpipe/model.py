@@ -67,7 +67,8 @@ class ColumnStatistics:
     """Exact statistics of one feature column (pass 1). Counts are rows; NaN where undefined.
 
     ``rank_hash`` is the same for columns that rank the rows alike or in reverse; ``first_sign``,
-    of the first centred rank that is not 0, tells which.
+    of the first centred rank that is not 0, tells which. ``n_rounded`` counts the cells that may
+    have been rounded to float64 before they were ranked, so that different ones may seem equal.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ColumnStatistics:
     top_share: float
     rank_hash: str
     first_sign: int = 0
+    n_rounded: int = 0
 
     @property
     def n_missing(self) -> int:

@@ -59,6 +59,12 @@ def _missing_ratio(column: ColumnStatistics) -> float:
     return column.n_missing / max(1, column.n_rows)
 
 
+def _varies_less(column: ColumnStatistics, limit: float) -> bool:
+    if column.n_unique == 1 and column.n_rounded:  # what was rounded to one value may differ
+        return False
+    return column.normalised_variance < limit
+
+
 RULES = (
     Rule(Reason.NO_VALUE, lambda column, _: column.n_valid == 0),
     Rule(
@@ -75,10 +81,10 @@ RULES = (
         value=_missing_ratio,
         option="max_missing_ratio",
     ),
-    Rule(Reason.CONSTANT, lambda column, _: column.minimum == column.maximum),
+    Rule(Reason.CONSTANT, lambda column, _: column.n_unique == 1 and not column.n_rounded),
     Rule(
         Reason.LOW_VARIANCE,
-        lambda column, limit: column.normalised_variance < limit,
+        _varies_less,
         measure="normalised_variance",
         value=lambda column: column.normalised_variance,
         option="variance_threshold",

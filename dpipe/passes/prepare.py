@@ -35,10 +35,12 @@ from dpipe.rankstore import (
     finished_blocks,
     is_intact,
     read_block_columns,
+    tell_apart,
     write_block,
 )
 from dpipe.registry import Pass, Reason
 from dpipe.table import Block, Table, read_block
+from dpipe.table.words import listed
 
 ROWS_NAME = "rows.npz"
 
@@ -106,11 +108,59 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
         describe=describe,
     ):
         pass
-    return {
+    prepared = {
         column.statistics.name: column
         for number in range(len(blocks))
         for column in read_block_columns(store, number)
     }
+    _tell_rounded(context, prepared)
+    return _told_apart(context, prepared)
+
+
+def _tell_rounded(context: Context, prepared: Prepared) -> None:
+    """Say which columns could not be read exactly."""
+    rounded = [name for name, column in prepared.items() if column.statistics.n_rounded]
+    if rounded:
+        text = (
+            f"{listed(rounded)}: numbers of too many digits were rounded to float64, so that "
+            "different ones may count as equal; such a column is never called constant or a "
+            "duplicate. Store whole numbers of 64 bits in one type in all files."
+        )
+        context.emit(Note(text, "warning"))
+
+
+_COMPARED = 64  # columns that a task compares, unless more have the same fingerprint
+
+
+def _told_apart(context: Context, prepared: Prepared) -> Prepared:
+    """The columns, with another fingerprint for those that only have the same by chance."""
+    same: dict[str, list[StoredColumn]] = defaultdict(list)
+    for column in prepared.values():
+        if column.statistics.n_unique > 1:
+            same[column.statistics.rank_hash].append(column)
+    tasks: list[list[StoredColumn]] = []
+    for group in same.values():
+        if len(group) == 1:
+            continue
+        if not tasks or len(tasks[-1]) + len(group) > _COMPARED:
+            tasks.append([])
+        tasks[-1] += group
+    if not tasks:
+        return prepared
+    told = dict(prepared)
+    for index, fingerprints in submit.run_tasks(
+        context.session,
+        "compare-columns",
+        tell_apart,
+        [(context.store, columns, context.n_rows) for columns in tasks],
+        context.emit,
+        need=memory.ranking_bytes(context.n_rows, 1, 0),
+        describe=lambda index: f"{len(tasks[index])} columns of equal fingerprints",
+    ):
+        for column, fingerprint in zip(tasks[index], fingerprints, strict=True):
+            facts = dataclasses.replace(column.statistics, rank_hash=fingerprint)
+            told[facts.name] = dataclasses.replace(column, statistics=facts)
+    return told
 
 
 def _write_record(store: Store, table: Table) -> str:
@@ -169,7 +219,7 @@ def rank_columns(
     scores: dict[str, NDArray[np.float32]] = {}
     masks: dict[str, NDArray[np.uint8]] = {}
     for position, name in enumerate(names):
-        ranked = _rank(block.values[position], device)
+        ranked = _rank(*block.column(position), device)
         statistics.append(_statistics(name, position, block, ranked))
         # The ranks take the place of the values, which nobody needs any more.
         scores[name] = block.values[position].view(np.float32)[: ranked.scores.size]
@@ -193,11 +243,12 @@ def rank_columns(
     write_block(store, number, columns, [scores[name] for name in order], list(masks.values()))
 
 
-def _rank(values: NDArray[np.float64], device: str) -> RankedColumn:
+def _rank(values: NDArray[Any], counted: NDArray[np.bool_] | None, device: str) -> RankedColumn:
     """One column ranked where `device` computes, or on the host if a card is full: host arrays."""
 
     def on(where: str) -> RankedColumn:
-        ranked = rank_column(to_device(values, where))
+        cells = None if counted is None else to_device(counted, where)
+        ranked = rank_column(to_device(values, where), cells)
         valid = None if ranked.valid is None else to_host(ranked.valid)
         return dataclasses.replace(ranked, scores=to_host(ranked.scores), valid=valid)
 
@@ -245,6 +296,7 @@ def _digest(mask: NDArray[np.uint8] | None) -> str:
 
 def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) -> ColumnStatistics:
     """The record of one column, from how it was read and how it ranked."""
+    unit = 10.0 ** block.scale(position)
     return ColumnStatistics(
         name=name,
         n_rows=block.values.shape[1],
@@ -253,16 +305,17 @@ def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) ->
         n_inf=int(block.n_inf[position]),
         n_valid=ranked.n_valid,
         n_unique=ranked.n_unique,
-        minimum=ranked.minimum,
-        maximum=ranked.maximum,
-        mean=ranked.mean,
-        variance=ranked.variance,
+        minimum=ranked.minimum / unit,
+        maximum=ranked.maximum / unit,
+        mean=ranked.mean / unit,
+        variance=ranked.variance / unit / unit,
         normalised_variance=ranked.normalised_variance,
-        q025=ranked.q025,
-        q975=ranked.q975,
+        q025=ranked.q025 / unit,
+        q975=ranked.q975 / unit,
         top_share=ranked.top_share,
         rank_hash=ranked.rank_hash,
         first_sign=ranked.first_sign,
+        n_rounded=int(block.n_rounded[position]),
     )
 
 
@@ -322,7 +375,7 @@ def decide(
     }
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if name not in drops and known[name].n_unique > 1:
+        if name not in drops and known[name].n_unique > 1 and not known[name].n_rounded:
             same[known[name].rank_hash].append(name)
     for group in same.values():
         if len(group) == 1:

@@ -25,6 +25,7 @@ from dpipe.rankstore.blocks import (
     is_intact,
     packed_length,
     read_block_columns,
+    tell_apart,
     write_block,
 )
 from dpipe.rankstore.catalogue import Catalogue, build_catalogue, load_catalogue, read_piece
@@ -43,6 +44,7 @@ __all__ = [
     "packed_length",
     "read_block_columns",
     "read_piece",
+    "tell_apart",
     "temporary_store",
     "write_block",
 ]

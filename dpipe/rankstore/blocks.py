@@ -7,6 +7,7 @@ Does not cover: ranking (`dpipe.kernels.ranks`), reading for a pass (`dpipe.rank
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from dpipe.model import ColumnStatistics
 from dpipe.rankstore.store import Store, bytes_of
 
-FORMAT = 2
+FORMAT = 3
 """Of what a block holds: raised when the ranks or their record mean something else."""
 
 
@@ -122,6 +123,52 @@ def read_block_columns(store: Store, number: int) -> list[StoredColumn]:
         StoredColumn(**{**entry, "statistics": ColumnStatistics(**entry["statistics"])})
         for entry in store.read_json(f"block-{number:05d}.json")
     ]
+
+
+def tell_apart(store: Store, columns: Sequence[StoredColumn], n_rows: int) -> list[str]:
+    """Task: fingerprints of some columns, changed where columns only have the same by chance.
+
+    Columns of one fingerprint must come together: their ranks, and the rows they are valid on, are
+    compared in full.
+    """
+    fingerprints: list[str] = []
+    kinds: dict[str, list[StoredColumn]] = defaultdict(list)
+    for column in columns:
+        old = column.statistics.rank_hash
+        known = kinds[old]
+        number = next(
+            (k for k, other in enumerate(known) if _rank_alike(store, column, other, n_rows)),
+            len(known),
+        )
+        if number == len(known):
+            known.append(column)
+        fingerprints.append(f"{old}-{number}" if number else old)
+    return fingerprints
+
+
+def _rank_alike(store: Store, first: StoredColumn, second: StoredColumn, n_rows: int) -> bool:
+    """Whether two columns hold the same ranks, or reversed ones, on the same rows."""
+    (scores, mask), (others, other_mask) = (
+        _read_column(store, column, n_rows) for column in (first, second)
+    )
+    if first.statistics.first_sign != second.statistics.first_sign:
+        np.negative(others, out=others)
+    return np.array_equal(scores, others) and np.array_equal(mask, other_mask)
+
+
+def _read_column(
+    store: Store, column: StoredColumn, n_rows: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Scores and packed mask of one column; an empty mask where none is missing."""
+    name = f"block-{column.block:05d}"
+    scores = np.empty(n_rows, dtype=np.float32)
+    with store.reader(f"{name}.f32") as reader:
+        reader.fill(scores, column.slot * scores.nbytes)
+    mask = np.empty(packed_length(n_rows) if column.valid_slot >= 0 else 0, dtype=np.uint8)
+    if mask.size:
+        with store.reader(f"{name}.bits") as reader:
+            reader.fill(mask, column.valid_slot * mask.nbytes)
+    return scores, mask
 
 
 def packed_length(n_rows: int) -> int:

@@ -1,7 +1,8 @@
 """Arrow arrays into float64 with NaN for missing cells, at the speed of a copy.
 
 Covers: numbers of every Arrow type, and text that holds numbers.
-Does not cover: which columns are read as numbers (see `dpipe.table.schema`).
+Does not cover: which columns are read as numbers (see `dpipe.table.schema`), numbers that float64
+rounds (see `dpipe.table.exact`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from numpy.typing import NDArray
 
 from dpipe.table.schema import Kind, is_text, kind_of
 
-EXACT_INTEGER = 2**53
-"""Whole numbers up to this size are exact in float64."""
-
 _NAN_BITS = np.int64(0x7FF8000000000000)
 # Not by to_pandas_dtype, which until Arrow 26 could not tell without pandas.
 _WHOLE = {
@@ -33,13 +31,13 @@ _BOOL = pa.bool_().id
 _NULL = pa.null().id
 
 
-def fill_float64(out: NDArray[np.float64], chunk: pa.Array) -> tuple[int, int, int, int]:
-    """Write an Arrow array into `out` (n,); missing cells become NaN.
+def fill_float64(out: NDArray[np.float64], chunk: pa.Array) -> tuple[int, int, int]:
+    """Write an Arrow array into `out` (n,), rounded to float64; missing cells become NaN.
 
     Returns
     -------
     tuple of int
-        Cells that were null, NaN, infinite, and whole numbers beyond 2**53.
+        Cells that were null, NaN and infinite.
 
     Raises
     ------
@@ -50,26 +48,24 @@ def fill_float64(out: NDArray[np.float64], chunk: pa.Array) -> tuple[int, int, i
     --------
     >>> out = np.empty(4)
     >>> fill_float64(out, pa.array([1.0, None, math.inf, math.nan])), out.tolist()
-    ((1, 1, 1, 0), [1.0, nan, nan, nan])
+    ((1, 1, 1), [1.0, nan, nan, nan])
     """
     number = chunk.type.id
     if number in _REAL:
-        out[:] = _values(chunk, _REAL[number])
+        out[:] = values_of(chunk, _REAL[number])
         _blank_nulls(out, chunk)
         return _blank_unusable(out, chunk.null_count)
     if number in _WHOLE:
-        values = _values(chunk, _WHOLE[number])
-        out[:] = values
-        n_rounded = _count_rounded(values, chunk) if values.itemsize == 8 else 0
+        out[:] = values_of(chunk, _WHOLE[number])
         _blank_nulls(out, chunk)
-        return chunk.null_count, 0, 0, n_rounded
+        return chunk.null_count, 0, 0
     if number == _BOOL:
-        out[:] = _bits(chunk.buffers()[1], chunk.offset, len(chunk))
+        out[:] = bits_of(chunk.buffers()[1], chunk.offset, len(chunk))
         _blank_nulls(out, chunk)
-        return chunk.null_count, 0, 0, 0
+        return chunk.null_count, 0, 0
     if number == _NULL:
         out[:] = math.nan
-        return len(chunk), 0, 0, 0
+        return len(chunk), 0, 0
     return fill_float64(out, simpler(chunk))
 
 
@@ -94,7 +90,7 @@ def simpler(chunk: pa.Array) -> pa.Array:
     raise TypeError(f"{chunk.type} holds no numbers")
 
 
-def _values(chunk: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+def values_of(chunk: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The values buffer; what stands in null cells is arbitrary."""
     if not len(chunk):
         return np.empty(0, dtype)
@@ -102,7 +98,7 @@ def _values(chunk: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(chunk.buffers()[1], dtype=dtype, count=len(chunk), offset=offset)
 
 
-def _bits(buffer: pa.Buffer | None, offset: int, count: int) -> NDArray[np.uint8]:
+def bits_of(buffer: pa.Buffer | None, offset: int, count: int) -> NDArray[np.uint8]:
     """One byte, 0 or 1, for each of `count` bits."""
     if buffer is None or not count:
         return np.ones(count, dtype=np.uint8)
@@ -119,7 +115,7 @@ def _blank_nulls(out: NDArray[np.float64], chunk: pa.Array) -> None:
     """
     if not chunk.null_count:
         return
-    mask = _bits(chunk.buffers()[0], chunk.offset, len(chunk)).astype(np.int64)
+    mask = bits_of(chunk.buffers()[0], chunk.offset, len(chunk)).astype(np.int64)
     mask -= 1
     raw = out.view(np.int64)
     raw |= mask
@@ -127,27 +123,15 @@ def _blank_nulls(out: NDArray[np.float64], chunk: pa.Array) -> None:
     raw ^= mask
 
 
-def _blank_unusable(out: NDArray[np.float64], n_null: int) -> tuple[int, int, int, int]:
+def _blank_unusable(out: NDArray[np.float64], n_null: int) -> tuple[int, int, int]:
     """Make infinite cells NaN; count them and the NaN that are not among the `n_null` nulls."""
     finite = np.isfinite(out)
     n_bad = len(out) - int(np.count_nonzero(finite))
     if n_bad == n_null:
-        return n_null, 0, 0, 0
+        return n_null, 0, 0
     n_inf = int(np.count_nonzero(np.isinf(out)))
     out[~finite] = math.nan
-    return n_null, n_bad - n_null - n_inf, n_inf, 0
-
-
-def _count_rounded(values: NDArray[Any], chunk: pa.Array) -> int:
-    """Valid whole numbers beyond 2**53."""
-    if values.max(initial=0) <= EXACT_INTEGER and values.min(initial=0) >= -EXACT_INTEGER:
-        return 0
-    large = values > EXACT_INTEGER
-    if values.dtype.kind == "i":
-        large |= values < -EXACT_INTEGER
-    if chunk.null_count:
-        large &= _bits(chunk.buffers()[0], chunk.offset, len(chunk)).view(np.bool_)
-    return int(np.count_nonzero(large))
+    return n_null, n_bad - n_null - n_inf, n_inf
 
 
 _NUMBER = re.compile(
@@ -177,11 +161,11 @@ def text_as_float64(chunk: pa.Array) -> pa.Array:
         return chunk.cast(pa.float64())
     except pa.ArrowInvalid:
         coded = chunk.dictionary_encode()
-        numbers = [parse_number(text) for text in _texts(coded.dictionary)]
+        numbers = [parse_number(text) for text in texts_of(coded.dictionary)]
         return pa.array(numbers, pa.float64()).take(coded.indices)
 
 
-def _texts(array: pa.Array) -> list[str | None]:
+def texts_of(array: pa.Array) -> list[str | None]:
     """Text as Python objects; bytes that are no UTF-8, which some programs write, are replaced."""
     try:
         texts: list[str | None] = array.to_pylist()
@@ -225,7 +209,7 @@ class TextCells:
         """Take the texts that are no numbers out of the numbers."""
         coded = chunk.drop_null().dictionary_encode()
         counts = np.bincount(coded.indices.to_numpy(), minlength=len(coded.dictionary))
-        for text, count in zip(_texts(coded.dictionary), counts.tolist(), strict=True):
+        for text, count in zip(texts_of(coded.dictionary), counts.tolist(), strict=True):
             if text is None or parse_number(text) is not None:
                 continue
             self.numbers -= count

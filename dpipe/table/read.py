@@ -1,8 +1,8 @@
-"""Reading column blocks of a table as float64, missing cells as NaN.
+"""Reading column blocks of a table as numbers, missing cells as NaN.
 
 Covers: `read_block`.
 Does not cover: decoding one file (see `dpipe.table.decode`), conversion of one array (see
-`dpipe.table.convert`), ranks or statistics.
+`dpipe.table.convert`) and without rounding (`dpipe.table.exact`), ranks or statistics.
 
 Row groups are decoded a few columns at a time straight into the result, on the calling thread, so
 that the memory of a task is its result and little more. Page checksums are verified where the
@@ -12,24 +12,46 @@ writer stored them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Role
 from dpipe.table.convert import fill_float64
 from dpipe.table.decode import Part, decoder, rows_within
+from dpipe.table.exact import WholeColumn, as_float64, as_whole, find_rounded, scale_of
 from dpipe.table.record import Table
 from dpipe.table.schema import Kind, kind_of
 from dpipe.words import counted
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A column of whole numbers that float64 would round.
+
+    Attributes
+    ----------
+    dtype
+        int64 or uint64.
+    scale
+        The numbers are 10**scale times the cells.
+    valid
+        (n / 8,) packed bits: cells that hold a number; None when all do.
+    """
+
+    dtype: np.dtype[Any]
+    scale: int
+    valid: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
 class Block:
-    """Columns of a table as float64.
+    """Columns of a table as numbers.
 
     Attributes
     ----------
@@ -38,7 +60,9 @@ class Block:
     n_null, n_nan, n_inf : NDArray[np.int64]
         (len(names),) cells that were null (or whose file lacks the column), NaN, infinite.
     n_rounded : NDArray[np.int64]
-        (len(names),) whole numbers beyond 2**53, which float64 rounds to the nearest it has.
+        (len(names),) cells that float64 may round and that could not be kept otherwise.
+    whole : Mapping[int, Whole]
+        The columns, by position, that are held as whole numbers in the place of float64.
     """
 
     values: NDArray[np.float64]
@@ -46,6 +70,23 @@ class Block:
     n_nan: NDArray[np.int64]
     n_inf: NDArray[np.int64]
     n_rounded: NDArray[np.int64]
+    whole: Mapping[int, Whole]
+
+    def column(self, position: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """The cells of a column, and which of them count (None: those that are finite)."""
+        values = self.values[position]
+        whole = self.whole.get(position)
+        if whole is None:
+            return values, None
+        numbers: NDArray[Any] = values.view(whole.dtype)
+        if whole.valid is None:
+            return numbers, None
+        valid: NDArray[np.bool_] = np.unpackbits(whole.valid, count=len(values)).view(np.bool_)
+        return numbers, valid
+
+    def scale(self, position: int) -> int:
+        """The power of ten by which the cells of a column were multiplied."""
+        return self.whole[position].scale if position in self.whole else 0
 
 
 def read_block(
@@ -66,7 +107,7 @@ def read_block(
     Returns
     -------
     Block
-        float64 values (len(names), n) and what is missing in them, counted.
+        Values (len(names), n) and what is missing in them, counted.
 
     Raises
     ------
@@ -135,6 +176,9 @@ class _Filler:
         self._text = set(text)
         self._counts = [(0, 0, 0, 0)] * len(names)
         self._row = 0
+        self._scales = [0] * len(names)
+        self._whole: dict[int, WholeColumn] = {}
+        self._rounded: set[int] = set()  # columns that cannot be held as whole numbers
         try:
             self._values = np.empty((len(names), n), dtype=np.float64)
         except MemoryError as error:
@@ -152,15 +196,44 @@ class _Filler:
             place = self._place[name]
             row = self._row + part.offset
             for chunk in column.chunks:
-                out = self._values[place, row : row + len(chunk)]
-                self._count(place, fill_float64(out, chunk))
+                self._fill_chunk(place, row, chunk)
                 row += len(chunk)
+
+    def _fill_chunk(self, place: int, row: int, chunk: pa.Array) -> None:
+        """As float64 while that rounds nothing, then as whole numbers while that is possible."""
+        self._scales[place] = max(self._scales[place], scale_of(chunk))
+        column = self._whole.get(place)
+        out = self._values[place, row : row + len(chunk)]
+        read = out if column is None else np.empty(len(chunk))
+        counts = fill_float64(read, chunk)
+        rounded = find_rounded(chunk, read)
+        n_rounded = 0 if rounded is None else int(np.count_nonzero(rounded))
+        if column is None and n_rounded and place not in self._rounded:
+            column = as_whole(self._values[place], row, self._scales[place])
+            if column is None:
+                self._rounded.add(place)
+            else:
+                self._whole[place] = column
+        if column is not None:
+            if column.put(row, chunk):
+                n_rounded = 0
+            else:
+                n_rounded += as_float64(column, row)
+                out[:] = read
+                del self._whole[place]
+                self._rounded.add(place)
+        self._count(place, (*counts, n_rounded))
 
     def lack(self, names: Sequence[str], count: int) -> None:
         """Mark the rows of a file that does not have these columns."""
         for name in names:
-            self._values[self._place[name], self._row : self._row + count] = math.nan
-            self._count(self._place[name], (count, 0, 0, 0))
+            place, rows = self._place[name], slice(self._row, self._row + count)
+            if place in self._whole:
+                self._whole[place].bits[rows] = 0
+                self._whole[place].valid[rows] = False
+            else:
+                self._values[place, rows] = math.nan
+            self._count(place, (count, 0, 0, 0))
 
     def _count(self, place: int, more: Sequence[int]) -> None:
         null, nan, inf, rounded = self._counts[place]
@@ -173,4 +246,8 @@ class _Filler:
     def block(self) -> Block:
         """The finished block."""
         null, nan, inf, rounded = np.array(self._counts, dtype=np.int64).reshape(-1, 4).T.copy()
-        return Block(self._values, null, nan, inf, rounded)
+        whole = {}
+        for place, column in self._whole.items():
+            valid = None if column.valid.all() else np.packbits(column.valid)
+            whole[place] = Whole(column.dtype, column.scale, valid)
+        return Block(self._values, null, nan, inf, rounded, whole)

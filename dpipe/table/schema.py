@@ -15,8 +15,8 @@ TEXT                    string, large_string, string_view      anything else: no
 OTHER                   binary, dates, times, nested, ...      anything else: not numeric
 ======================  =====================================  ================================
 
-A dictionary column has the kind of its values. Every number is read as float64: integers beyond
-2**53 and decimals of more than 15 digits are rounded to the nearest float64.
+A dictionary column has the kind of its values. Numbers are read as float64, unless that would round
+them and `dpipe.table.exact` can hold them as whole numbers.
 """
 
 from __future__ import annotations

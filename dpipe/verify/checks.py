@@ -252,13 +252,15 @@ def check_prepare(
 def _broken_rules(facts: Facts, n_rows: int, options: Options) -> dict[str, float]:
     """The rules of pass 1 a column breaks, with the value that breaks it."""
     ratio = facts.n_missing / max(1, n_rows)
+    one = facts.n_unique == 1
+    hidden = one and facts.n_rounded > 0  # what was rounded to one value may differ
     rules = {
         "no valid value": (facts.n_valid == 0, math.nan),
         "too few valid values": (facts.n_valid < options.required_rows, facts.n_valid),
         "too many missing values": (ratio > options.max_missing_ratio, ratio),
-        "constant": (facts.minimum == facts.maximum, math.nan),
+        "constant": (one and not hidden, math.nan),
         "low variance": (
-            facts.normalised_variance < options.variance_threshold * (1 + 1e-9),
+            not hidden and facts.normalised_variance < options.variance_threshold * (1 + 1e-9),
             facts.normalised_variance,
         ),
     }
@@ -276,6 +278,9 @@ def _check_duplicates(claims: Claims, columns: RankedColumns) -> Failures:
         if row.reason == _DUPLICATE:
             claims.compared["monotone duplicates"] += 1
             other = str(row.representative)
+            if columns.facts[row.column].n_rounded or columns.facts[other].n_rounded:
+                yield f"{row.column!r} or {other!r} was rounded: nothing tells that they are alike"
+                continue
             if columns.signature(row.column) != columns.signature(other):
                 yield f"column {row.column!r} does not rank the rows as {other!r} does"
                 continue
@@ -284,7 +289,7 @@ def _check_duplicates(claims: Claims, columns: RankedColumns) -> Failures:
                 yield f"the rho of {row.column!r} and its duplicate {other!r} is {rho:g}"
     same: dict[bytes, list[str]] = defaultdict(list)
     for name in claims.survivors(1):
-        if columns.facts[name].n_unique > 1:
+        if columns.facts[name].n_unique > 1 and not columns.facts[name].n_rounded:
             same[columns.signature(name)].append(name)
     for group in same.values():
         if len(set(group) - claims.asked) > (0 if claims.asked & set(group) else 1):

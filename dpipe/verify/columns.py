@@ -32,15 +32,17 @@ _CELLS_IN_MEMORY = 2**29
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of one column; the numbers are NaN where there is no valid value."""
+    """What is true of one column; the numbers are NaN where there is no valid value.
+
+    ``n_rounded`` are cells of which only a rounded value is known.
+    """
 
     n_valid: int
     n_missing: int
     n_nan: int
     n_inf: int
     n_unique: int
-    minimum: float
-    maximum: float
+    n_rounded: int
     normalised_variance: float
 
 
@@ -101,8 +103,10 @@ def rank_columns(table: Table, rows: NDArray[np.int64] | None) -> RankedColumns:
         part = names[start : start + step]
         block = read_block(table, part, rows)
         for offset, name in enumerate(part):
-            ranks[start + offset], n_unique = _centred_ranks(block.values[offset])
-            facts[name] = _facts(block, offset, n_unique)
+            values, counted = block.column(offset)
+            valid = np.isfinite(values) if counted is None else counted
+            ranks[start + offset], n_unique = _centred_ranks(values, valid)
+            facts[name] = _facts(block, offset, values[valid], n_unique)
     return RankedColumns({name: k for k, name in enumerate(names)}, facts, ranks)
 
 
@@ -114,12 +118,15 @@ def _room(columns: int, rows: int) -> NDArray[np.int32]:
         return np.memmap(file, dtype=np.int32, mode="w+", shape=(columns, rows))
 
 
-def _centred_ranks(values: NDArray[np.float64]) -> tuple[NDArray[np.int32], int]:
+def _centred_ranks(
+    values: NDArray[Any], is_there: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], int]:
     """Ranks as `RankedColumns` holds them, and the number of distinct values."""
-    valid = np.flatnonzero(np.isfinite(values))
+    valid = np.flatnonzero(is_there)
     order = np.argsort(values[valid], kind="stable")
     ordered = values[valid][order]
-    is_first = np.diff(ordered, prepend=np.nan) != 0
+    is_first = np.ones(len(ordered), dtype=bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
     first = np.flatnonzero(is_first)
     last = np.append(first[1:], len(ordered)) - 1
     group = np.cumsum(is_first) - 1
@@ -130,9 +137,9 @@ def _centred_ranks(values: NDArray[np.float64]) -> tuple[NDArray[np.int32], int]
     return ranks, len(first)
 
 
-def _facts(block: Block, row: int, n_unique: int) -> Facts:
-    values = block.values[row]
-    values = values[np.isfinite(values)]
+def _facts(block: Block, row: int, values: NDArray[Any], n_unique: int) -> Facts:
+    if values.dtype.kind != "f" and len(values):  # distances are exact where values are not
+        values = (values - values.min()).view(np.uint64).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if len(values) else (math.nan,) * 2
     return Facts(
         n_valid=len(values),
@@ -140,8 +147,7 @@ def _facts(block: Block, row: int, n_unique: int) -> Facts:
         n_nan=int(block.n_nan[row]),
         n_inf=int(block.n_inf[row]),
         n_unique=n_unique,
-        minimum=low,
-        maximum=high,
+        n_rounded=int(block.n_rounded[row]),
         normalised_variance=_normalised_variance(values, low, high),
     )
 
