@@ -1,17 +1,20 @@
 """Tables that tests draw: columns with ties, missing cells, copies and odd shapes.
 
-Covers: building a numeric table by seed and writing it as Parquet part files.
+Covers: building a numeric table by seed and writing it as Parquet part files; the cells of a block.
 """
 
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from dpipe.table import Block
 
 Table = dict[str, NDArray[np.float64]]
 
@@ -60,3 +63,14 @@ def write_parts(table: Table, folder: Path, *, parts: int = 2, row_group: int = 
         piece = arrow.slice(start, stop - start)
         pq.write_table(piece, folder / f"part-{part}.parquet", row_group_size=row_group)
     return folder
+
+
+def exact_cells(block: Block, position: int) -> list[Fraction | None]:
+    """The cells of a column of a block as they were read, None where missing."""
+    values, valid = block.column(position)
+    valid = np.isfinite(values) if valid is None else valid
+    unit = 10 ** block.scale(position)
+    return [
+        Fraction(cell) / unit if there else None
+        for cell, there in zip(values.tolist(), valid.tolist(), strict=True)
+    ]

@@ -27,14 +27,10 @@ from dpipe.table.schema import is_text
 Wholes = NDArray[np.int64]
 Mask = NDArray[np.bool_] | None
 
-EXACT_INTEGER = 2**53
-"""Whole numbers below it are exact in float64."""
-_EXACT_DECIMAL = 10**15
-"""Decimals of up to 15 digits come back from float64 as they were."""
+_EXACT_WHOLE = 2**53  # whole numbers below it are exact in float64
+_EXACT_DIGITS = 15  # decimals of so many digits come back from float64 as they were
+_TEXT_DIGITS = 17  # programs write so many, so that a float64 comes back from text as it was
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-# Texts, trimmed: whole numbers that may be too large; 18 digits or more from the first that counts.
-_LONG_WHOLE = r"^\s*[+-]?[0-9]{16,}\s*$"
-_MANY_DIGITS = r"^\s*[+-]?[0.]*[1-9][0-9.]{18,}"
 
 
 def find_rounded(chunk: pa.Array, numbers: NDArray[np.float64]) -> NDArray[np.bool_] | None:
@@ -52,12 +48,17 @@ def find_rounded(chunk: pa.Array, numbers: NDArray[np.float64]) -> NDArray[np.bo
         chunk = chunk.dictionary_decode()
     types = pa.types
     if types.is_int64(chunk.type) or types.is_uint64(chunk.type):
-        found = np.abs(numbers) >= EXACT_INTEGER
-    elif types.is_decimal(chunk.type) and chunk.type.precision > 15:
-        found = np.abs(numbers) * 10.0**chunk.type.scale > _EXACT_DECIMAL + 0.5
-    elif is_text(chunk.type) and _longest(chunk) > 15:
-        large = np.abs(numbers) >= EXACT_INTEGER
-        found = large & _matches(chunk, _LONG_WHOLE) | _matches(chunk, _MANY_DIGITS)
+        found = np.abs(numbers) >= _EXACT_WHOLE
+    elif types.is_decimal(chunk.type) and chunk.type.precision > _EXACT_DIGITS:
+        found = np.abs(numbers) * 10.0**chunk.type.scale > 10.0**_EXACT_DIGITS
+        found[found] = _count_digits(chunk.filter(pa.array(found))) > _EXACT_DIGITS
+    elif is_text(chunk.type) and _longest(chunk) > _EXACT_DIGITS:
+        found = np.isfinite(numbers)
+        texts = chunk.filter(pa.array(found)).cast(pa.large_string())
+        digits = _count_digits(texts)
+        whole = pc.match_substring_regex(texts, r"^\s*[+-]?[0-9]+\s*$").to_numpy(False)
+        large = whole & (np.abs(numbers[found]) >= _EXACT_WHOLE)
+        found[found] = (digits > _TEXT_DIGITS) | (large & (digits > _EXACT_DIGITS))
     else:
         return None
     return found if found.any() else None
@@ -67,10 +68,11 @@ def _longest(chunk: pa.Array) -> int:
     return pc.max(pc.binary_length(chunk.cast(pa.large_string()))).as_py() or 0
 
 
-def _matches(chunk: pa.Array, pattern: str) -> NDArray[np.bool_]:
-    found = pc.match_substring_regex(chunk.cast(pa.large_string()), pattern)
-    matches: NDArray[np.bool_] = pc.fill_null(found, False).to_numpy(zero_copy_only=False)
-    return matches
+def _count_digits(numbers: pa.Array) -> NDArray[np.int64]:
+    """The digits of decimals, or of numbers as text, from the first to the last that is not 0."""
+    text = pc.replace_substring_regex(numbers.cast(pa.large_string()), r"[eE].*|[.\s+-]", "")
+    digits: NDArray[np.int64] = pc.utf8_length(pc.utf8_trim(text, "0")).to_numpy(False)
+    return digits
 
 
 def scale_of(chunk: pa.Array) -> int:
@@ -152,8 +154,8 @@ def _times(read: NDArray[np.float64], scale: int) -> tuple[NDArray[np.bool_], Wh
     valid = np.isfinite(read)
     power = 10.0**scale
     whole = np.rint(np.where(valid, read, 0) * power)
-    limit = _EXACT_DECIMAL if scale else EXACT_INTEGER - 1
-    if (valid & (whole / power != read)).any() or (np.abs(whole) > limit).any():
+    limit = 10.0**_EXACT_DIGITS if scale else 2.0**63
+    if (valid & (whole / power != read)).any() or (np.abs(whole) >= limit).any():
         return valid, None
     return valid, whole.astype(np.int64)
 
@@ -258,12 +260,15 @@ def as_whole(values: NDArray[np.float64], rows: int, scale: int) -> WholeColumn 
 
 def as_float64(column: WholeColumn, rows: int) -> int:
     """Turn the first `rows` of a column back into float64; how many of them may be rounded."""
-    numbers = column.bits[:rows].view(column.dtype)
-    limit = _EXACT_DECIMAL + 1 if column.scale else EXACT_INTEGER
-    large = numbers >= limit
+    numbers, valid = column.bits[:rows].view(column.dtype), column.valid[:rows]
+    unit = 10**column.scale
+    read = numbers / float(unit)
+    large = numbers >= _EXACT_WHOLE
     if not column.large:
-        large |= numbers <= -limit
-    valid = column.valid[:rows]
-    count = int(np.count_nonzero(large & valid))
-    column.bits[:rows].view(np.float64)[:] = np.where(valid, numbers / 10.0**column.scale, math.nan)
-    return count
+        large |= numbers <= -_EXACT_WHOLE
+    exactly = numbers[large].tolist()
+    read[large] = [cell / unit for cell in exactly]  # rounded once, as Python does
+    if column.scale:  # of decimals, those of many digits
+        large[large] = [len(str(abs(cell)).strip("0")) > _EXACT_DIGITS for cell in exactly]
+    column.bits[:rows].view(np.float64)[:] = np.where(valid, read, math.nan)
+    return int(np.count_nonzero(large & valid))
