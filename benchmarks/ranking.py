@@ -1,28 +1,24 @@
-"""Time the ways of ranking one column, and the digests its hash could use.
+"""Time the ways of ranking one column, compiled and in NumPy.
 
-Prints two tables in milliseconds: columns by methods, then digests. A dash: the method does not
-apply. "whole" is `rank_column` as it is, with statistics and hash; the others only rank.
-Usage: ``python benchmarks/ranking.py --rows 1000000``
+Prints CPU time of one thread in milliseconds, medians of alternating runs: `rank_column` as it is, in
+NumPy, and the ratio; with ``--other FOLDER`` also that of another checkout, in the same process.
+Usage: ``python benchmarks/ranking.py --rows 10000,100000,1000000``
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import importlib
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from dpipe.kernels import ranks
-
-METHODS = {
-    "counting": ranks._rank_by_counting,
-    "packed sort": ranks._rank_by_sorting,
-    "argsort": ranks._rank_on_device,
-}
-DIGESTS = ("sha256", "sha1", "blake2b", "blake2s", "md5", "sha512")
 
 
 def columns(n: int) -> dict[str, np.ndarray]:
@@ -45,49 +41,70 @@ def columns(n: int) -> dict[str, np.ndarray]:
     }
 
 
-def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """The median duration of `function` after one call to warm up."""
-    function()
-    durations = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(durations)
+def other_checkout(folder: str) -> Callable[[np.ndarray], Any]:
+    """`rank_column` of another checkout, imported beside this one."""
+    ours = {
+        name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "dpipe"
+    }
+    sys.path.insert(0, folder)
+    try:
+        function: Callable[[np.ndarray], Any] = importlib.import_module(
+            "dpipe.kernels.ranks"
+        ).rank_column
+        return function
+    finally:
+        sys.path.remove(folder)
+        sys.modules.update(ours)
 
 
-def time_column(values: np.ndarray, repeats: int) -> list[str]:
-    """One row of the first table."""
-    finite = np.isfinite(values)
-    valid = None if finite.all() else finite
-    cells = [f"{milliseconds(lambda: ranks.rank_column(values), repeats):.1f}"]
-    for method in METHODS.values():
-        if method(values, valid, []) is None:
-            cells.append("-")
-        else:
-            spent = milliseconds(lambda method=method: method(values, valid, []), repeats)
-            cells.append(f"{spent:.1f}")
-    return cells
+def in_numpy(values: np.ndarray) -> ranks.RankedColumn:
+    """`rank_column` as it is without a compiler."""
+    compiled, ranks.compiled = ranks.compiled, None
+    try:
+        return ranks.rank_column(values)
+    finally:
+        ranks.compiled = compiled
+
+
+def milliseconds(
+    functions: dict[str, Callable[[np.ndarray], Any]], values: np.ndarray, repeats: int
+) -> dict[str, float]:
+    """Median CPU time of each function, all of them taking turns."""
+    spent: dict[str, list[float]] = {name: [] for name in functions}
+    calls = max(1, 200_000 // values.size)
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.thread_time()
+            for _ in range(calls):
+                function(values)
+            if turn:  # the first one warms up
+                spent[name].append((time.thread_time() - start) / calls * 1e3)
+    return {name: statistics.median(times) for name, times in spent.items()}
 
 
 def main() -> None:
-    """Parse the arguments and print both tables."""
+    """Parse the arguments and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", default="1000000", help="row counts, separated by commas")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--other", help="a checkout to compare with")
     arguments = parser.parse_args()
-    print(f"NumPy {np.__version__}, {arguments.rows} rows, milliseconds")
-    print(f"{'column':22s}" + "".join(f"{name:>13s}" for name in ("whole", *METHODS)))
-    for name, values in columns(arguments.rows).items():
-        cells = time_column(values, arguments.repeats)
-        print(f"{name:22s}" + "".join(f"{cell:>13s}" for cell in cells))
-    ranked = np.arange(arguments.rows, dtype=np.int32)
-    for name in DIGESTS:
-        spent = milliseconds(
-            lambda name=name: hashlib.new(name, ranked, usedforsecurity=False).digest(),
-            arguments.repeats,
-        )
-        print(f"{name:22s}{spent:13.1f}")
+    functions: dict[str, Callable[[np.ndarray], Any]] = {
+        ranks.implementation(): ranks.rank_column,
+        "NumPy": in_numpy,
+    }
+    if arguments.other:
+        functions["other"] = other_checkout(os.path.abspath(arguments.other))
+    names = list(functions)
+    first, last = names[0], names[-1]
+    print(f"NumPy {np.__version__}, milliseconds")
+    for rows in map(int, arguments.rows.split(",")):
+        heads = (*names, f"{last} / {first}")
+        print(f"{rows:>10} rows       " + "".join(f"{name:>14s}" for name in heads))
+        for name, values in columns(rows).items():
+            took = milliseconds(functions, values, arguments.repeats)
+            cells = [f"{took[way]:.2f}" for way in names] + [f"{took[last] / took[first]:.2f}"]
+            print(f"{name:22s}" + "".join(f"{cell:>14s}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dpipe import session as sessions
 from dpipe.credentials import Secrets
 from dpipe.device import card as cards
 from dpipe.errors import InputError, ResourceError
+from dpipe.kernels.ranks import implementation
 from dpipe.model import Emit, silent
 from dpipe.options import Options
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, within
@@ -48,6 +49,10 @@ PACKAGES = (
 GPU_PACKAGES = ("cupy", "dask-cuda", "rmm")
 """Packages a GPU session needs beside them; distributed under various names."""
 
+_RANKING = {
+    "C": "C",
+    "NumPy": "NumPy, with the same result in more time: no C compiler was there at installation",
+}
 _MEMORY_DISKS = {"tmpfs", "ramfs"}
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"}
 _LEAST_OPEN_FILES = 1024
@@ -87,6 +92,7 @@ class Facts:
     system: str
     versions: Mapping[str, str]
     blas: tuple[str, ...]
+    ranking: str
     cpus: int
     memory: int
     limit: int | None
@@ -201,6 +207,7 @@ def look(probe: Probe, dask_worker: Any = None) -> Facts:
             for pool in threadpoolctl.threadpool_info()
             if pool.get("user_api") == "blas"
         ),
+        ranking=implementation(),
         cpus=cores,
         memory=memory,
         limit=int(limit) if limit else None,
@@ -230,6 +237,7 @@ def _client_findings(facts: Facts) -> Iterator[Finding]:
         problem=any(name not in facts.versions for name in PACKAGES[1:]),
     )
     yield Finding(place, "BLAS", "; ".join(facts.blas) or "unknown")
+    yield Finding(place, "ranking", _RANKING[facts.ranking])
     yield Finding(
         place,
         "machine",
@@ -295,6 +303,7 @@ def _worker_findings(
             problem=not facts.nanny,
         )
         yield Finding(place, "BLAS", "; ".join(facts.blas) or "unknown")
+        yield Finding(place, "ranking", _RANKING[facts.ranking])
         differing = [
             f"{name} {facts.versions.get(name, 'missing')} instead of {version}"
             for name, version in client_facts.versions.items()

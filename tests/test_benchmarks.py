@@ -46,7 +46,9 @@ def test_benchmarks__run_small(name: str, more: list[str], tmp_path: Path) -> No
 
 
 def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
-    assert "packed sort" in benchmark("ranking", "--rows=2000", "--repeats=1", folder=tmp_path)
+    out = benchmark("ranking", "--rows=20,3000", "--repeats=1", f"--other={ROOT}", folder=tmp_path)
+    assert out.count("one far outlier") == 2
+    assert "other / " in out
 
 
 EXAMPLE = str(ROOT / "examples" / "nci" / "part-00000.parquet")

@@ -26,6 +26,7 @@ from dpipe.rankstore import (
     packed_length,
     read_block_columns,
     read_piece,
+    tell_apart,
     write_block,
 )
 
@@ -83,6 +84,33 @@ def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Filled:
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
     return Filled(Store("memory://ranks"))
+
+
+def test_tell_apart__compares_columns_of_one_fingerprint_in_full(tmp_path: Path) -> None:
+    rising = np.linspace(-0.5, 0.5, ROWS, dtype=np.float32)
+    other = np.roll(rising, 1)
+    holes, more = (np.arange(ROWS) % 5 != k for k in (0, 1))
+    content = {  # scores, mask, first sign
+        "a": (rising, None, -1),
+        "like a": (rising, None, -1),
+        "a reversed": (-rising, None, 1),
+        "other": (other, None, 1),
+        "other reversed": (-other, None, -1),
+        "holes": (rising * holes, holes, -1),
+        "like holes": (-rising * holes, holes, 1),
+        "more": (rising * holes, more, -1),
+    }
+    store, masks, columns = Store(str(tmp_path)), [], []
+    for slot, (name, (_, valid, sign)) in enumerate(content.items()):
+        facts = replace(statistics(name), rank_hash="f", first_sign=sign)
+        columns.append(StoredColumn(facts, 0, slot, -1 if valid is None else len(masks), ""))
+        if valid is not None:
+            masks.append(np.packbits(valid))
+    write_block(store, 0, columns, [scores for scores, _, _ in content.values()], masks)
+    told = tell_apart(store, columns, ROWS)
+    assert told == ["f", "f", "f", "f-1", "f-1", "f-2", "f-2", "f-3"]
+    renamed = [replace(columns[0], statistics=replace(columns[0].statistics, rank_hash="g"))]
+    assert tell_apart(store, [*columns[3:5], *renamed], ROWS) == ["f", "f", "g"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from dpipe.choice.certificate import alternatives, decide
 from dpipe.engine.measures import fusion_of
 from dpipe.inventory import SINGLE_RESULTS
 from dpipe.kernels.measures import Fusion, Measure
+from dpipe.kernels.ranks import implementation
 from dpipe.model import Emit, Note, PassResult
 from dpipe.options import Options
 from dpipe.pipeline.resume import version
@@ -99,6 +100,7 @@ def _record(run: Finished) -> dict[str, Any]:
     table, options, journal = run.table, run.options, run.journal
     return {
         "versions": _versions(),
+        "ranking": implementation(),
         "options": dataclasses.asdict(options),
         "input": {
             # Absolute, so that `dpipe verify` finds them from any folder.
