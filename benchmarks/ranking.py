@@ -1,7 +1,7 @@
 """Time the ways of ranking one column, compiled and in NumPy.
 
-Prints CPU time of one thread in milliseconds, medians of alternating runs: `rank_column` as it is, in
-NumPy, and the ratio; with ``--other FOLDER`` also that of another checkout, in the same process.
+Prints CPU time of one thread in milliseconds, medians of alternating runs: `rank_column` as it is,
+in NumPy, and the ratio; with ``--other FOLDER`` also that of another checkout, in the same process.
 Usage: ``python benchmarks/ranking.py --rows 10000,100000,1000000``
 """
 

@@ -40,7 +40,7 @@ from dpipe.rankstore import (
 )
 from dpipe.registry import Pass, Reason
 from dpipe.table import Block, Table, read_block
-from dpipe.table.words import listed
+from dpipe.words import listed
 
 ROWS_NAME = "rows.npz"
 
