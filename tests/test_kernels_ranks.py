@@ -87,7 +87,7 @@ WAYS: dict[str, Callable[..., ordering._Order | None]] = {
     "sorting": ordering._order_by_sorting,
     "argsort": ordering._order_on_device,
 }
-EVERY_WAY = ["compiled", *WAYS]
+EVERY_WAY = ["compiled", "compiled but for the sort", *WAYS]
 
 
 def rank_by(
@@ -95,7 +95,8 @@ def rank_by(
 ) -> RankedColumn | None:
     """`rank_column` with one way forced; None when it does not apply to these values."""
     with pytest.MonkeyPatch.context() as patch:
-        if way == "compiled":
+        if way.startswith("compiled"):
+            patch.setattr(ranks, "_numpy_sorts_faster", lambda _: way != "compiled")
             return None if COMPILED is None else rank_column(values, valid)
         patch.setattr(ranks, "compiled", None)
         refused = []
@@ -281,7 +282,7 @@ def test_memory_stays_under_the_stated_bound(shape: str) -> None:
         "collisions": np.concatenate((column(np.nan, 1e300), 1 + normal[2:] * 1e-12)),
         "ties": np.concatenate((column(np.nan), np.round(normal[1:], 5))),
     }[shape]
-    for way in ("compiled", "chosen"):
+    for way in ("compiled", "compiled but for the sort", "chosen"):
         tracemalloc.start()
         try:
             rank_by(way, values)
@@ -439,17 +440,17 @@ def test_long_columns_too(shape: str, n: int) -> None:
 
 
 def check_same(values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
-    first, second = (asdict(rank_column(values, valid)), asdict(_by_numpy(values, valid)))
-    for name, value in first.items():
-        np.testing.assert_array_equal(value, second[name], err_msg=name, strict=True)
-        if isinstance(value, float):
-            assert math.copysign(1, value) == math.copysign(1, second[name])
-
-
-def _by_numpy(values: NDArray[Any], valid: NDArray[np.bool_] | None) -> RankedColumn:
-    got = rank_by("chosen", values, valid)
-    assert got is not None
-    return got
+    compiled, mixed, expected = (
+        rank_by(way, values, valid) for way in ("compiled", "compiled but for the sort", "chosen")
+    )
+    assert compiled is not None
+    assert mixed is not None
+    assert expected is not None
+    for got in (asdict(compiled), asdict(mixed)):
+        for name, value in asdict(expected).items():
+            np.testing.assert_array_equal(got[name], value, err_msg=name, strict=True)
+            if isinstance(value, float):
+                assert math.copysign(1, value) == math.copysign(1, got[name])
 
 
 @pytest.mark.parametrize("way", ["compiled", "chosen", "argsort"])
@@ -504,9 +505,9 @@ def test_what_is_no_number_cannot_be_ranked(dtype: str) -> None:
 def test_the_compiled_way_refuses_arrays_that_do_not_fit() -> None:
     if COMPILED is None:
         return
-    cells, present, scores = np.zeros(5), np.ones(5, bool), np.empty(5, np.float32)
+    cells, present, scores = np.arange(5.0), np.ones(5, bool), np.empty(5, np.float32)
     valid, room = np.empty(5, bool), np.empty(26, np.uint64)
-    good = [cells, present, scores, valid, room, 0.1, 0.9]
+    good = [cells, present, scores, valid, room, 0.1, 0.9, None]
     COMPILED.rank(*good)
     bad: list[tuple[int, object, type[Exception]]] = [
         (0, np.zeros(5, ">f8"), ValueError),
@@ -522,7 +523,9 @@ def test_the_compiled_way_refuses_arrays_that_do_not_fit() -> None:
     ]
     for place, value, error in bad:
         with pytest.raises((error, BufferError)):
-            COMPILED.rank(*[value if i == place else good[i] for i in range(7)])
+            COMPILED.rank(*[value if i == place else good[i] for i in range(8)])
+    with pytest.raises(ZeroDivisionError):
+        COMPILED.rank(*good[:7], lambda count: 1 // (count - 5))
     scores.setflags(write=False)
     with pytest.raises((ValueError, BufferError)):
         COMPILED.rank(*good)

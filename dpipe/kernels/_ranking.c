@@ -60,6 +60,9 @@ typedef struct {
     int exponent;
     double mean, rest, square; /* of values times 2**-exponent */
     uint64_t rank_sum, missing_sum;
+
+    PyObject *sort; /* what sorts the first entries, or NULL */
+    PyThreadState *thread;
 } Column;
 
 /* Keys */
@@ -123,6 +126,15 @@ static void load_keys(const Column *c, size_t start, size_t count, uint64_t *key
         }
 }
 
+/* Puts `other` in the place of what belongs to missing cells. */
+static void replace_missing(const Column *c, size_t start, size_t n, uint64_t *numbers, uint64_t other)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t mask = 0 - (uint64_t)c->valid[start + i];
+        numbers[i] = (numbers[i] & mask) | (other & ~mask);
+    }
+}
+
 /* The key of one cell. */
 static inline uint64_t key_at(const Column *c, uint32_t row)
 {
@@ -175,12 +187,16 @@ static size_t find_valid(const Column *c, size_t start, size_t n, uint64_t *low,
 {
     uint8_t *valid = c->valid + start;
     size_t found = 0;
+    memset(valid, 1, n);
+    if (c->present != NULL)
+        memcpy(valid, c->present + start, n);
+    if (is_real(c))
+        for (size_t i = 0; i < n; i++)
+            valid[i] &= (uint8_t)is_number(low[i]);
     for (size_t i = 0; i < n; i++) {
-        int is_valid = (!is_real(c) || is_number(low[i])) & (!c->present || c->present[start + i]);
-        uint64_t mask = 0 - (uint64_t)is_valid;
+        uint64_t mask = 0 - (uint64_t)valid[i];
         high[i] = low[i] & mask;
         low[i] |= ~mask;
-        valid[i] = (uint8_t)is_valid;
         found += valid[i];
     }
     return found;
@@ -290,17 +306,19 @@ static int rank_by_counting(Column *c, uint64_t *room)
     FOR_BLOCKS(c, start, count) {
         uint64_t keys[BLOCK];
         load_keys(c, start, count, keys);
+        if (c->n_valid < c->n)
+            replace_missing(c, start, count, keys, c->low);
         for (size_t i = 0; i < count; i++)
-            if (c->n_valid == c->n || c->valid[start + i])
-                numbers[start + i] = (uint32_t)(int32_t)((value_of(c, keys[i]) - low) * per_unit);
-            else
-                numbers[start + i] = (uint32_t)last + 1; /* a bucket for missing cells */
+            numbers[start + i] = (uint32_t)(int32_t)((value_of(c, keys[i]) - low) * per_unit);
+        if (c->n_valid < c->n) /* a bucket for missing cells */
+            for (size_t i = 0; i < count; i++)
+                numbers[start + i] = c->valid[start + i] ? numbers[start + i] : (uint32_t)last + 1;
         for (size_t i = 0; i < count; i++) {
             Bucket *bucket = &buckets[numbers[start + i]];
             if (bucket->count == 0) {
                 bucket->key = keys[i];
                 bucket->row = (uint32_t)(start + i);
-            } else if (bucket->key != keys[i] && numbers[start + i] <= last)
+            } else if (bucket->key != keys[i])
                 return 0;
             bucket->count++;
         }
@@ -503,39 +521,62 @@ static void load_distances(const Column *c, size_t start, size_t count, uint64_t
     for (size_t i = 0; i < count; i++)
         distances[i] = (distances[i] - c->low) >> c->shift;
     if (c->n_valid < c->n)
-        for (size_t i = 0; i < count; i++) {
-            uint64_t mask = 0 - (uint64_t)c->valid[start + i];
-            distances[i] = (distances[i] & mask) | (beyond & ~mask);
-        }
+        replace_missing(c, start, count, distances, beyond);
 }
 
-static void rank_by_sorting(Column *c, uint64_t *entries, uint64_t *spare)
+/* Lets Python sort the entries: NumPy does it faster where it has instructions for it. */
+static int sort_outside(Column *c)
+{
+    PyEval_RestoreThread(c->thread);
+    PyObject *done = PyObject_CallFunction(c->sort, "n", (Py_ssize_t)c->n_valid);
+    Py_XDECREF(done);
+    c->thread = PyEval_SaveThread();
+    return done != NULL;
+}
+
+/* Makes the entries, parted by all but the low `bits` of their distances; missing cells come last.
+   On return `starts` are the ends of the parts. */
+static void part_entries(Column *c, uint64_t *entries, int bits, size_t parts, uint32_t *starts)
 {
     uint64_t distances[BLOCK];
-    uint32_t starts[(1 << PART_BITS) + 2] = {0}; /* the last for missing cells, which come last */
-    shorten(c);
-    int part_bits = c->n < LONG ? 0 : c->length < PART_BITS ? c->length : PART_BITS;
-    int bits = c->length - part_bits;
-    size_t parts = (size_t)1 << part_bits;
-    FOR_BLOCKS(c, start, count) {
-        load_distances(c, start, count, distances);
-        for (size_t i = 0; i < count; i++)
-            starts[(distances[i] >> bits) + 1]++;
+    if (parts == 1)
+        starts[1] = (uint32_t)c->n_valid;
+    else {
+        FOR_BLOCKS(c, start, count) {
+            load_distances(c, start, count, distances);
+            for (size_t i = 0; i < count; i++)
+                starts[(distances[i] >> bits) + 1]++;
+        }
+        for (size_t part = 0; part < parts; part++)
+            starts[part + 1] += starts[part];
     }
-    for (size_t part = 0; part < parts; part++)
-        starts[part + 1] += starts[part];
     FOR_BLOCKS(c, start, count) {
         load_distances(c, start, count, distances);
         for (size_t i = 0; i < count; i++)
             entries[starts[distances[i] >> bits]++] = distances[i] << c->row_bits | (start + i);
     }
-    /* Every start has moved on to its part's end. */
+}
+
+/* Returns whether nothing failed. */
+static int rank_by_sorting(Column *c, uint64_t *entries, uint64_t *spare)
+{
+    uint32_t starts[(1 << PART_BITS) + 2] = {0}; /* the last for missing cells */
+    shorten(c);
+    int part_bits = c->n < LONG || c->sort != NULL ? 0
+                    : c->length < PART_BITS        ? c->length
+                                                   : PART_BITS;
+    int bits = c->length - part_bits;
+    size_t parts = (size_t)1 << part_bits;
+    part_entries(c, entries, bits, parts, starts);
+    if (c->sort != NULL && !sort_outside(c))
+        return 0;
     for (size_t part = 0, first = 0; part < parts; first = starts[part++]) {
         size_t n = starts[part] - first;
-        if (n > 1)
+        if (n > 1 && c->sort == NULL)
             sort_entries(entries + first, n, bits + c->row_bits, c->row_bits, spare);
         rank_part(c, entries, first, n, spare);
     }
+    return 1;
 }
 
 /* Mean and variance */
@@ -629,9 +670,8 @@ static void rank(Column *c, uint64_t *room)
     if (c->n_valid == 0)
         return;
     want_quantiles(c);
-    if (!rank_by_counting(c, room))
-        rank_by_sorting(c, room, room + c->n);
-    describe(c, room);
+    if (rank_by_counting(c, room) || rank_by_sorting(c, room, room + c->n))
+        describe(c, room);
 }
 
 /* Python */
@@ -672,7 +712,7 @@ static int fits(const Py_buffer *views)
            (size_t)views[ROOM].len == (2 * n + 16) * sizeof(uint64_t);
 }
 
-static PyObject *rank_with(Py_buffer *views, double low, double high)
+static PyObject *rank_with(Py_buffer *views, double low, double high, PyObject *sort)
 {
     const Py_buffer *cells = &views[CELLS];
     Column column = {
@@ -682,20 +722,22 @@ static PyObject *rank_with(Py_buffer *views, double low, double high)
         .n = (size_t)(cells->len / cells->itemsize),
         .present = views[PRESENT].buf,
         .quantiles = {low, high},
+        .sort = sort == Py_None ? NULL : sort,
         .scores = views[SCORES].buf,
         .valid = views[VALID].buf,
     };
-    Py_BEGIN_ALLOW_THREADS
+    column.thread = PyEval_SaveThread();
     rank(&column, views[ROOM].buf);
-    Py_END_ALLOW_THREADS
-    return result_of(&column);
+    PyEval_RestoreThread(column.thread);
+    return PyErr_Occurred() ? NULL : result_of(&column);
 }
 
 PyDoc_STRVAR(rank_doc,
-"rank(cells, present, scores, valid, room, low, high)\n--\n\n"
+"rank(cells, present, scores, valid, room, low, high, sort)\n--\n\n"
 "Rank `cells` (n,), of which `present` (n,) bool or None says which hold a value.\n\n"
 "Fills `scores` (n,) float32 and `valid` (n,) bool and works in `room` (2 n + 16,) uint64. `low` and\n"
-"`high` are the quantiles whose neighbours are asked for. Returns: valid cells, distinct values,\n"
+"`high` are the quantiles whose neighbours are asked for; ``sort(m)``, unless `sort` is None, sorts\n"
+"the first m numbers of `room`. Returns: valid cells, distinct values,\n"
 "rows of the commonest; lowest and highest key, and those of the neighbours by their places; mean of\n"
 "the values times 2**-exponent, mean and mean square of what that leaves, exponent; the first sign;\n"
 "the sums of ranks and missing cells, weighted.");
@@ -704,14 +746,14 @@ static PyObject *py_rank(PyObject *self, PyObject *args)
 {
     static const int flags[BUFFERS] = {PyBUF_FORMAT | PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE,
                                        PyBUF_WRITABLE, PyBUF_WRITABLE, PyBUF_WRITABLE};
-    PyObject *arrays[BUFFERS], *result = NULL;
+    PyObject *arrays[BUFFERS], *sort, *result = NULL;
     Py_buffer views[BUFFERS];
     double low, high;
     int got = 0;
     (void)self;
     memset(views, 0, sizeof views);
-    if (!PyArg_ParseTuple(args, "OOOOOdd", &arrays[0], &arrays[1], &arrays[2], &arrays[3],
-                          &arrays[4], &low, &high))
+    if (!PyArg_ParseTuple(args, "OOOOOddO", &arrays[0], &arrays[1], &arrays[2], &arrays[3],
+                          &arrays[4], &low, &high, &sort))
         return NULL;
     if (!(low >= 0 && low <= high && high <= 1)) {
         PyErr_SetString(PyExc_ValueError, "quantiles lie between 0 and 1");
@@ -723,7 +765,7 @@ static PyObject *py_rank(PyObject *self, PyObject *args)
             break;
     if (got == BUFFERS) {
         if (fits(views))
-            result = rank_with(views, low, high);
+            result = rank_with(views, low, high, sort);
         else
             PyErr_SetString(PyExc_ValueError, "arrays of other types or lengths are needed");
     }
