@@ -101,7 +101,8 @@ INVENTORY = (
     ),
     Entry(
         (RUN,),
-        "schema version, versions, resolved options, fingerprint of the input, seeds, measures "
+        "schema version, versions, what ranked here (C or NumPy), resolved options, "
+        "fingerprint of the input, seeds, measures "
         "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
         "computed it), faults survived",
     ),
