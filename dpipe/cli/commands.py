@@ -75,7 +75,7 @@ def run(
     """
     request = settle(given, sources, config)
     ctx.meta[VERBOSE] = request.verbosity > 0
-    found = need_sources(request)
+    inputs = need_sources(request)
     if request.output_dir is None:
         raise InputError("no output folder was given; name one with --output-dir.")
     ctx.meta[RESUMABLE] = True
@@ -84,7 +84,7 @@ def run(
 
     with Progress(request.verbosity) as progress:
         selection = pipeline.run(
-            found,
+            inputs,
             request.options,
             output_dir=request.output_dir,
             observers=(progress,),
@@ -160,7 +160,7 @@ def plan(
     from dpipe.watch.terminal import Progress
 
     progress = Progress(request.verbosity)
-    made = pipeline.plan_run(
+    planned = pipeline.plan_run(
         request.sources or None,
         request.options,
         rows=n_rows,
@@ -168,19 +168,19 @@ def plan(
         storage_options=request.storage_options,
         emit=progress,
     )
-    for line in _plan_lines(made):
+    for line in _plan_lines(planned):
         progress.console.print(line, soft_wrap=isinstance(line, str))
 
 
-def _plan_lines(made: Plan) -> Iterator[str | Table]:
+def _plan_lines(plan: Plan) -> Iterator[str | Table]:
     """A plan as lines and a table."""
     from rich.table import Table
 
     from dpipe.words import counted, sized
 
-    machine = made.machine
+    machine = plan.machine
     yield (
-        f"{counted(made.n_rows, 'row')} x {counted(made.n_columns, 'numeric column')} on "
+        f"{counted(plan.n_rows, 'row')} x {counted(plan.n_columns, 'numeric column')} on "
         f"{counted(machine.workers, 'worker')} with {counted(machine.threads, 'thread')} "
         f"and {sized(machine.memory)} each"
         + ("" if machine.device is None else f", {sized(machine.device)} of a card")
@@ -191,7 +191,7 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
     for name in ("tasks", "a worker at most", "reads"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("as")
-    for part in made.passes:
+    for part in plan.passes:
         table.add_row(
             f"{part.number} {part.name}",
             f"{part.tasks:,}",
@@ -201,8 +201,8 @@ def _plan_lines(made: Plan) -> Iterator[str | Table]:
         )
     yield table
     yield (
-        f"\nscratch disk {sized(made.scratch_bytes)}, largest matrix here "
-        f"{sized(made.client_bytes)}; later passes are planned for all columns and receive fewer."
+        f"\nscratch disk {sized(plan.scratch_bytes)}, largest matrix here "
+        f"{sized(plan.client_bytes)}; later passes are planned for all columns and receive fewer."
     )
 
 
@@ -232,13 +232,13 @@ def similarity(
     beside it in NAME_columns.txt, one a line.
     """
     request = settle(given, sources, config)
-    found = need_sources(request)
+    inputs = need_sources(request)
     from dpipe import allpairs
     from dpipe.watch.terminal import Progress
 
     with Progress(request.verbosity) as progress:
-        made = allpairs.similarity(
-            found,
+        matrix = allpairs.similarity(
+            inputs,
             measure,
             options=request.options,
             observers=(progress,),
@@ -246,7 +246,7 @@ def similarity(
             output=output,
         )
     if request.verbosity >= 0:
-        size = len(made.columns)
+        size = len(matrix.columns)
         names = f"{output.removesuffix('.npy')}_columns.txt"
         click.echo(f"{output}: {measure} of {size:,} x {size:,} columns; their names: {names}")
 
@@ -281,17 +281,17 @@ def apply(
     Columns that the run did not analyse (identifiers, text) are carried along where the new data
     has them. The new data must have every kept column.
     """
-    found = (*sources, *parquet_glob)
-    if not found:
+    inputs = (*sources, *parquet_glob)
+    if not inputs:
         raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
     from dpipe import pipeline
     from dpipe.words import counted
 
     storage = storage_options_from(storage_options) or None
-    done = pipeline.apply(folder, found, output, storage_options=storage)
-    for name in done.left_out:
+    applied = pipeline.apply(folder, inputs, output, storage_options=storage)
+    for name in applied.left_out:
         click.echo(f"left out {name!r}: its types conflict between files.", err=True)
-    size = f"{counted(done.n_rows, 'row')}, {counted(len(done.columns), 'column')}"
+    size = f"{counted(applied.n_rows, 'row')}, {counted(len(applied.columns), 'column')}"
     click.echo(f"{output}: {size}")
 
 

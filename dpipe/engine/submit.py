@@ -341,12 +341,12 @@ class _Stage:
                 and message.get("action") == "remove-worker"
                 and not message.get("expected")
             ]
-            gone = [
+            keys = [
                 key
                 for message in lost
                 for key in {*message["processing-tasks"], *message["lost-computed-tasks"]}
             ]
-            return time.time(), len(lost), sum(family in str(key) for key in gone)
+            return time.time(), len(lost), sum(family in str(key) for key in keys)
 
         answer: tuple[float, int, int] = self._ask(
             self.session.client.run_on_scheduler, (math.inf, 0, 0), look

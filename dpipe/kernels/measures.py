@@ -353,7 +353,7 @@ def orthonormal_span(loading: np.ndarray, features: np.ndarray) -> np.ndarray:
     residual = np.matmul(loading.transpose(0, 2, 1), features)  # (b, K, m)
     b, k, _ = residual.shape
     columns = np.arange(b)
-    found = []
+    directions = []
     largest = np.zeros(b)
     for step in range(k):
         norms = np.linalg.norm(residual, axis=1)
@@ -369,8 +369,8 @@ def orthonormal_span(loading: np.ndarray, features: np.ndarray) -> np.ndarray:
             overlap = np.einsum("bk,bkm->bm", direction, residual)
             residual = residual - direction[:, :, None] * overlap[:, None, :]
         residual[~lives] = 0
-        found.append(direction)
-    return np.stack(found, axis=1) if found else np.zeros((b, 1, k))
+        directions.append(direction)
+    return np.stack(directions, axis=1) if directions else np.zeros((b, 1, k))
 
 
 @lru_cache

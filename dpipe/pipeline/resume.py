@@ -62,21 +62,21 @@ class Resume:
 
     def reusable(self, number: int, depends: Mapping[str, Any], n_columns: int) -> Saved | None:
         """A pass of the run before, if it still holds; notes say why not."""
-        found = self._folder.checkpoints.load(number, depends)
-        if isinstance(found, Saved):
-            if (missing := self._missing_file(number, n_columns, found)) is not None:
+        checkpoint = self._folder.checkpoints.load(number, depends)
+        if isinstance(checkpoint, Saved):
+            if (missing := self._missing_file(number, n_columns, checkpoint)) is not None:
                 why = f"{missing} is missing or of another run"
                 self._journal(Note(f"pass {number} runs again because {why}.", "notice"))
                 return None
             self._journal(Note(f"pass {number} is taken from the run before."))
-            return found
-        if isinstance(found, Stale):
+            return checkpoint
+        if isinstance(checkpoint, Stale):
             changed = ", ".join(
-                _SAID.get(name, name.removeprefix("options.")) for name in found.fields
+                _SAID.get(name, name.removeprefix("options.")) for name in checkpoint.fields
             )
             self._journal(Note(f"pass {number} runs again because {changed} changed.", "notice"))
-        elif isinstance(found, Damaged):
-            self._journal(Note(f"pass {number} runs again: {found.reason}.", "warning"))
+        elif isinstance(checkpoint, Damaged):
+            self._journal(Note(f"pass {number} runs again: {checkpoint.reason}.", "warning"))
         return None
 
     def _missing_file(self, number: int, n_columns: int, saved: Saved) -> str | None:

@@ -728,16 +728,16 @@
       });
     }
 
-    if (place("dirt")) {
-      const dirty = every.filter((i) => columns.missing[i]);
+    if (place("incomplete")) {
+      const incomplete = every.filter((i) => columns.missing[i]);
       const empty = (i) => columns.missing[i] - columns.nan[i] - columns.inf[i];
       const counted = (label, key) => ({ label, width: "10%", right: true, falling: true, key, cell: (i) => digits(key(i)) });
-      new DataTable(place("dirt"), {
-        label: "Columns with missing values", rows: dirty, sort: [1, true], height: 420, noun: "column", open: jumpTo,
+      new DataTable(place("incomplete"), {
+        label: "Columns with missing values", rows: incomplete, sort: [1, true], height: 420, noun: "column", open: jumpTo,
         search: (i) => lower[i], filter: [{ options: [
           ["With missing values", () => true], ["Kept", isKept], ["Dropped", isDropped],
           ["With NaN", (i) => columns.nan[i] > 0], ["With infinite values", (i) => columns.inf[i] > 0],
-        ].map(([label, test]) => ({ label: `${label} (${whole.format(dirty.filter(test).length)})`, test })) }],
+        ].map(([label, test]) => ({ label: `${label} (${whole.format(incomplete.filter(test).length)})`, test })) }],
         fields: [
           { label: "Column", width: "28%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
           { label: "Missing", width: "17%", falling: true, key: missingShare, cell: (i) => {

@@ -56,7 +56,7 @@ def render(results: Results) -> str:
         funnel=_funnel(results),
         similarity=_similarity(results),
         near=_near(results),
-        dirt=_dirt(results),
+        missing=_missing(results),
         time=_time(results),
         memory=_memory(results, drawn["memory"] is not None),
         run=_run(results),
@@ -147,14 +147,14 @@ def _funnel(results: Results) -> str:
 
 def _passes_from(features: Sequence[Decision]) -> tuple[PassRecord, ...]:
     """The passes as the decisions show them, for a run that kept no record of its passes."""
-    left, found = len(features), []
+    left, records = len(features), []
     dropped = Counter(d.pass_number for d in features if d.pass_number is not None)
     for number in sorted(dropped):
         name = PASSES[number].name if number in PASSES else str(number)
         after = left - dropped[number]
-        found.append(PassRecord(PassDone(number, name, left, after, 0.0, False)))
+        records.append(PassRecord(PassDone(number, name, left, after, 0.0, False)))
         left = after
-    return tuple(found)
+    return tuple(records)
 
 
 def _title(done: PassDone) -> str:
@@ -162,24 +162,24 @@ def _title(done: PassDone) -> str:
 
 
 def _funnel_line(
-    number: str, title: str, left: int, total: int, gone: Sequence[tuple[str, int]]
+    number: str, title: str, left: int, total: int, drops: Sequence[tuple[str, int]]
 ) -> str:
     parts = [f'<span class="kept" style="width:{_percent(left, total)}"></span>'] if left else []
     parts += [
         f'<span class="gone" style="width:{_percent(n, total)}" '
         f'title="{escape(label)}: {count(n)}"></span>'
-        for label, n in gone
+        for label, n in drops
     ]
-    lost = sum(n for _, n in gone)
+    lost = sum(n for _, n in drops)
     minus = f"<small>&minus;{count(lost)}</small>" if lost else ""
-    reasons = " · ".join(f"{count(n)} {escape(label)}" for label, n in gone)
-    if not gone and number:
+    reasons = " · ".join(f"{count(n)} {escape(label)}" for label, n in drops)
+    if not drops and number:
         reasons = "nothing dropped" if left else "no column reached it"
-    told = f'<p class="reasons">{reasons}</p>' if reasons else ""
+    details = f'<p class="reasons">{reasons}</p>' if reasons else ""
     return (
         f'<li><span class="step"><small>{escape(number)}</small>{escape(title)}</span>'
         f'<span class="track" aria-hidden="true">{"".join(parts)}</span>'
-        f'<span class="left">{count(left)}{minus}</span>{told}</li>'
+        f'<span class="left">{count(left)}{minus}</span>{details}</li>'
     )
 
 
@@ -234,22 +234,22 @@ def _near(results: Results) -> str:
 # Missing values
 
 
-def _dirt(results: Results) -> str:
+def _missing(results: Results) -> str:
     known = [d for d in results.decisions if d.n_valid is not None and d.n_missing is not None]
     if not known:
         return '<p class="hint">The run recorded no counts of missing values.</p>'
-    dirty = [d for d in known if d.n_missing]
-    if not dirty:
+    incomplete = [d for d in known if d.n_missing]
+    if not incomplete:
         return '<p class="hint">No column has a missing, NaN or infinite value.</p>'
     nan, infinite = sum(d.n_nan or 0 for d in known), sum(d.n_inf or 0 for d in known)
     missing = sum(d.n_missing or 0 for d in known)
+    has = "has" if len(incomplete) == 1 else "have"
     text = (
-        f"{counted(len(dirty), 'column')} of {count(len(known))} "
-        f"{'has' if len(dirty) == 1 else 'have'} missing values, {counted(missing, 'cell')} in "
-        f"all: {count(missing - nan - infinite)} empty, {count(nan)} NaN, {count(infinite)} "
-        "infinite."
+        f"{counted(len(incomplete), 'column')} of {count(len(known))} {has} missing values, "
+        f"{counted(missing, 'cell')} in all: {count(missing - nan - infinite)} empty, "
+        f"{count(nan)} NaN, {count(infinite)} infinite."
     )
-    return f'<p>{text}</p>{_bins(results, known)}<div class="table" data-table="dirt"></div>'
+    return f'<p>{text}</p>{_bins(results, known)}<div class="table" data-table="incomplete"></div>'
 
 
 def _bins(results: Results, known: Sequence[Decision]) -> str:

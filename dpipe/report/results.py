@@ -173,7 +173,7 @@ def _measures(record: Mapping[str, Any]) -> dict[str, Label]:
 
 
 def _matrices(run: RunFolder, record: Mapping[str, Any], troubles: list[str]) -> list[Matrix]:
-    found = []
+    matrices = []
     for measure in record.get("measures") or ():
         if not (run.path / matrix_files(measure)[0]).exists():
             continue
@@ -183,8 +183,8 @@ def _matrices(run: RunFolder, record: Mapping[str, Any], troubles: list[str]) ->
             troubles.append(f"the {measure} matrix is not shown: {error}")
             continue
         if columns:
-            found.append(Matrix(measure, columns, values))
-    return found
+            matrices.append(Matrix(measure, columns, values))
+    return matrices
 
 
 def _sample(run: RunFolder, troubles: list[str]) -> Sample | None:

@@ -30,16 +30,16 @@ from dpipe.words import first_line
 
 def connect_client(connection: Any, seconds: float) -> tuple[Client, bool]:
     """A synchronous client, and whether it was opened here."""
-    client, opened = _connect(connection, seconds)
+    client, is_own = _connect(connection, seconds)
     if _waits_for_itself(client):
-        if opened:
+        if is_own:
             client.close()
         raise InputError(
             "dpipe cannot run inside a task of the cluster that it computes on, because it would "
             "wait for the thread it stands in: call it where the client is, outside of any task, "
             "or inside a task between distributed.secede() and distributed.rejoin()."
         )
-    return client, opened
+    return client, is_own
 
 
 def _waits_for_itself(client: Client) -> bool:

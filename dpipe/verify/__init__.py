@@ -141,8 +141,8 @@ def _refuse(run_dir: str, failures: Sequence[str]) -> None:
     """Raise when a check failed, naming the first few failures."""
     if failures:
         more = len(failures) - _MOST_TOLD
-        told = [*failures[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
-        raise VerificationError(f"{run_dir} does not hold: {'; '.join(told)}.")
+        sentences = [*failures[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
+        raise VerificationError(f"{run_dir} does not hold: {'; '.join(sentences)}.")
 
 
 def _refuse_unknown(run_dir: str | os.PathLike[str], options: Options) -> None:
@@ -176,9 +176,9 @@ def _options(run: Mapping[str, Any]) -> Options:
 def _sources(
     run: Mapping[str, Any], sources: Sequence[str | os.PathLike[str]] | None
 ) -> Sequence[str | os.PathLike[str]]:
-    told = run.get("input", {})
+    described = run.get("input", {})
     # The files' full paths are as good from any folder, and leave out files added since.
-    stored = sources or told.get("files") or told.get("sources")
+    stored = sources or described.get("files") or described.get("sources")
     if not stored:
         raise InputError(f"{RUN} does not say where its input lies; name the files.")
     return list(stored)

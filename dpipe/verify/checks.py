@@ -81,9 +81,9 @@ class Claims:
             self._survivors[number] = frozenset(self.survivors(number))
         return name in self._survivors[number]
 
-    def note(self, measure: str, recorded: float, found: float) -> float:
+    def note(self, measure: str, recorded: float, computed: float) -> float:
         """The difference of two values, remembered if it is the largest of its measure."""
-        difference = abs(recorded - found)
+        difference = abs(recorded - computed)
         self.differences[measure] = max(self.differences.get(measure, 0.0), difference)
         return difference
 
@@ -94,9 +94,9 @@ class Claims:
 def check_rows(claims: Claims) -> Failures:
     """One row per input column with its type and role, and the selection is the kept rows."""
     expected = [column.name for column in claims.table.columns]
-    found = [decision.column for decision in claims.decisions]
-    if found != expected:
-        odd = sorted(set(found) ^ set(expected))
+    rows = [decision.column for decision in claims.decisions]
+    if rows != expected:
+        odd = sorted(set(rows) ^ set(expected))
         what = f"of {odd[0]!r}" if odd else "or their order"
         yield f"the rows of the decisions are not the columns of the input (see that {what})"
         return
@@ -202,18 +202,18 @@ def _chain(claims: Claims, name: str) -> list[str]:
 
 def _check_communities(claims: Claims, chains: Mapping[str, list[str]]) -> Failures:
     """communities.json tells the same story as the decisions."""
-    told = {}
+    listed = {}
     for kept, entries in claims.communities.items():
         for entry in entries:
             chain = entry.get("chain", [entry["column"], kept])
-            told[entry["column"]] = (chain, entry["pass"], entry["measure"], entry["value"])
+            listed[entry["column"]] = (chain, entry["pass"], entry["measure"], entry["value"])
     if set(claims.communities) != set(claims.selected):
         yield "the kept columns of communities.json are not the selection"
-    for name in sorted(set(told) ^ set(chains)):
+    for name in sorted(set(listed) ^ set(chains)):
         yield f"column {name!r} is an alternative in one of communities.json and the decisions only"
-    for name in sorted(set(told) & set(chains)):
+    for name in sorted(set(listed) & set(chains)):
         row = claims.row[name]
-        if told[name] != (chains[name], row.pass_number, row.measure, row.value):
+        if listed[name] != (chains[name], row.pass_number, row.measure, row.value):
             yield f"communities.json and the decisions differ about column {name!r}"
 
 
@@ -239,9 +239,9 @@ def check_prepare(
             if row.reason not in broken:
                 yield f"column {name!r} was dropped as {row.reason!r}, which it is not"
             elif row.value is not None and row.measure is not None:
-                claimed, found = row.value, broken[row.reason]
-                if claims.note(row.measure, claimed, found) > 1e-9 * max(1, abs(found)):
-                    yield f"column {name!r} has a {row.measure} of {found}, not {claimed}"
+                claimed, computed = row.value, broken[row.reason]
+                if claims.note(row.measure, claimed, computed) > 1e-9 * max(1, abs(computed)):
+                    yield f"column {name!r} has a {row.measure} of {computed}, not {claimed}"
         elif name not in claims.asked and any(
             not _is_close_call(rule, value, options) for rule, value in broken.items()
         ):
@@ -335,15 +335,15 @@ def _check_drops(
     # By representative, so that what was worked out for it is used again at once.
     for row in sorted(claims.dropped_by(number), key=lambda row: str(row.representative)):
         other, threshold = str(row.representative), float(row.threshold or 0)
-        found, recorded = measure(row.column, other), row.value
+        computed, recorded = measure(row.column, other), row.value
         name = f"the {row.measure} of {row.column!r} and its representative {other!r}"
         claims.compared[f"drops of pass {number}"] += 1
-        if recorded is None or math.isnan(found):
+        if recorded is None or math.isnan(computed):
             yield f"{name} is undefined, so it cannot have been dropped for it"
-        elif claims.note(str(row.measure), recorded, found) > tolerance:
-            yield f"{name} is {found:.6f}, not {recorded:.6f}"
-        elif abs(found) < threshold - tolerance:
-            yield f"{name} is {found:.6f}, below the threshold {threshold:g}"
+        elif claims.note(str(row.measure), recorded, computed) > tolerance:
+            yield f"{name} is {computed:.6f}, not {recorded:.6f}"
+        elif abs(computed) < threshold - tolerance:
+            yield f"{name} is {computed:.6f}, below the threshold {threshold:g}"
 
 
 def _check_kept(
@@ -381,15 +381,15 @@ def check_vif(claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | 
     yield from _check_kept_vif(claims, left, factor[: len(left), : len(left)])
     for place, row in enumerate(inflated, start=len(left)):
         claims.compared["drops of pass 3"] += 1
-        found, recorded = 1 / max(float(factor[place, place] ** 2), 1e-300), row.value or 0.0
-        off = claims.note("vif", 1.0, recorded / found)
-        if off > VIF_TOLERANCE + _ROUNDING * found:
+        computed, recorded = 1 / max(float(factor[place, place] ** 2), 1e-300), row.value or 0.0
+        off = claims.note("vif", 1.0, recorded / computed)
+        if off > VIF_TOLERANCE + _ROUNDING * computed:
             yield (
-                f"column {row.column!r} had a VIF of {found:.6g} when it was dropped, "
+                f"column {row.column!r} had a VIF of {computed:.6g} when it was dropped, "
                 f"not {recorded:.6g}"
             )
-        elif found < claims.options.vif_threshold * (1 - VIF_TOLERANCE):
-            yield f"column {row.column!r} had a VIF of {found:.6g}, below the threshold"
+        elif computed < claims.options.vif_threshold * (1 - VIF_TOLERANCE):
+            yield f"column {row.column!r} had a VIF of {computed:.6g}, below the threshold"
     basis = len(left) + len(inflated)
     for place, row in enumerate(combinations, start=basis):
         claims.compared["drops of pass 3"] += 1

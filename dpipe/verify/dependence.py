@@ -254,11 +254,11 @@ class Nonlinear:
             everywhere[:, valid] = functions
             return everywhere
 
-        found = {}
+        columns = {}
         for measure in self._weights:
             column = FORMULAS[measure].column(argument, self.options)
-            found[measure] = Column([spread(f) for f in column.functions], column.sizes)
-        return valid, found
+            columns[measure] = Column([spread(f) for f in column.functions], column.sizes)
+        return valid, columns
 
 
 def _psi(argument: Floats) -> Floats:
@@ -383,21 +383,21 @@ def _orthonormal(features: Floats) -> Floats:
     residual = features - features.mean(axis=1, keepdims=True)
     # A constant's features differ from their mean by rounding alone.
     smallest = 1e-13 * math.sqrt(n) * float(np.abs(features).max())
-    found: list[Floats] = []
-    while len(found) < m:
+    directions: list[Floats] = []
+    while len(directions) < m:
         norms = np.sqrt(np.einsum("mn,mn->m", residual, residual))
         pivot = int(np.argmax(norms))
         if norms[pivot] <= smallest:
             break
-        if not found:
+        if not directions:
             smallest = max(smallest, RDC_TOLERANCE * float(norms[pivot]))
         direction = residual[pivot] / norms[pivot]
-        for earlier in found:
+        for earlier in directions:
             direction = direction - (direction @ earlier) * earlier
         direction /= np.linalg.norm(direction)
         residual -= np.outer(residual @ direction, direction)
-        found.append(direction)
-    return np.stack(found) * math.sqrt(n) if found else features[:0]
+        directions.append(direction)
+    return np.stack(directions) * math.sqrt(n) if directions else features[:0]
 
 
 FORMULAS: dict[str, Formula] = {

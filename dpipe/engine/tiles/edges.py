@@ -103,12 +103,12 @@ def _edges(
         n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
         least = least_by_marginal_ranks(job.threshold, count, n_i, n_j)
     least = np.minimum(least, job.threshold - NEAR)
-    found = np.abs(fused) >= least - 1e-6  # never true of NaN
+    reported = np.abs(fused) >= least - 1e-6  # never true of NaN
     if job.exact:
-        found |= ~np.isnan(fused)
+        reported |= ~np.isnan(fused)
     if i == j:
-        found = np.triu(found, 1)
-    rows, columns = np.nonzero(found)
+        reported = np.triu(reported, 1)
+    rows, columns = np.nonzero(reported)
     value = fused[rows, columns]
     rows, columns = rows + first_i, columns + first_j
     if job.fusion.settling is Settling.RERANKED:
