@@ -30,6 +30,7 @@ from tables import mixed_table, write_parts
 import dpipe
 from dpipe.choice.certificate import alternatives, decide, follow_chain
 from dpipe.choice.communities import find_communities
+from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, VerificationError
 from dpipe.inventory import DECISIONS, MANIFEST
@@ -181,8 +182,7 @@ def redundancy_by_hand(
         edges,
         labels,
         threshold=threshold,
-        keep=options.keep,
-        prefer=options.prefer,
+        priority=Priority(options.keep, options.prefer),
         n_missing=values.isna().sum().to_numpy(),
     )
     drops = tuple(
