@@ -162,8 +162,8 @@ def test_a_rule_of_ones_own_decides_after_those_before_it(monkeypatch: pytest.Mo
         value=lambda column: column.top_share,
         option="max_missing_ratio",
     )
-    options = Options()
-    lumpy, constant = statistics(top_share=0.9), statistics(top_share=1.0, maximum=0.0)
+    options = Options(min_valid=100)
+    lumpy, constant = statistics(top_share=0.9), statistics(top_share=1.0, maximum=0.0, n_unique=1)
     assert first_broken(lumpy, options) is None
     monkeypatch.setattr(rules, "RULES", (*rules.RULES, rule))
     assert first_broken(lumpy, options) is rule
