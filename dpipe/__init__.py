@@ -1,9 +1,10 @@
 """dpipe: which columns of a wide table can go, because another column already says the same.
 
-Covers: the names of the Python interface. `select` runs the whole pipeline, `apply` reduces new
-files, `transfer` asks whether a selection holds on them, `similarity` gives the matrix of one
-measure, and every measure is a function too: `spearman`, `hsic`, `rdc` and what else
-`dpipe.kernels.measures` holds. `relevance` tells what columns say of a target.
+Covers: the names of the Python interface. `select` runs the whole pipeline, `load` opens a
+finished run, `apply` reduces new files, `transfer` asks whether a selection holds on them,
+`similarity` gives the matrix of one measure, and every measure is a function too: `spearman`,
+`hsic`, `rdc` and what else `dpipe.kernels.measures` holds. `relevance` tells what columns say of a
+target.
 `DescriptorSelector` is a scikit-learn selector.
 Does not cover: what they do (`dpipe.api`, `dpipe.estimator`), the command line (`dpipe.cli`).
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dpipe.api import apply, measure_function, relevance, select, similarity, transfer
+from dpipe.api import apply, load, measure_function, relevance, select, similarity, transfer
 from dpipe.errors import DpipeError, InputError, ResourceError, VerificationError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "ResourceError",
     "VerificationError",
     "apply",
+    "load",
     "relevance",
     "select",
     "similarity",

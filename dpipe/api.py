@@ -1,8 +1,9 @@
 """The functions of the Python interface.
 
-Covers: `select`, which runs the whole pipeline; `apply`, which reduces new files; `transfer`, which
-asks whether a selection holds on them; `similarity`, the matrix of one measure, and the function
-that each measure has; files for data that is already in memory.
+Covers: `select`, which runs the whole pipeline; `load`, which opens a finished run; `apply`, which
+reduces new files; `transfer`, which asks whether a selection holds on them; `similarity`, the
+matrix of one measure, and the function that each measure has; files for data that is already in
+memory.
 Does not cover: the command line (`dpipe.cli`), the scikit-learn selector (`dpipe.estimator`).
 
 Importing this module is cheap; Dask, Arrow and the rest load with the first call.
@@ -134,6 +135,34 @@ def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None
     from dpipe.pipeline import apply
 
     return apply(folder, sources, output, storage_options=storage_options)
+
+
+def load(folder: Any) -> Selection:
+    """The answer of a finished run, from its folder.
+
+    Parameters
+    ----------
+    folder
+        The run folder, on this machine.
+
+    Returns
+    -------
+    dpipe.selection.Selection
+        As `select` returned it.
+
+    Raises
+    ------
+    InputError
+        When the folder holds no finished run.
+
+    Examples
+    --------
+    >>> import dpipe
+    >>> dpipe.load("out").pairs("pandas")  # doctest: +SKIP
+    """
+    from dpipe.selection import load
+
+    return load(folder)
 
 
 def transfer(

@@ -20,6 +20,7 @@ COMMUNITIES = "communities.json"
 RANK_SAMPLE = "rank_sample"
 RUN = "run.json"
 REPORT = "report.html"
+PAIRS = "pairs.parquet"
 MEMORY_SAMPLES = "memory_samples.csv"
 PERFORMANCE_REPORT = "performance_report.html"
 TABLE = "table"
@@ -32,6 +33,7 @@ TABLE_CLAIM = f"{CHECKPOINT}/table.json"
 RANKS = f"{CHECKPOINT}/ranks-"
 """How the folder of a rank store begins, where it has no place of its own."""
 
+PAIR_COLUMNS = ("pass", "measure", "column_a", "column_b", "value", "rows", "exact")
 DECISION_COLUMNS = tuple(
     {"pass_number": "pass"}.get(field.name, field.name) for field in dataclasses.fields(Decision)
 )
@@ -72,6 +74,11 @@ def stall_file(number: int) -> str:
     return f"stall-{number}.txt"
 
 
+def pairs_file(number: int) -> str:
+    """Where the similar pairs of a pass lie, for a later run."""
+    return f"{CHECKPOINT}/pairs-{number}.parquet"
+
+
 def pass_file(number: int) -> str:
     """Where what a pass decided lies, for a later run."""
     return f"{CHECKPOINT}/pass-{number}.json"
@@ -88,6 +95,11 @@ INVENTORY = (
         (COMMUNITIES,),
         "for each kept column its alternatives with pass, measure and value, and the chain where "
         "a representative was itself dropped later",
+    ),
+    Entry(
+        (PAIRS,),
+        "every pair of columns whose similarity reaches `--pairs-from`, the most similar first",
+        columns=PAIR_COLUMNS,
     ),
     Entry(
         ("*.npy",),

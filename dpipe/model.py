@@ -132,6 +132,28 @@ class Edges:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """The similar pairs of a pass, as they are left for a reader.
+
+    Attributes
+    ----------
+    edges
+        The pairs, by index into the pass's column list.
+    rows
+        Rows where both columns of a pair have a value, (len(edges),).
+    exact
+        Whether a value was settled; else it is as precise as the products of the pass.
+    floor
+        Every pair from this |similarity| on is there, and none below it.
+    """
+
+    edges: Edges
+    rows: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+    floor: float
+
+
+@dataclass(frozen=True)
 class Drop:
     """One column removed by one pass.
 

@@ -8,6 +8,7 @@ Does not cover: making it (`dpipe.pipeline`).
 from __future__ import annotations
 
 import html
+import importlib
 import os
 import shutil
 import tempfile
@@ -16,15 +17,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dpipe.choice.certificate import explain
+from dpipe.errors import InputError
 from dpipe.inputs import take_columns
-from dpipe.inventory import REPORT
+from dpipe.inventory import REPORT, RUN
 from dpipe.model import Decision, MemoryReading
 from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from dpipe.thresholds import WhatIf
 
 
 class TemporaryFolder:
@@ -109,6 +114,51 @@ class Selection:
         """
         return explain(column, self.decisions)
 
+    def pairs(self, kind: str = "arrow") -> Any:
+        """Every similar pair of columns, the most similar first: content of ``pairs.parquet``.
+
+        Parameters
+        ----------
+        kind
+            "arrow", "pandas" or "polars": what the table comes as.
+
+        Raises
+        ------
+        InputError
+            For another kind, or when the run left no such table.
+        """
+        table = RunFolder(self.folder).read_pairs()
+        if kind == "arrow":
+            return table
+        if kind == "pandas":
+            return table.to_pandas()
+        if kind == "polars":
+            return importlib.import_module("polars").from_arrow(table)
+        raise InputError(f'pairs come as "arrow", "pandas" or "polars", not as {kind!r}.')
+
+    def what_if(self, threshold: float, number: int = 2) -> WhatIf:
+        """What a pass would keep at another threshold, without another run.
+
+        Parameters
+        ----------
+        threshold
+            The threshold.
+        number
+            The pass: 2 for Spearman, 4 for the nonlinear measures.
+
+        Raises
+        ------
+        InputError
+            When the run did no such pass, or left no pairs down to there.
+
+        Examples
+        --------
+        >>> len(selection.what_if(0.9).kept)  # doctest: +SKIP
+        """
+        from dpipe.thresholds import FinishedPass
+
+        return FinishedPass(self.folder, number).at(threshold)
+
     def __repr__(self) -> str:
         """One line: thousands of decisions would fill a terminal."""
         return f"<Selection: {self._headline()[0]}; {len(self.decisions):,} decisions>"
@@ -158,3 +208,22 @@ class Selection:
         shown = os.path.relpath(page)
         target = page.resolve().as_uri() if shown.startswith("..") else quote(shown)
         return f'<a href="{html.escape(target)}">{html.escape(shown)}</a>'
+
+
+def load(folder: str | os.PathLike[str]) -> Selection:
+    """The answer of a finished run, from its folder.
+
+    Raises
+    ------
+    InputError
+        When the folder holds no finished run.
+    """
+    run = RunFolder(folder)
+    record = run.read_run()
+    try:
+        ledger = tuple(MemoryReading(**reading) for reading in record["ledger"])
+    except (KeyError, TypeError):
+        raise InputError(f"{run.path / RUN} holds no ledger; run dpipe again.") from None
+    return Selection(
+        run.read_selected(), run.read_decisions(), run.read_communities(), ledger, run.path
+    )

@@ -338,6 +338,44 @@ def transfer(
 
 
 @main.command(
+    short_help="Print what a finished run would keep at other thresholds.",
+    examples="""
+    dpipe thresholds out
+    """,
+)
+@click.argument("folder", metavar="DIR")
+@verbose_option
+def thresholds(folder: str, verbose: bool | None) -> None:
+    """Print what each pass of the run in DIR would keep at other thresholds.
+
+    Nothing is computed again: the answer comes from pairs.parquet, which reaches down to
+    --pairs-from of the run.
+    """
+    from rich.table import Table
+
+    from dpipe.thresholds import passes_of, table_of
+    from dpipe.watch.terminal import make_console
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("pass", no_wrap=True)
+    for name in ("threshold", "columns", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for finished in passes_of(folder):
+        for found in table_of(finished):
+            remarks = ["this run"] if found.threshold == finished.threshold else []
+            remarks += [f"{found.in_doubt:,} pairs in doubt"] if found.in_doubt else []
+            table.add_row(
+                f"{found.number} {found.measure}",
+                f"{found.threshold:g}",
+                f"{len(finished.columns):,}",
+                f"{len(found.kept):,}",
+                ", ".join(remarks),
+            )
+    make_console().print(table)
+
+
+@main.command(
     short_help="Render the page of a finished run again.",
     examples="""
     dpipe report out

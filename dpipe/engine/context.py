@@ -7,6 +7,7 @@ their order (`dpipe.pipeline`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.engine.plan import LIMITS, Limits, Machine
-from dpipe.model import ColumnStatistics, Emit
+from dpipe.model import ColumnStatistics, Emit, Pairs
 from dpipe.options import Options
 from dpipe.rankstore import Store, StoredColumn
 from dpipe.session import Session
@@ -34,11 +35,18 @@ class MatrixFolder(Protocol):
     ) -> AbstractContextManager[NDArray[np.float32]]:
         """A matrix assembled on disk in place, with its columns."""
 
+    def write_pairs(self, number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> None:
+        """The similar pairs of a pass."""
+
     def write_statistics(self, statistics: Iterable[ColumnStatistics]) -> None:
         """The statistics of every column."""
 
     def write_rank_sample(self, columns: Sequence[str], codes: NDArray[np.uint8]) -> None:
         """Ranks of a few rows."""
+
+
+PAIRS_FROM = 0.7
+"""The weakest similarity of a listed pair where nobody asked for another."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,13 @@ class Context:
             session.device_memory,
             self.limits,
         )
+
+    def pairs_floor(self, threshold: float) -> float:
+        """The weakest similarity of a pair that is listed for a reader; infinite for none."""
+        if self.folder is None:
+            return math.inf
+        wanted = self.options.pairs_from
+        return min(PAIRS_FROM if wanted is None else wanted, threshold)
 
     def wants_matrix(self, n_columns: int) -> bool:
         """Whether the matrices of `n_columns` columns are to be written."""

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dpipe.engine import submit, tiles
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import tile_grid
-from dpipe.kernels.measures import Fusion
-from dpipe.model import Edges
+from dpipe.kernels.measures import Fusion, Settling
+from dpipe.model import Edges, Note, Pairs
 from dpipe.rankstore import Catalogue, Store, build_catalogue
 
 
@@ -156,21 +156,84 @@ def finished_tiles(context: Context, grid: Grid) -> Iterator[tuple[int, int, dic
         yield i, j, context.store.read_arrays(name)
 
 
-def settled_edges(context: Context, grid: Grid) -> Edges:
+MOST_PAIRS = 5_000_000
+"""Pairs that are listed for a reader; the client holds some 50 bytes of each."""
+
+
+def settled_pairs(context: Context, grid: Grid) -> Pairs:
     """All pairs a grid reported, those in doubt replaced by their exact value.
 
-    Pairs that turn out to have no similarity are left out.
+    Pairs that turn out to have no similarity are left out, and where more than `MOST_PAIRS` reach
+    the job's floor, the weakest of those that do not decide: the floor is raised.
     """
-    parts = [arrays for _, _, arrays in finished_tiles(context, grid)]
-    i, j, value, exact = (
-        np.concatenate([part[key] for part in parts]) for key in ("i", "j", "value", "exact")
-    )
+    found, floor = _reported(context, grid)
+    value, exact = found["value"], found["exact"]
     open_pairs = np.flatnonzero(~exact)
     if len(open_pairs):
-        value = value.copy()
-        value[open_pairs] = settle(context, grid, i[open_pairs], j[open_pairs])
-    defined = ~np.isnan(value)
-    return Edges.sorted(i[defined], j[defined], value[defined])
+        value[open_pairs] = settle(context, grid, found["i"][open_pairs], found["j"][open_pairs])
+    # Products in float32 are good enough where nothing is decided, but not exact.
+    reranked = grid.job.fusion.settling is Settling.RERANKED
+    exact = np.ones_like(exact) if reranked else ~exact
+    defined = np.flatnonzero(~np.isnan(value))
+    low, high = (part(found["i"], found["j"])[defined] for part in (np.minimum, np.maximum))
+    order = np.lexsort((high, low))
+    chosen = defined[order]
+    edges = Edges(low[order], high[order], value[chosen])
+    return Pairs(edges, found["rows"][chosen], exact[chosen], floor)
+
+
+def _reported(context: Context, grid: Grid) -> tuple[dict[str, NDArray[Any]], float]:
+    """What the tiles say of their pairs, bounded, and the floor from which on it is complete."""
+    floor = grid.job.floor
+    found: dict[str, NDArray[Any]] = {
+        name: np.empty(0, dtype) for name, dtype in tiles.EDGE_ARRAYS.items()
+    }
+    held: list[dict[str, NDArray[Any]]] = [found]
+
+    def joined() -> dict[str, NDArray[Any]]:
+        return {name: np.concatenate([part[name] for part in held]) for name in found}
+
+    for _, _, arrays in finished_tiles(context, grid):
+        held.append({name: arrays[name] for name in found})
+        if sum(len(part["i"]) for part in held) > 2 * MOST_PAIRS:
+            bounded, floor = _strongest(joined(), floor)
+            held = [bounded]
+    return _strongest(joined(), floor)
+
+
+def _strongest(
+    found: dict[str, NDArray[Any]], floor: float
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """The pairs that decide and `MOST_PAIRS` others at most; the floor of the others.
+
+    A raised floor is a whole thousandth above which few enough are, in whatever order they came.
+    """
+    others = found["most"][~found["decides"]]
+    if len(others) > MOST_PAIRS:
+        last = len(others) - MOST_PAIRS - 1
+        floor = float(np.floor(np.partition(others, last)[last] * 1000) + 1) / 1000
+    kept = found["decides"] | (found["most"] >= floor - 1e-6)
+    return {name: array[kept] for name, array in found.items()}, floor
+
+
+def leave_pairs(context: Context, grid: Grid, number: int, pairs: Pairs) -> None:
+    """Write the similar pairs of a pass into the run folder; say so when they were too many."""
+    if context.folder is None:
+        return
+    if pairs.floor > grid.job.floor:
+        context.emit(
+            Note(
+                f"pairs.parquet lists the pairs of pass {number} from {pairs.floor:.3f} on: more "
+                f"than {MOST_PAIRS:,} reach {grid.job.floor:g}.",
+                "notice",
+            )
+        )
+    context.folder.write_pairs(number, grid.job.fusion.name, grid.names, pairs)
+
+
+def settled_edges(context: Context, grid: Grid) -> Edges:
+    """The edges of `settled_pairs`."""
+    return settled_pairs(context, grid).edges
 
 
 def settle(

@@ -262,6 +262,13 @@ class Options:
         2 * 1024**3, Size(low=0), "size of the largest similarity matrix to write", also=("plan",)
     )
 
+    pairs_from: float | None = _output(
+        None,
+        _SHARE,
+        "weakest similarity of a pair that pairs.parquet lists",
+        more="0.7 by default, or the threshold of a pass where that is lower",
+        affects=2,
+    )
     checkpoint: bool = _output(True, Flag(), "keep what a later run can reuse")
     fresh: bool = _output(False, Flag(), "ignore what a previous run left")
     write_table: bool = _output(
@@ -284,6 +291,12 @@ class Options:
                 "--tls is for workers that dpipe starts; give a running scheduler by its tls:// "
                 "address, with certificates in Dask's configuration."
             )
+        for name in ("spearman_threshold", "nonlinear_threshold"):
+            if self.pairs_from is not None and self.pairs_from > getattr(self, name):
+                raise InputError(
+                    f"--pairs-from {self.pairs_from} is above {flag(name)} {getattr(self, name)}: "
+                    "the pairs that decide would be missing."
+                )
         if self.sample_rows and self.sample_per_file:
             raise InputError("give --sample-rows or --sample-per-file, not both.")
         for name in ("keep", "exclude", "id_columns"):

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.grid import Grid, by_name, run_grid, settle, settled_edges, write_matrix
+from dpipe.engine.grid import (
+    Grid,
+    by_name,
+    leave_pairs,
+    run_grid,
+    settle,
+    settled_pairs,
+    write_matrix,
+)
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
 from dpipe.model import PassResult, PlannedPass
@@ -42,10 +50,12 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         rows=context.nonlinear_rows,
         threshold=threshold,
         margin=MARGIN[options.precision],
+        floor=context.pairs_floor(threshold),
         min_valid=options.required_rows,
         matrix=context.wants_matrix(len(columns)),
     )
-    edges = settled_edges(context, grid)
+    pairs = settled_pairs(context, grid)
+    leave_pairs(context, grid, this.number, pairs)
     for measure in fusion.names:
         write_matrix(context, grid, measure, columns, None)
     result = keep_representatives(
@@ -54,7 +64,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         this,
         fusion.name,
         columns,
-        by_name(edges, grid.names, columns),
+        by_name(pairs.edges, grid.names, columns),
         threshold,
     )
     return _with_exact_values(context, grid, result)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpipe.choice.communities import find_communities
-from dpipe.choice.representatives import choose
+from dpipe.choice.redundant import decide_at
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiles import NEAR
 from dpipe.model import Drop, Edges, Note, PassResult
@@ -43,18 +42,13 @@ def keep_representatives(
     threshold
         Similarity at which a pair is redundant.
     """
-    strong = edges.at_least(threshold)
-    labels = find_communities(
-        len(columns), strong, columns, resolution=threshold, seed=context.options.seed
-    )
-    missing = [prepared[name].statistics.n_missing for name in columns]
-    choice = choose(
+    labels, choice = decide_at(
+        threshold,
         columns,
-        strong,
-        labels,
-        threshold=threshold,
+        edges,
+        seed=context.options.seed,
         priority=context.priority,
-        n_missing=np.array(missing, dtype=np.int64),
+        n_missing=[prepared[name].statistics.n_missing for name in columns],
     )
     for first, second, value in choice.redundant_keeps:
         context.emit(

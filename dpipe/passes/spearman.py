@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.grid import by_name, run_grid, settled_edges, write_matrix
+from dpipe.engine.grid import by_name, leave_pairs, run_grid, settled_pairs, write_matrix
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
 from dpipe.model import PassResult, PlannedPass
@@ -37,18 +37,20 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         fusion,
         threshold=options.spearman_threshold,
         min_valid=options.required_rows,
+        floor=context.pairs_floor(options.spearman_threshold),
         exact=options.missing == "exact",
         matrix=context.wants_matrix(len(columns)),
     )
-    edges = settled_edges(context, grid)
-    write_matrix(context, grid, fusion.name, columns, edges)
+    pairs = settled_pairs(context, grid)
+    leave_pairs(context, grid, this.number, pairs)
+    write_matrix(context, grid, fusion.name, columns, pairs.edges)
     return keep_representatives(
         context,
         prepared,
         this,
         fusion.name,
         columns,
-        by_name(edges, grid.names, columns),
+        by_name(pairs.edges, grid.names, columns),
         options.spearman_threshold,
     )
 

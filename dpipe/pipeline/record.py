@@ -69,6 +69,7 @@ def write_results(run: Finished) -> Selection:
     folder.write_selected(selected)
     folder.write_decisions(decisions)
     folder.write_communities(communities)
+    folder.join_pairs(result.number for result in run.results if result.kept or result.drops)
     _write_table(run, [d.column for d in decisions if d.decision != "dropped"])
     folder.write_run(_record(run))
     folder.prune_results({*SINGLE_RESULTS, *run.files, *run.journal.files})

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.engine.measures import arrays_of
-from dpipe.inventory import CHECKPOINT, STATISTICS, matrix_files
+from dpipe.inventory import CHECKPOINT, STATISTICS, matrix_files, pairs_file
 from dpipe.model import Note, PassResult
 from dpipe.options import Options
 from dpipe.passes.prepare import ranks_key
@@ -98,8 +98,10 @@ class Resume:
         arrays = tuple(file for name in names for file in matrix_files(name))
         if number == FIRST:
             return STATISTICS, *arrays
-        fits = n_columns > 0 and 4 * n_columns**2 <= self._options.matrix_budget
-        return arrays if fits else ()
+        if not n_columns:
+            return ()
+        pairs = (pairs_file(number),) if PASSES[number].pairwise else ()
+        return pairs + (arrays if 4 * n_columns**2 <= self._options.matrix_budget else ())
 
     def save(
         self, depends: Mapping[str, Any], result: PassResult, seconds: float, plan: Any

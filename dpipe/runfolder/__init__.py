@@ -39,12 +39,13 @@ from dpipe.inventory import (
     is_portable,
     matrix_files,
 )
-from dpipe.model import ColumnStatistics, Decision
+from dpipe.model import ColumnStatistics, Decision, Pairs
 from dpipe.options.kinds import expanded
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
+from dpipe.runfolder.pairs import join_pairs, read_floor, read_pairs, write_pairs
 from dpipe.runfolder.plain import plain
 
 if TYPE_CHECKING:
@@ -321,6 +322,28 @@ class RunFolder(Files):
             return tuple(_statistics_of(entry) for entry in stored["columns"])
         except BROKEN as error:
             raise unreadable(self.path / STATISTICS, error) from error
+
+    def write_pairs(self, number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> None:
+        """Write the similar pairs of a pass, between columns by their number, for `join_pairs`."""
+        write_pairs(self, number, measure, columns, pairs)
+
+    def join_pairs(self, numbers: Iterable[int]) -> None:
+        """Write ``pairs.parquet`` from what these passes left."""
+        join_pairs(self, numbers)
+
+    def read_pairs(self, number: int | None = None) -> pa.Table:
+        """Read ``pairs.parquet``: the pairs of one pass, or all of them.
+
+        Raises
+        ------
+        InputError
+            When the file is missing, broken or no such table.
+        """
+        return read_pairs(self, number)
+
+    def pairs_floor(self, number: int) -> float:
+        """The similarity from which on ``pairs.parquet`` has every pair of a pass."""
+        return read_floor(self, number)
 
     def write_rank_sample(self, columns: Sequence[str], codes: NDArray[np.uint8]) -> None:
         """Write the ranks (p, m) of a few rows, a byte each, with their columns."""

@@ -9,12 +9,19 @@ Every function here is pure but for finished files in the store: it names its in
 integers, may run twice, and on any worker.
 """
 
-from dpipe.engine.tiles.edges import NEAR, least_by_marginal_ranks, tile_finish, tile_whole
+from dpipe.engine.tiles.edges import (
+    EDGE_ARRAYS,
+    NEAR,
+    least_by_marginal_ranks,
+    tile_finish,
+    tile_whole,
+)
 from dpipe.engine.tiles.job import Job, marginals_name, settled_name, tile_name
 from dpipe.engine.tiles.moments import marginals_finish, marginals_partial, merge, moments_partial
 from dpipe.engine.tiles.settle import settle
 
 __all__ = [
+    "EDGE_ARRAYS",
     "NEAR",
     "Job",
     "least_by_marginal_ranks",

@@ -29,8 +29,9 @@ NEAR = 0.005
 def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> int:
     """Turn a tile's moments into similarities and edges and leave them; returns the edges' number.
 
-    The file holds ``i``, ``j`` (catalogue numbers), ``value`` and ``exact`` of each edge, and
-    ``matrix_NAME`` of each measure when the job wants matrices.
+    The file holds of each edge ``i``, ``j`` (catalogue numbers), ``value``, ``exact``, ``rows``
+    (common to both columns), ``most`` (what |value| may turn out to be) and ``decides`` (whether
+    the threshold needs it), and ``matrix_NAME`` of each measure when the job wants matrices.
     """
     job, catalogue = open_job(store, folder)
     values = _similarities(store, job, i, j, moments)
@@ -94,29 +95,52 @@ def _edges(
 ) -> dict[str, NDArray[Any]]:
     """Pairs at or above the threshold or near it, and those that may yet have to be settled."""
     if job.threshold is None or job.fusion.settling is Settling.NEVER:
-        empty = np.empty(0)
-        return {"i": empty.astype(int), "j": empty.astype(int), "value": empty, "exact": empty > 0}
+        return {name: np.empty(0, dtype) for name, dtype in EDGE_ARRAYS.items()}
     fused = job.fusion.mean(values)
     (first_i, last_i), (first_j, last_j) = job.tiling.blocks[i], job.tiling.blocks[j]
+    reranked = job.fusion.settling is Settling.RERANKED
     least: float | NDArray[np.float64] = job.threshold - job.margin
-    if job.fusion.settling is Settling.RERANKED:
+    most = np.abs(fused)
+    if reranked:
         n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
         least = least_by_marginal_ranks(job.threshold, count, n_i, n_j)
+        if job.floor <= 1:
+            most = most_by_marginal_ranks(most, count, n_i, n_j)
     least = np.minimum(least, job.threshold - NEAR)
-    reported = np.abs(fused) >= least - 1e-6  # never true of NaN
+    decides = np.abs(fused) >= least - 1e-6  # never true of NaN
     if job.exact:
-        reported |= ~np.isnan(fused)
+        decides |= ~np.isnan(fused)
+    found = decides | (most >= job.floor - 1e-6)
     if i == j:
-        reported = np.triu(reported, 1)
-    rows, columns = np.nonzero(reported)
-    value = fused[rows, columns]
-    rows, columns = rows + first_i, columns + first_j
-    if job.fusion.settling is Settling.RERANKED:
+        found = np.triu(found, 1)
+    at = np.nonzero(found)
+    first, second, value = at[0] + first_i, at[1] + first_j, fused[at]
+    if reranked:
         # Of two columns with the same valid rows the marginal ranks are the pair's.
-        exact = catalogue.pattern[rows] == catalogue.pattern[columns]
+        exact = catalogue.pattern[first] == catalogue.pattern[second]
     else:
         exact = np.abs(np.abs(value) - job.threshold) > job.margin
-    return {"i": rows, "j": columns, "value": value, "exact": exact}
+    return {
+        "i": first,
+        "j": second,
+        "value": value,
+        "exact": exact,
+        "rows": np.broadcast_to(count, fused.shape)[at].astype(np.int64),
+        "most": most[at],
+        "decides": decides[at],
+    }
+
+
+EDGE_ARRAYS = {
+    "i": np.int64,
+    "j": np.int64,
+    "value": np.float64,
+    "exact": np.bool_,
+    "rows": np.int64,
+    "most": np.float64,
+    "decides": np.bool_,
+}
+"""What a tile leaves of its edges (see `tile_finish`)."""
 
 
 def least_by_marginal_ranks(
@@ -148,7 +172,36 @@ def least_by_marginal_ranks(
     """
     if threshold > 1:
         return np.full(np.broadcast_shapes(count.shape, n_i.shape, n_j.shape), threshold)
-    angle = np.arccos(threshold)
-    for n in (n_i, n_j):
-        angle = angle + np.arcsin(np.clip(1 - count / np.maximum(n, 1), 0, 1))
+    angle = np.arccos(threshold) + _widest_angle(count, n_i, n_j)
     return np.asarray(np.cos(np.minimum(angle, np.pi / 2)))
+
+
+def most_by_marginal_ranks(
+    strength: NDArray[np.float64],
+    count: NDArray[np.float64],
+    n_i: NDArray[np.int64],
+    n_j: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """How large abs(rho) inside a pair can be where it is `strength` by marginal ranks.
+
+    The inverse of `least_by_marginal_ranks`, whose other parameters it shares.
+
+    Examples
+    --------
+    >>> count, n = np.array([[90.0]]), np.array([[100]])
+    >>> least = least_by_marginal_ranks(0.95, count, n, n)
+    >>> most_by_marginal_ranks(least, count, n, n).round(6)
+    array([[0.95]])
+    """
+    angle = np.arccos(np.minimum(strength, 1)) - _widest_angle(count, n_i, n_j)
+    return np.asarray(np.cos(np.maximum(angle, 0)))
+
+
+def _widest_angle(
+    count: NDArray[np.float64], n_i: NDArray[np.int64], n_j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Between rho by marginal ranks and rho inside the pair."""
+    total = np.zeros(())
+    for n in (n_i, n_j):
+        total = total + np.arcsin(np.clip(1 - count / np.maximum(n, 1), 0, 1))
+    return total

@@ -9,6 +9,7 @@ this one).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +40,9 @@ class Job:
     margin
         How far below the threshold a pair is still reported, because a float32 measure has to be
         settled there. (Spearman with missing cells has its own bound, `least_by_marginal_ranks`.)
+    floor
+        A lower similarity from which on every pair is reported as well, for a reader; infinite for
+        none.
     exact
         Whether every pair that may have to be settled is reported, however weak.
     min_valid
@@ -59,6 +63,7 @@ class Job:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     threshold: float | None = None
     margin: float = 0.0
+    floor: float = math.inf
     exact: bool = False
     min_valid: int = 2
     matrix: bool = True
