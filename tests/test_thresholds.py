@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dpipe.errors import InputError
 from dpipe.model import Note
 from dpipe.options import Options
 from dpipe.selection import Selection
+from dpipe.session import threads_here
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 FLOOR = 0.4
@@ -31,10 +33,16 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(table: Path, client: Any) -> Selection:
+def here() -> Iterator[Any]:
+    with threads_here() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def run(table: Path, here: Any) -> Selection:
     return dpipe.select(
         table,
-        client=client,
+        client=here,
         output_dir=table.parent / "run",
         passes=(1, 2, 4),
         pairs_from=FLOOR,
@@ -67,19 +75,19 @@ def test_every_pair_is_listed_as_pandas_has_it(run: Selection, table: Path) -> N
 
 @pytest.mark.parametrize("threshold", [0.4, 0.55, 0.7, 0.85, 0.9, 0.97])
 def test_pass_2_keeps_what_a_run_at_that_threshold_keeps(
-    threshold: float, run: Selection, table: Path, client: Any
+    threshold: float, run: Selection, table: Path, here: Any
 ) -> None:
     options = {**OPTIONS, "passes": (1, 2), "spearman_threshold": threshold}
-    again = dpipe.select(table, client=client, output_dir=table.parent / "again", **options)
+    again = dpipe.select(table, client=here, output_dir=table.parent / "again", **options)
     assert run.what_if(threshold).kept == again.selected
 
 
 @pytest.mark.parametrize("threshold", [0.45, 0.6, 0.75])
 def test_pass_4_keeps_what_a_run_at_that_threshold_keeps(
-    threshold: float, run: Selection, table: Path, client: Any
+    threshold: float, run: Selection, table: Path, here: Any
 ) -> None:
     options = {**OPTIONS, "passes": (1, 2, 4), "nonlinear_threshold": threshold}
-    again = dpipe.select(table, client=client, output_dir=table.parent / "again", **options)
+    again = dpipe.select(table, client=here, output_dir=table.parent / "again", **options)
     assert run.what_if(threshold, 4).kept == again.selected
 
 
@@ -102,15 +110,15 @@ def test_the_command_prints_each_pass_and_marks_the_run(run: Selection) -> None:
 
 
 def test_too_many_pairs_raise_the_floor_and_it_is_said(
-    run: Selection, table: Path, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Selection, table: Path, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grid, "MOST_PAIRS", 40)
     notes: list[Note] = []
     options = {**OPTIONS, "passes": (1, 2), "pairs_from": FLOOR, "output_dir": tmp_path / "run"}
-    bounded = dpipe.select(table, client=client, observers=[notes.append], **options)
+    bounded = dpipe.select(table, client=here, observers=[notes.append], **options)
     assert (
         bounded.decisions
-        == dpipe.select(table, client=client, **{**OPTIONS, "passes": (1, 2)}).decisions
+        == dpipe.select(table, client=here, **{**OPTIONS, "passes": (1, 2)}).decisions
     )
     (said,) = [n.text for n in notes if isinstance(n, Note) and "pairs.parquet lists" in n.text]
     pairs, everything = bounded.pairs("pandas"), run.pairs("pandas")
@@ -135,6 +143,6 @@ def test_bad_wishes_are_refused_in_a_sentence(run: Selection, tmp_path: Path) ->
         dpipe.load(tmp_path / "nothing")
 
 
-def test_a_run_of_pass_1_alone_leaves_no_pair(table: Path, client: Any) -> None:
-    found = dpipe.select(table, client=client, passes=(1,), **OPTIONS)
+def test_a_run_of_pass_1_alone_leaves_no_pair(table: Path, here: Any) -> None:
+    found = dpipe.select(table, client=here, passes=(1,), **OPTIONS)
     assert pq.read_table(found.folder / "pairs.parquet").num_rows == 0
