@@ -18,6 +18,7 @@ from tables import mixed_table, write_parts
 import dpipe
 from dpipe.allpairs import similarity
 from dpipe.choice.communities import find_communities
+from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
 from dpipe.engine.plan import Limits
@@ -162,7 +163,7 @@ def check_real_decisions(frame: pd.DataFrame, result: Selection) -> None:
     edges = Edges.sorted(i, j, rho[i, j])
     labels = find_communities(len(received), edges, received, resolution=0.95, seed=0)
     missing = values.isna().sum().to_numpy()
-    choice = choose(received, edges, labels, threshold=0.95, n_missing=missing)
+    choice = choose(received, edges, labels, threshold=0.95, priority=Priority(), n_missing=missing)
     assert len(edges) > 100
     assert [received[index] for index in choice.kept] == list(result.selected)
     for index, name in enumerate(received):
