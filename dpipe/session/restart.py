@@ -26,8 +26,10 @@ from dpipe.words import first_line
 
 RECYCLE_SECONDS = 60.0
 """How long the workers of an attached cluster may take to come back as new processes."""
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 30.0
 """How long the last of them may take to answer once the scheduler has restarted them."""
+_BRINGING_BACK = 2
+"""Tries to start what a cluster object closed: its clock may run out after the first."""
 REOPEN_SECONDS = 30.0
 """How long local workers may take to come back before the whole cluster is opened anew."""
 
@@ -57,6 +59,22 @@ def restart_local(
     return facts, None
 
 
+def _restarted(client: Client, addresses: list[str]) -> str | None:
+    """Restart workers; what went wrong, None when nothing did."""
+    try:
+        within(
+            client,
+            RECYCLE_SECONDS,
+            "restart_workers",
+            addresses,
+            timeout=RECYCLE_SECONDS * 0.8,
+            raise_for_error=False,
+        )
+    except (*CLUSTER_ERRORS, KeyError, ValueError) as error:
+        return first_line(error)
+    return None
+
+
 def reopen(cluster: StartedCluster, old: frozenset[int]) -> Client:
     """Close a cluster that dpipe started, end what is left of its processes, open it again."""
     cluster.close()
@@ -75,22 +93,19 @@ def restart_attached(
     """New processes for the workers of somebody else's cluster, which keeps as many as it had."""
     addresses = [f.address for f in before]
     old = frozenset(f.pid for f in before)
+    facts: tuple[WorkerFacts, ...] = ()
     try:
-        with kept_from_clock(client, addresses, 2 * RECYCLE_SECONDS):
-            within(
-                client,
-                RECYCLE_SECONDS,
-                "restart_workers",
-                addresses,
-                timeout=RECYCLE_SECONDS * 0.8,
-                raise_for_error=False,
-            )
-    except (*CLUSTER_ERRORS, KeyError, ValueError) as error:
-        text = f"the restart of the workers failed ({first_line(error)})."
-        emit(Note(text, "warning"))
-    facts = expect(len(before), time.monotonic() + SETTLE_SECONDS, old)
-    if len(facts) < len(before) and bring_back(client):
-        facts = expect(len(before), time.monotonic() + RECYCLE_SECONDS, old)
+        with kept_from_clock(client, addresses, 3 * RECYCLE_SECONDS):
+            failure = _restarted(client, addresses)
+            # Inside: until the last worker is back, the cluster object must not hear that it left.
+            facts = expect(len(before), time.monotonic() + SETTLE_SECONDS, old)
+    except CLUSTER_ERRORS as error:
+        failure = first_line(error)
+    if failure is not None:
+        emit(Note(f"the restart of the workers failed ({failure}).", "warning"))
+    for _ in range(_BRINGING_BACK):
+        if len(facts) < len(before) and bring_back(client):
+            facts = expect(len(before), time.monotonic() + RECYCLE_SECONDS, old)
     facts, _ = cards.wait_until_released(facts, old, look)
     if 0 < len(facts) < len(before):
         text = (

@@ -256,6 +256,8 @@ class Session:
         else:
             before = self.workers()
             choice = decide_restart(before, self._restart, self._others())
+            if not before:
+                choice = Tidy("none of them answered in time")
         if isinstance(choice, Tidy):
             facts = self._tidy(choice.reason)
         elif self._local is not None:
@@ -264,6 +266,7 @@ class Session:
             facts = restart_attached(
                 self.client, before, self._expect, self.workers, self._cards, self._emit
             )
+        facts = facts or self._expect(1, time.monotonic() + restart.RECYCLE_SECONDS)
         if not facts:
             raise ResourceError(
                 f"no worker of {self._address} answers any more; "
