@@ -168,9 +168,11 @@ def settled_pairs(context: Context, grid: Grid) -> Pairs:
     """
     found, floor = _reported(context, grid)
     value, exact = found["value"], found["exact"]
-    open_pairs = np.flatnonzero(~exact)
-    if len(open_pairs):
-        value[open_pairs] = settle(context, grid, found["i"][open_pairs], found["j"][open_pairs])
+    # Apart, so that no last digit of what decides depends on what is listed beside it.
+    for some in (found["decides"], ~found["decides"]):
+        in_doubt = np.flatnonzero(some & ~exact)
+        if len(in_doubt):
+            value[in_doubt] = settle(context, grid, found["i"][in_doubt], found["j"][in_doubt])
     # Products in float32 are good enough where nothing is decided, but not exact.
     reranked = grid.job.fusion.settling is Settling.RERANKED
     exact = np.ones_like(exact) if reranked else ~exact

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from dpipe.credentials import check_url, safe_reason
 from dpipe.errors import InputError
-from dpipe.inventory import DECISIONS, MANIFEST, TABLE
+from dpipe.inventory import CHECKPOINT, DECISIONS, MANIFEST, PAIRS, TABLE
 from dpipe.options.kinds import expanded
 from dpipe.table.files import StorageOptions, filesystem, is_url
 from dpipe.table.lake import refuse_lakes
@@ -227,10 +227,10 @@ def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:
 def _is_result(path: str, top: str) -> bool:
     """Whether a file was left by a run whose folder is `top` or lies below it."""
     folder, name = os.path.split(path)
-    folders = [folder] if name == DECISIONS else []
+    folders = [folder] if name in (DECISIONS, PAIRS) else []
     while len(folder) > len(top):
         folder, name = os.path.split(folder)
-        folders += [folder] if name == TABLE else []
+        folders += [folder] if name in (TABLE, CHECKPOINT) else []
     return any(os.path.exists(os.path.join(each, MANIFEST)) for each in folders)
 
 
