@@ -62,7 +62,7 @@ def test_holders__are_the_processes_on_the_first_visible_card(
 
 
 def test_a_card_is_described(driver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert card.describe() == "NVIDIA H100, 80 GiB"
+    assert card.describe() == "NVIDIA H100, 80.0 GiB"
     assert card.used_bytes() == 3 * GIB
     # A chip whose memory is the host's has none of its own to tell of.
     monkeypatch.setattr(card.nvml, "one_time", lambda: {"name": "Spark", "memory-total": None})
@@ -136,7 +136,7 @@ def insufficient() -> Exception:
         (FakeCuPy(error=insufficient()), 13, "install the extra gpu12 instead"),
         (FakeCuPy(error=ImportError("libnvrtc.so.11.2")), 11, "the extra gpu12 fits this driver"),
         (FakeCuPy(error=ValueError("")), None, "CuPy does not compute on the card (ValueError)"),
-        (FakeCuPy(error=MemoryError("out")), 12, "the card is nearly full (0 MiB can be had)"),
+        (FakeCuPy(error=MemoryError("out")), 12, "the card is nearly full (0 B can be had)"),
         (FakeCuPy(free=GIB // 8), 12, "the card is nearly full (128 MiB can be had); nvidia-smi"),
         (FakeCuPy(free=GIB), 12, None),
     ],

@@ -155,6 +155,8 @@ def test_every_option_of_run_reaches_the_pipeline(asked: Asked) -> None:
         value = another_value(name)
         if isinstance(value, bool):
             words = [word if value else word.replace("--", "--no-")]
+        elif isinstance(value, dict):
+            words = [word, ",".join(f"{key}={weight}" for key, weight in value.items())]
         else:
             words = [word, str(value)]
         options = asked("run", "a.parquet", "--output-dir", "out", *words)["options"]
@@ -484,13 +486,14 @@ def test_help_has_examples_that_parse() -> None:
         "report",
         "verify",
         "doctor",
+        "thresholds",
     }
     for name, command in commands.items():
         text = invoke(name, "--help").stdout
         examples = [
             line.split() for line in text.splitlines() if line.startswith(f"  dpipe {name}")
         ]
-        assert len(examples) >= 2 or name == "doctor", name
+        assert len(examples) >= 2 or name in ("doctor", "thresholds"), name
         for words in examples:
             command.make_context(name, [word.strip('"') for word in words[2:]])
 
