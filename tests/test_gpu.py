@@ -32,7 +32,7 @@ from dpipe.device.arrays import namespace, to_device, to_host
 from dpipe.engine import memory, tiles
 from dpipe.engine.plan import LIMITS, Limits
 from dpipe.errors import ResourceError
-from dpipe.kernels import measures
+from dpipe.kernels import contraction
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES
@@ -51,7 +51,7 @@ from dpipe.passes import nonlinear
 from dpipe.pipeline import run
 from dpipe.session import open_session, worker
 
-TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4}
+TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4, "dcor": 1e-5}
 ROWS = 700
 
 
@@ -145,7 +145,8 @@ def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], lis
     blocks, changes = [], []
     for part in (slice(0, 9), slice(5, None)):
         mask = None if valid is None else valid[part]
-        marginals = whitened(marginal_sums(scores[part].astype(np.float64), functions, mask))
+        sums = marginal_sums(scores[part].astype(np.float64), functions, mask, distances=True)
+        marginals = whitened(sums)
         changes.append(marginals)
         there, there_mask = to_device(scores[part], device), moved(mask, device)
         if functions == 1:
@@ -200,7 +201,7 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
 def test_measures__of_a_diagonal_tile_are_contracted_once(
     device: str, name: str, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "_PAIRS_AT_ONCE", 20)  # a few rows at a time
+    monkeypatch.setattr(contraction, "_PAIRS_AT_ONCE", 20)  # a few rows at a time
     (left, _), (marginals, _) = pieces(BASIS, missing, device)
     moments = tile_moments(left, None).total()
     same = dataclasses.replace(marginals)  # equal, but not the one object
