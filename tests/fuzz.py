@@ -42,7 +42,18 @@ from click.testing import CliRunner
 from dpipe.cli import main as command_line
 from dpipe.errors import DpipeError, InputError
 from dpipe.options import DECLARED, Options, options_from
-from dpipe.options.kinds import Choice, Flag, Names, Number, Passes, Place, Size, Text, Whole
+from dpipe.options.kinds import (
+    Choice,
+    Flag,
+    Names,
+    Number,
+    Passes,
+    Place,
+    Size,
+    Text,
+    Weights,
+    Whole,
+)
 from dpipe.table import open_table, read_block
 
 PATIENCE = 60.0
@@ -299,6 +310,7 @@ _OF_KIND: dict[type, tuple[Any, ...]] = {
     Number: (0, 0.5, 0.95, 1, 1.5, -0.1, 10, "0.9", "nan", "inf", "1e-3"),
     Place: ("~/out", "out", "s3://b/c", "s3://u:p@b", "", "\0"),
     Text: ("tcp://h:1", "file.json", "s3://b/c", "s3://u:p@b", "", "\0"),
+    Weights: ("hsic=1", "hsic=0.5,rdc=0.5", {"dcor": 1}, "hsic=0", "x=1", "hsic", "hsic=nan", ""),
     Whole: (1, 2, 5, 100, 0, -1, "7", "1e3", 2**70, 1.5, "1_000", "5%"),
 }
 _STRANGE = (

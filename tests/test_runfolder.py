@@ -696,7 +696,7 @@ def test_decisions_come_back(folder: RunFolder) -> None:
     assert pq.read_schema(folder.path / "decisions.parquet").names == [
         *("column", "dtype", "n_valid", "n_missing", "n_nan", "n_inf", "n_unique"),
         *("decision", "pass", "reason", "measure", "value", "threshold"),
-        *("representative", "community"),
+        *("representative", "community", "relevance"),
     ]
 
 
@@ -710,7 +710,7 @@ def test_the_csv_is_readable_and_harmless(folder: RunFolder) -> None:
     text = (folder.path / "decisions.csv").read_bytes().decode()
     rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     assert rows[0] == runfolder.DECISIONS_SCHEMA.names
-    assert {len(row) for row in rows} == {15}
+    assert {len(row) for row in rows} == {16}
     for row, name in zip(rows[1:], NASTY, strict=False):
         assert row[0] == (f"'{name}" if name[:1] in tuple("=+-@\t\r") and name else name)
     full = dict(zip(rows[0], rows[-2], strict=True))
