@@ -114,8 +114,8 @@ def test_a_task_that_kills_its_workers_ends_in_one_sentence(
     assert trial.finish() == 3
     assert re.fullmatch(
         r"Error: pass 2 \(spearman\): a moments-spearman task on \d+ columns \('\w+' to '\w+'\) x "
-        r"\d+ columns \('\w+' to '\w+'\), projected to need \d+ MiB, killed every worker it ran on "
-        r"\(limit [\d.]+ GiB each\); raise --memory-limit or lower --threads-per-worker, then run "
+        r"\d+ columns \('\w+' to '\w+'\), projected to need [\d.]+ \w+, killed every worker it ran "
+        r"on \(limit [\d.]+ GiB each\); raise --memory-limit or lower --threads-per-worker, then run "
         r"the same command again to continue\.\n",
         trial.errors,
     )
@@ -214,11 +214,11 @@ def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_pa
 @pytest.mark.parametrize(
     "pattern",
     [
-        pytest.param("*/layout.json.*", marks=pytest.mark.slow),
-        "*/block-*.f32.*",
-        "*/spearman-*/tile-*.npz.*",
+        pytest.param("*/.layout.json.*", marks=pytest.mark.slow),
+        "*/.block-*.f32.*",
+        "*/spearman-*/.tile-*.npz.*",
         "*/.spearman.npy.*",
-        "*/vif-*/marginals-*.npz.*",
+        "*/vif-*/.marginals-*.npz.*",
         pytest.param("*/checkpoint/.pass-3-*", marks=pytest.mark.slow),
         pytest.param("*/.decisions.parquet.*", marks=pytest.mark.slow),
         "*/.run.json.*",

@@ -140,7 +140,7 @@ def set_traps(folder: Path, evidence: Path) -> int:
 
 
 def sign_again(checkpoint: Path) -> None:
-    """Give altered arrays of passes the checksums that their records ask for."""
+    """Give altered files of passes the checksums that their records ask for."""
 
     def digest_of(value: Any) -> str:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -148,8 +148,9 @@ def sign_again(checkpoint: Path) -> None:
 
     for record in checkpoint.glob("pass-?.json"):
         body = json.loads(record.read_text())["body"]
-        content = (checkpoint / body["arrays"]["file"]).read_bytes()
-        body["arrays"] |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name in body["extra"]["files"]:
+            content = (checkpoint.parent / name).read_bytes()
+            body["extra"]["files"][name] = hashlib.sha256(content).hexdigest()
         record.write_text(json.dumps({"sha256": digest_of(body), "body": body}))
 
 
