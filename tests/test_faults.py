@@ -115,8 +115,8 @@ def test_a_task_that_kills_its_workers_ends_in_one_sentence(
     assert re.fullmatch(
         r"Error: pass 2 \(spearman\): a moments-spearman task on \d+ columns \('\w+' to '\w+'\) x "
         r"\d+ columns \('\w+' to '\w+'\), projected to need [\d.]+ \w+, killed every worker it ran "
-        r"on \(limit [\d.]+ GiB each\); raise --memory-limit or lower --threads-per-worker, then run "
-        r"the same command again to continue\.\n",
+        r"on \(limit [\d.]+ GiB each\); raise --memory-limit or lower --threads-per-worker, then "
+        r"run the same command again to continue\.\n",
         trial.errors,
     )
     again = start(reference.table, tmp_path / "run", verbose=True)
