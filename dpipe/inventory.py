@@ -29,6 +29,7 @@ CHECKPOINT = "checkpoint"
 LOCK = ".dpipe.lock"
 MANIFEST = f"{CHECKPOINT}/manifest.json"
 STATISTICS = f"{CHECKPOINT}/statistics.json"
+_PAIRS = f"{CHECKPOINT}/pairs-*.parquet"
 TABLE_CLAIM = f"{CHECKPOINT}/table.json"
 RANKS = f"{CHECKPOINT}/ranks-"
 """How the folder of a rank store begins, where it has no place of its own."""
@@ -76,7 +77,7 @@ def stall_file(number: int) -> str:
 
 def pairs_file(number: int) -> str:
     """Where the similar pairs of a pass lie, for a later run."""
-    return f"{CHECKPOINT}/pairs-{number}.parquet"
+    return _PAIRS.replace("*", str(number))
 
 
 def pass_file(number: int) -> str:
@@ -163,14 +164,14 @@ def _is_inside(name: str, folder: str) -> bool:
 
 
 def is_listed(name: str) -> bool:
-    """Whether the manifest has the checksum of a file: of all but what a later run alone reads.
+    """Whether the manifest has the checksum of a file: of all but those that carry their own.
 
     Examples
     --------
     >>> is_listed("run.json"), is_listed("checkpoint/pass-1.json")
     (True, False)
     """
-    return name == STATISTICS or not name.startswith(f"{CHECKPOINT}/")
+    return name == STATISTICS or fnmatchcase(name, _PAIRS) or not name.startswith(f"{CHECKPOINT}/")
 
 
 def is_portable(name: str) -> bool:
