@@ -123,7 +123,9 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     spearman_threshold: float = Options.spearman_threshold
-    vif_threshold: float = Options.vif_threshold
+    r2_threshold: float = Options.r2_threshold
+    most_predictors: int | None = Options.most_predictors
+    vif_threshold: float | None = Options.vif_threshold
     nonlinear_threshold: float = Options.nonlinear_threshold
     variance_threshold: float = Options.variance_threshold
     max_missing_ratio: float = Options.max_missing_ratio

@@ -95,7 +95,9 @@ INVENTORY = (
     Entry(
         (COMMUNITIES,),
         "for each kept column its alternatives with pass, measure and value, and the chain where "
-        "a representative was itself dropped later",
+        "a representative was itself dropped later; of a column that others predict "
+        "`n_predictors`, where few or exact `predictors` (names and coefficients), and `r2_final`, "
+        "the adjusted R^2 on the final selection",
     ),
     Entry(
         (PAIRS,),

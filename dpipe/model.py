@@ -175,6 +175,10 @@ class Drop:
         A column that this pass kept and that stands for it, None where none does.
     detail
         What follows the reason in the decisions, such as the terms of a combination.
+    n_predictors
+        How many columns `value` is the adjusted R^2 on, 0 for any other measure.
+    predictors
+        These with their coefficients, in terms of unit-norm normal scores, where they are named.
     """
 
     column: str
@@ -185,6 +189,8 @@ class Drop:
     threshold: float | None = None
     representative: str | None = None
     detail: str = ""
+    n_predictors: int = 0
+    predictors: tuple[tuple[str, float], ...] = ()
 
     @property
     def text(self) -> str:
@@ -210,6 +216,11 @@ class PassResult:
         Pairs close to the threshold, with their similarity, the closest first.
     relevance
         How much each column tells of the targets, in [0, 1]; of pass 1 of a run that has targets.
+    returned
+        Columns dropped before that are kept again, in input order.
+    predicted
+        Adjusted R^2 on the columns kept of every column that some of them predict; empty where the
+        pass took nothing that matters to it.
     """
 
     number: int
@@ -219,6 +230,8 @@ class PassResult:
     communities: Mapping[str, int] = field(default_factory=dict)
     near_threshold: tuple[tuple[str, str, float], ...] = ()
     relevance: Mapping[str, float] = field(default_factory=dict)
+    returned: tuple[str, ...] = ()
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

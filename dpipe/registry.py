@@ -58,11 +58,17 @@ class Reason(StrEnum):
         "linearly dependent on others",
         "the next is its closest part",
     )
+    PREDICTED = (
+        "predicted",
+        "predicted by others",
+        "predicted by columns that stay (R² ≥ {limit})",
+        "of what predicts it, the next is most similar",
+    )
     INFLATED = (
         "inflated variance",
         "inflated variance",
         "with a variance inflation factor above {limit}",
-        "of the columns that stayed, the next shares most with it",
+        "of the columns that stayed, the next is most similar",
     )
 
     @classmethod
@@ -159,11 +165,11 @@ PASSES: dict[int, Pass] = {
         ),
         Pass(
             number=3,
-            name="vif",
-            title="Variance inflation",
-            module="dpipe.passes.vif",
-            reasons=(Reason.COMBINATION, Reason.INFLATED),
-            threshold="vif_threshold",
+            name="prediction",
+            title="Prediction",
+            module="dpipe.passes.prediction",
+            reasons=(Reason.COMBINATION, Reason.PREDICTED, Reason.INFLATED),
+            threshold="r2_threshold",
             measure="gram",
             pairwise=False,
         ),

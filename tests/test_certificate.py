@@ -24,7 +24,7 @@ PASSES = (
         ),
         {"a": 0, "b": 0, "d": 0, "c": 1, "e": 1},
     ),
-    PassResult(3, "vif", ("a", "c", "e"), ()),
+    PassResult(3, "prediction", ("a", "c", "e"), ()),
     PassResult(
         4,
         "nonlinear",

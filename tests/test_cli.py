@@ -561,7 +561,7 @@ def test_a_run_says_what_it_did_and_what_to_do_next(finished: Finished) -> None:
     assert lines[0].startswith("300 rows x 12 numeric columns; 1 worker on the CPU")
     assert lines[1].startswith("plan: ")
     passes = [line.split()[2] for line in lines if line.startswith("pass ")]
-    assert passes == ["prepare", "spearman", "vif", "nonlinear"]
+    assert passes == ["prepare", "spearman", "prediction", "nonlinear"]
     selected = (out / "selected.txt").read_text().splitlines()
     assert f"{len(selected)} of 12 numeric columns kept." in lines
     assert lines[-1].endswith("dpipe verify out")
@@ -699,7 +699,7 @@ def test_plan_runs_nothing_and_prints_passes(finished: Finished, tmp_path: Path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "300 rows x 12 numeric columns on 2 workers" in done.stdout
     assert re.search(r"^1 prepare +\d+ ", done.stdout, flags=re.MULTILINE)
-    assert not re.search(r"^3 vif", done.stdout, flags=re.MULTILINE)
+    assert not re.search(r"^3 prediction", done.stdout, flags=re.MULTILINE)
     assert not list(tmp_path.iterdir())
 
 

@@ -218,7 +218,7 @@ def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_pa
         "*/.block-*.f32.*",
         "*/spearman-*/.tile-*.npz.*",
         "*/.spearman.npy.*",
-        "*/vif-*/.marginals-*.npz.*",
+        "*/prediction-*/.marginals-*.npz.*",
         pytest.param("*/checkpoint/.pass-3-*", marks=pytest.mark.slow),
         pytest.param("*/.decisions.parquet.*", marks=pytest.mark.slow),
         "*/.run.json.*",

@@ -238,9 +238,9 @@ def test_select__a_second_run_reuses_and_redoes_exactly_what_changed(
     assert reused == [True] * 4
     assert tasks == 0
     assert second.decisions == first.decisions
-    _, reused, _ = again(vif_threshold=5.0)
+    _, reused, _ = again(r2_threshold=0.8)
     assert reused == [True, True, False, False]
-    assert any("vif_threshold" in e.text for e in events if isinstance(e, Note))
+    assert any("r2_threshold" in e.text for e in events if isinstance(e, Note))
     _, reused, _ = again(fresh=True)
     assert reused == [False] * 4
 

@@ -121,7 +121,7 @@ LEDGER = tuple(
 
 def record(passes: Sequence[tuple[int, int, int]] = (), **sections: Any) -> dict[str, Any]:
     """What run.json says of passes (number, columns in, columns kept)."""
-    names = {1: "prepare", 2: "spearman", 3: "vif", 4: "nonlinear"}
+    names = {1: "prepare", 2: "spearman", 3: "prediction", 4: "nonlinear"}
     return {
         "versions": {"dpipe": "0.1.0"},
         "options": {"spearman_threshold": 0.95, "nonlinear_threshold": 0.9, "seed": 7},
@@ -535,7 +535,7 @@ def test_page_of_unusual_runs(tmp_path: Path, edge: str) -> None:
 def test_a_run_without_matrices_says_so(tmp_path: Path) -> None:
     page = page_of(EDGES["pass 1 only"](tmp_path))
     assert "This run wrote no similarity matrix" in page.text
-    assert "Not run: Spearman, Variance inflation, Nonlinear." in page.text
+    assert "Not run: Spearman, Prediction, Nonlinear." in page.text
     assert "The ledger is empty" in page.text
     assert "No pair lies near a threshold." in page.text
     assert len(page.scripts) == 3  # data, figures, the page's own; no Bokeh where nothing is drawn

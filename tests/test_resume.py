@@ -42,8 +42,8 @@ KILLS = (
     "kill-before */spearman.npy",
     "kill-before */checkpoint/manifest.json",
     "kill-after */checkpoint/pass-2.json",
-    "kill-before */vif-*/marginals-*.npz",
-    "kill-after */vif-*/tile-*.npz",
+    "kill-before */prediction-*/marginals-*.npz",
+    "kill-after */prediction-*/tile-*.npz",
     "kill-before */checkpoint/pass-3.json",
     "kill-before */nonlinear-*/tile-*.npz",
     "kill-after */hsic.npy",
@@ -216,7 +216,7 @@ def again(client: Any, tmp_path: Path) -> Any:
         ({"max_missing_ratio": 0.3}, [False] * 4),
         ({"spearman_threshold": 0.9}, [True, False, False, False]),
         ({"missing": "exact"}, [True, False, False, False]),
-        ({"vif_threshold": 5.0}, [True, True, False, False]),
+        ({"r2_threshold": 0.8}, [True, True, False, False]),
         ({"weights": "hsic=1,rdc=0.5"}, [True, True, True, False]),
         ({"matrix_budget": 2**20}, [True] * 4),
         ({"memory_limit": 2**31, "checkpoint": False}, [True] * 4),
@@ -298,7 +298,7 @@ def test_what_reused_passes_cost_is_not_forgotten(again: Any, tmp_path: Path) ->
         assert second[name] == first[name]
     for one, other in zip(first["passes"], second["passes"], strict=True):
         assert other == {**one, "reused": True}
-    again(vif_threshold=5.0)
+    again(r2_threshold=0.8)
     third = record()
     assert [done["reused"] for done in third["passes"]] == [True, True, False, False]
     assert [done["seconds"] for done in third["passes"][:2]] == [
@@ -396,7 +396,7 @@ def test_a_matrix_is_read_for_its_digest_only_where_somebody_touched_it(
 def test_a_rank_store_that_is_gone_is_made_again(again: Any, tmp_path: Path) -> None:
     (store,) = (tmp_path / "run" / "checkpoint").glob("ranks-*")
     shutil.rmtree(store)
-    reused, _, tasks = again(vif_threshold=5.0)
+    reused, _, tasks = again(r2_threshold=0.8)
     assert reused == [True, True, False, False]
     assert tasks["rank-columns"] > 1
 

@@ -465,12 +465,23 @@ def test_results_of_an_earlier_run_can_be_pruned(folder: RunFolder) -> None:
 
 RESULT = PassResult(
     number=3,
-    name="vif",
+    name="prediction",
     kept=("MolWt", "two\nlines", "naïve"),
     drops=(
         Drop("TPSA", 3, Reason.INFLATED, "vif", float("inf"), 10.0, "MolWt"),
         Drop("LogP", 3, Reason.CONSTANT),
-        Drop("x", 3, Reason.COMBINATION, "r2", 0.1 + 0.2, 1.0, None, "of MolWt (2)"),
+        Drop(
+            "x",
+            3,
+            Reason.COMBINATION,
+            "r2",
+            0.1 + 0.2,
+            1.0,
+            None,
+            "of MolWt (2)",
+            1,
+            (("MolWt", 2.0),),
+        ),
     ),
     communities={"MolWt": 0, "two\nlines": 0},
     near_threshold=(("MolWt", "naïve", 0.9499999999999999),),

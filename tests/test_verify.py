@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import dense_nhsic, published_rdc, uniform_ranks
@@ -42,7 +43,8 @@ from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import dependence, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
-from dpipe.verify.dependence import Nonlinear, score_factor, similar_pairs, spearman
+from dpipe.verify.dependence import Nonlinear, similar_pairs, spearman
+from dpipe.verify.prediction import Scores
 
 Rows = tuple[Decision, ...]
 
@@ -51,7 +53,6 @@ OPTIONS = Options(
     exclude=("target",),
     keep=("kept_one", "kept_two"),
     min_valid=60,
-    vif_threshold=6.0,
     variance_threshold=0.005,
     nonlinear_threshold=0.6,
     rdc_seeds=3,
@@ -203,43 +204,77 @@ def redundancy_by_hand(
 
 
 def filled_scores(values: pd.DataFrame) -> pd.DataFrame:
-    """Centred ranks of each column, missing cells at the mean rank."""
-    return ((values.rank() - 0.5) / values.count() - 0.5).fillna(0.0)
+    """Normal scores of each column less their mean, missing cells at the mean, of norm 1."""
+    scores = pd.DataFrame(
+        scipy.stats.norm.ppf((values.rank() - 0.5) / values.count()), columns=values.columns
+    )
+    scores = (scores - scores.mean()).fillna(0.0)
+    return scores / np.sqrt((scores**2).sum())
 
 
-def vif_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
-    gram = filled_scores(values).pipe(lambda s: s / np.sqrt((s**2).sum())).pipe(lambda s: s.T @ s)
+def adjusted_by_hand(values: pd.DataFrame, name: str, others: Sequence[str]) -> float:
+    scores = filled_scores(values)
+    weights = np.linalg.lstsq(scores[list(others)].to_numpy(), scores[name], rcond=None)[0]
+    left = float(((scores[name] - scores[list(others)] @ weights) ** 2).sum())
+    n = int(values[name].count())
+    return 1 - left * (n - 1) / (n - 1 - len(others))
 
-    def explained(name: str, others: list[str]) -> tuple[float, np.ndarray]:
-        weights = np.linalg.solve(gram.loc[others, others], gram.loc[others, name])
-        return float(weights @ gram.loc[others, name]), weights
 
+def prediction_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
+    """Every column in turn: it goes if some four of those kept before predict it."""
+    scores = filled_scores(values)
     drops: list[Drop] = []
     left: list[str] = []
     for name in sorted(
         names_of(values), key=lambda n: (n not in options.keep, values[n].isna().sum(), n)
     ):
-        r2, weights = explained(name, left) if left else (0.0, np.zeros(0))
-        if 1 - r2 < 1e-10 and name not in options.keep:
-            large = np.abs(weights) > 1e-6
-            terms = ", ".join(
-                f"{left[k]} ({weights[k]:.3g})" for k in np.flatnonzero(large).tolist()
-            )
-            drops.append(Drop(name, 3, Reason.COMBINATION, "r2", 1.0, 1.0, left[0], f"of {terms}"))
-        else:
+        found = _predictors_by_hand(values, name, left, options.r2_threshold)
+        if not found or name in options.keep:
             left.append(name)
-    while True:
-        vif = dict(zip(left, np.diag(np.linalg.inv(gram.loc[left, left])), strict=True))
-        worst = max((n for n in left if n not in options.keep), key=lambda n: vif[n])
-        if vif[worst] < options.vif_threshold:
-            break
-        left.remove(worst)
-        drops.append(
-            Drop(worst, 3, Reason.INFLATED, "vif", vif[worst], options.vif_threshold, left[0])
+            continue
+        weights = np.linalg.lstsq(scores[list(found)].to_numpy(), scores[name], rcond=None)[0]
+        value = adjusted_by_hand(values, name, found)
+        exact = 1 - value < 1e-10
+        drop = Drop(
+            name,
+            3,
+            Reason.COMBINATION if exact else Reason.PREDICTED,
+            "r2",
+            1.0 if exact else value,
+            1.0 if exact else options.r2_threshold,
+            found[0],
+            "of these" if exact else "by these",
+            len(found),
+            tuple(zip(found, weights.tolist(), strict=True)),
         )
-    # Whoever stayed may stand for the dropped ones: which one is best is not what is checked.
-    drops = [replace(drop, representative=left[0]) for drop in drops]
-    return PassResult(3, "vif", tuple(n for n in names_of(values) if n in left), tuple(drops))
+        drops.append(drop)
+    kept = tuple(name for name in names_of(values) if name in left)
+    return PassResult(3, "prediction", kept, tuple(drops))
+
+
+def _predictors_by_hand(
+    values: pd.DataFrame, name: str, among: Sequence[str], threshold: float
+) -> tuple[str, ...]:
+    r = filled_scores(values).pipe(lambda scores: scores.T @ scores)
+    for size in range(1, 5):
+        for some in map(list, combinations(among, size)):
+            shared = r.loc[some, name].to_numpy()
+            r2 = float(shared @ np.linalg.pinv(r.loc[some, some].to_numpy()) @ shared)
+            if r2 >= threshold and adjusted_by_hand(values, name, some) >= threshold:
+                return tuple(some)
+    return ()
+
+
+def on_selection_by_hand(
+    values: pd.DataFrame, third: PassResult, selection: Sequence[str]
+) -> dict[str, float]:
+    """The R^2 of each drop of pass 3 on a selection: on all of it, or on its own predictors."""
+    found = {}
+    for drop in third.drops:
+        found[drop.column] = adjusted_by_hand(values, drop.column, sorted(selection))
+        if {name for name, _ in drop.predictors} <= set(selection):
+            found[drop.column] = max(found[drop.column], drop.value or 0.0)
+    return found
 
 
 def nonlinear_by_hand(values: pd.DataFrame, options: Options) -> np.ndarray:
@@ -272,7 +307,7 @@ class Run:
         decisions = decide(self.table.columns, self.statistics, self.passes, self.options.keep)
         decisions = bent.get("decisions", lambda rows: rows)(decisions)
         selected = bent.get("selected") or [d.column for d in decisions if d.decision == "kept"]
-        communities = told_by(decisions, selected)
+        communities = told_by(decisions, selected, self.passes)
         with RunFolder(folder).lock() as out:
             out.write_selected(selected)
             out.write_decisions(decisions)
@@ -289,7 +324,9 @@ class Run:
         return out
 
 
-def told_by(decisions: Rows, selected: Sequence[str]) -> dict[str, Any]:
+def told_by(
+    decisions: Rows, selected: Sequence[str], passes: Sequence[PassResult]
+) -> dict[str, Any]:
     """communities.json as (bent) decisions would have it; what they leave open is left out."""
     dropped = [d for d in decisions if d.decision == "dropped"]
     drops = {
@@ -301,6 +338,8 @@ def told_by(decisions: Rows, selected: Sequence[str]) -> dict[str, Any]:
             d.value,
             d.threshold,
             d.representative,
+            "",
+            *_predictors_of(d, passes),
         )
         for d in dropped
     }
@@ -308,9 +347,19 @@ def told_by(decisions: Rows, selected: Sequence[str]) -> dict[str, Any]:
         ends = {follow_chain(name, drops)[-1] for name in drops}
     except ValueError:
         return {}
-    result = PassResult(0, "all", (), tuple(drops.values()))
+    result = PassResult(0, "all", (), tuple(drops.values()), predicted=passes[-1].predicted)
     told = alternatives([*selected, *sorted(ends - set(selected))], [result])
     return {name: told[name] for name in selected}
+
+
+def _predictors_of(
+    decision: Decision, passes: Sequence[PassResult]
+) -> tuple[int, tuple[tuple[str, float], ...]]:
+    """What the true drop of a column named, where the bent one is of the same pass."""
+    for drop in (drop for result in passes for drop in result.drops):
+        if (drop.column, drop.pass_number) == (decision.column, decision.pass_number):
+            return drop.n_predictors, drop.predictors
+    return 0, ()
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +373,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     left = values[list(first.kept)]
     rho = left.corr(method="spearman", min_periods=OPTIONS.min_valid).to_numpy()
     second = redundancy_by_hand(2, "spearman", left, rho, OPTIONS)
-    third = vif_by_hand(values[list(second.kept)], OPTIONS)
+    third = prediction_by_hand(values[list(second.kept)], OPTIONS)
     left = values[list(third.kept)]
     fourth = redundancy_by_hand(4, "hsic+rdc", left, nonlinear_by_hand(left, OPTIONS), OPTIONS)
+    fourth = replace(fourth, predicted=on_selection_by_hand(values, third, fourth.kept))
     statistics = [statistics_of(name, frame[name], values[name]) for name in names_of(values)]
     return Run(source, table, OPTIONS, statistics, [first, second, third, fourth])
 
@@ -342,7 +392,7 @@ def test_hand_made_run_has_every_kind_of_drop_and_holds(run: Run, tmp_path: Path
         (1, "monotone duplicate"),
         (2, "redundant"),
         (3, "linear combination"),
-        (3, "inflated variance"),
+        (3, "predicted"),
         (4, "redundant"),
     }
     run.write(tmp_path)
@@ -352,7 +402,7 @@ def test_hand_made_run_has_every_kind_of_drop_and_holds(run: Run, tmp_path: Path
     assert report.compared["chains"] == sum(
         drop.representative is not None for p in run.passes for drop in p.drops
     )
-    assert set(report.differences) >= {"spearman", "hsic+rdc", "vif", "r2"}
+    assert set(report.differences) >= {"spearman", "hsic+rdc", "r2", "r2_final"}
     assert "the certificate holds" in report.lines[0]
 
 
@@ -515,17 +565,18 @@ LIES: Mapping[str, tuple[Callable[[Rows], Rows], str]] = {
     ),
     "a duplicate of rho 0.5": (bend("a_up", value=0.5), "rho of 'a_up' and its duplicate"),
     "a duplicate was kept": (keep_it("a_up"), "'a' and 'a_up' rank the rows alike and both"),
-    "an inflated column was kept": (keep_it("sum"), "was kept with a VIF of"),
-    "the VIF is another": (bend("sum", value=99.0), "'sum' had a VIF of .*, not 99"),
-    "it was not inflated": (
-        drop_it("d", 3, "inflated variance", "vif", 1.5, 6.0, representative="a"),
-        "'d' had a VIF of",
+    "the R^2 is another": (
+        bend("sum", value=0.95),
+        r"'sum' is predicted with R.2 0\.9\d+, not 0.95",
     ),
-    "it is no combination": (
-        drop_it("d", 3, "linear combination of e (1)", "r2", 1.0, 1.0, representative="a"),
-        "'d' is no exact combination: R.2 is 0",
+    "it was not predicted": (
+        drop_it("d", 3, "predicted by a (1)", "r2", 0.93, 0.9, representative="a"),
+        "'d' does not say how many columns predict it",
     ),
-    "a combination was kept": (keep_it("third"), "VIF|linearly dependent"),
+    "there was no strict reading": (
+        drop_it("d", 3, "inflated variance", "vif", 9.0, 6.0, representative="a"),
+        "as 'inflated variance': no rule",
+    ),
     "a column asked for was dropped": (
         drop_it("kept_one", 2, "redundant", "spearman", 0.99, 0.95, representative="kept_two"),
         "'kept_one' was dropped although it was asked to be kept",
@@ -563,9 +614,35 @@ def test_chain_that_leads_nowhere(run: Run, tmp_path: Path) -> None:
         verify(tmp_path)
 
 
+Told = dict[str, list[dict[str, Any]]]
+
+
+def retell(told: Told, **changes: Any) -> Told:
+    """communities.json with another entry of the column that four others predict."""
+    return {
+        kept: [entry | changes if entry["column"] == "sum" else entry for entry in entries]
+        for kept, entries in told.items()
+    }
+
+
+def predictors_are(named: dict[str, float], count: int | None = None) -> Callable[[Told], Told]:
+    n = len(named) if count is None else count
+    return lambda told: retell(told, predictors=named, n_predictors=n)
+
+
+def final_is(value: float) -> Callable[[Told], Told]:
+    return lambda told: retell(told, r2_final=value)
+
+
 @pytest.mark.parametrize(
     ("bent", "words"),
     [
+        (predictors_are({"a": 1.0}), r"'sum' is predicted with R.2 -?0\.\d+, not 0\.9"),
+        (predictors_are({"a_noisy": 1.0}), "by 'a_noisy', which pass 3 did not keep"),
+        (predictors_are({}, 200), r"'sum' is predicted with R.2 0\.9\d+, not 0\.9"),
+        (predictors_are({}, 0), "'sum' does not say how many"),
+        (final_is(0.97), r"the selection predicts column 'sum' with R.2 0\.9\d+, not 0\.97"),
+        (final_is(0.5), r"the selection predicts column 'sum' with R.2 0\.9\d+, not 0\.5"),
         (lambda told: {**told, "a": []}, "an alternative in one of communities.json and"),
         (lambda told: dict(list(told.items())[1:]), "not the selection"),
         (
@@ -678,14 +755,19 @@ def test_nonlinear_pairs_are_those_found_one_by_one(
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_vif_is_that_of_statsmodels(tmp_path: Path) -> None:
+def test_vif_and_r_squared_are_those_of_statsmodels_on_normal_scores(tmp_path: Path) -> None:
     frame = dirty_frame()[["base0", "noisy0_2", "count0", "holes0", "tail1", "square1"]]
-    factor = score_factor(ranked(frame, tmp_path), names_of(frame))
-    gram = factor.T @ factor
-    scores = filled_scores(frame.replace([np.inf, -np.inf], np.nan))
-    table = scores.assign(const=1.0).to_numpy()
+    names = names_of(frame)
+    scores = Scores(ranked(frame, tmp_path), names)
+    values = frame.replace([np.inf, -np.inf], np.nan)
+    table = filled_scores(values).assign(const=1.0).to_numpy()
     expected = [variance_inflation_factor(table, k) for k in range(frame.shape[1])]
-    np.testing.assert_allclose(np.diag(np.linalg.inv(gram)), expected, rtol=1e-9)
+    np.testing.assert_allclose(scores.inflation(names), expected, rtol=1e-9)
+    found = [scores.adjusted(name, [n for n in names if n != name])[0] for name in names]
+    np.testing.assert_allclose(found, 1 - 1 / np.array(expected), rtol=0, atol=1e-9)
+    several = scores.all_adjusted(names[:2], names[2:])
+    by_hand = [adjusted_by_hand(values, name, names[2:]) for name in names[:2]]
+    np.testing.assert_allclose(several, by_hand, rtol=0, atol=1e-9)
 
 
 def test_ranks_and_facts(tmp_path: Path) -> None:
@@ -722,12 +804,14 @@ def test_large_tables_are_ranked_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
         {"keep": ["base0", "noisy0_0", "combination", "constant"], "prefer": ["noisy1_1"]},
         {"sample_rows": 700, "nonlinear_rows": 500, "seed": 3, "rdc_degree": 3},
         {"passes": [1, 4], "missing": "exact", "w_hsic": 0.0, "nonlinear_threshold": 0.9},
+        {"vif_threshold": 5.0, "most_predictors": 1},
+        {"most_predictors": 100, "r2_threshold": 0.8},
         {"passes": [1]},
     ],
 )
 def test_runs_of_the_pipeline_hold(client: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     source = write_parts(mixed_table(1000), tmp_path / "table")
-    options = {"min_valid": 50, "nonlinear_threshold": 0.75, "vif_threshold": 5.0} | changes
+    options = {"min_valid": 50, "nonlinear_threshold": 0.75} | changes
     dpipe.select(source, client=client, output_dir=tmp_path / "out", **options)
     write_parts(mixed_table(10), tmp_path / "table" / "added later", parts=1)
     report = verify(tmp_path / "out")

@@ -8,6 +8,7 @@ answers are true (see `dpipe.verify`, which does not use this module).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,21 @@ from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Ro
 from dpipe.registry import PASSES, Reason
 from dpipe.words import counted
 
+CAME_BACK = "came back: a later pass dropped what predicted it"
+"""Why a column was kept that pass 3 had dropped."""
+
 _FACTS = ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique")
 _CAUSE = ("pass_number", "measure", "value", "threshold", "representative")
 
 
 def drops_by_column(passes: Iterable[PassResult]) -> dict[str, Drop]:
-    """Every drop of a run by its column; a column is dropped once at most."""
-    return {drop.column: drop for result in passes for drop in result.drops}
+    """Every drop of a run by its column, but for those that came back; no column goes twice."""
+    drops: dict[str, Drop] = {}
+    for result in passes:
+        drops |= {drop.column: drop for drop in result.drops}
+        for name in result.returned:
+            del drops[name]
+    return drops
 
 
 def follow_chain(column: str, drops: Mapping[str, Drop | Decision]) -> tuple[str, ...]:
@@ -72,7 +81,9 @@ def alternatives(
     dict
         Per kept column a list of ``{"column", "pass", "measure", "value"}``, by pass, then by
         falling |value|, then by name. Where the column's own representative was dropped later, a
-        ``"chain"`` leads from the column to the kept one, both included.
+        ``"chain"`` leads from the column to the kept one, both included. A column that others
+        predict has ``"n_predictors"``, their names and coefficients in ``"predictors"`` where the
+        reason names them, and ``"r2_final"``, the adjusted R^2 on the final selection.
 
     Examples
     --------
@@ -81,7 +92,9 @@ def alternatives(
     >>> alternatives(["a", "c"], [PassResult(2, "spearman", ("a", "c"), (drop,))])
     {'a': [{'column': 'b', 'pass': 2, 'measure': 'spearman', 'value': -0.97}], 'c': []}
     """
+    passes = tuple(passes)
     drops = drops_by_column(passes)
+    final = next((done.predicted for done in reversed(passes) if done.predicted), {})
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in selected}
     relevance = _relevance(passes)
     for drop in sorted(drops.values(), key=_by_strength):
@@ -98,6 +111,12 @@ def alternatives(
             entry["relevance"] = relevance[drop.column]
         if len(chain) > 2:
             entry["chain"] = list(chain)
+        if drop.n_predictors:
+            entry["n_predictors"] = drop.n_predictors
+        if drop.predictors:
+            entry["predictors"] = dict(drop.predictors)
+        if math.isfinite(final.get(drop.column, math.nan)):
+            entry["r2_final"] = final[drop.column]
         entries[chain[-1]].append(entry)
     return entries
 
@@ -130,6 +149,7 @@ def decide(
     relevance = _relevance(passes)
     drops = drops_by_column(passes)
     numbers = _community_numbers(passes)
+    back = {name for result in passes for name in result.returned}
     stands_for: dict[str, int] = {}
     for name in drops:
         last = follow_chain(name, drops)[-1]
@@ -144,7 +164,8 @@ def decide(
         elif drop is not None:
             verdict, reason = "dropped", drop.text
         else:
-            verdict, reason = "kept", _why_kept(name in asked, stands_for.get(name, 0))
+            verdict = "kept"
+            reason = _why_kept(name in asked, name in back, stands_for.get(name, 0))
         return Decision(
             column=name,
             dtype=column.dtype,
@@ -207,10 +228,11 @@ def _by_strength(drop: Drop) -> tuple[int, float, str]:
     return drop.pass_number, -abs(drop.value or 0.0), drop.column
 
 
-def _why_kept(was_asked: bool, others: int) -> str:
+def _why_kept(was_asked: bool, came_back: bool, others: int) -> str:
     represents = f"representative of {counted(others, 'column')}" if others else ""
-    if was_asked:
-        return f"asked to keep, {represents}" if represents else "asked to keep"
+    if was_asked or came_back:
+        why = "asked to keep" if was_asked else CAME_BACK
+        return f"{why}, {represents}" if represents else why
     return represents or "no similar column"
 
 

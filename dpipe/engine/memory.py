@@ -67,12 +67,12 @@ def tile_bytes(block: int, functions: int, rows: int) -> int:
     return pieces + moments_bytes(block, functions) + product
 
 
-def inflation_bytes(n_columns: int) -> int:
-    """Peak of pass 3 on the client: the Gram matrix and what the elimination derives from it.
+def prediction_bytes(n_columns: int) -> int:
+    """Peak of pass 3 on the client: the Gram matrix and what the sweep derives from it.
 
     Examples
     --------
-    >>> inflation_bytes(1000) / 8e6
+    >>> prediction_bytes(1000) / 8e6
     6.0
     """
     return 6 * 8 * n_columns**2

@@ -385,12 +385,12 @@ def check_client(n_columns: int, free: int) -> None:
     ResourceError
         Naming both sizes and the options that make it fit.
     """
-    need = memory.inflation_bytes(n_columns)
+    need = memory.prediction_bytes(n_columns)
     if need > free:
         raise ResourceError(
-            f"vif: the matrices of {n_columns} columns need {sized(need)} on the client, which has "
-            f"{sized(free)} free; lower --spearman-threshold so that fewer columns reach pass 3, "
-            "or leave it out by --passes 1,2,4. What is finished is kept."
+            f"prediction: the matrices of {n_columns} columns need {sized(need)} on the client, "
+            f"which has {sized(free)} free; lower --spearman-threshold so that fewer columns "
+            "reach pass 3, or leave it out by --passes 1,2,4. What is finished is kept."
         )
 
 

@@ -1,7 +1,7 @@
 """The measures as values: what each is called, needs and computes from a tile's moments.
 
-Covers: Spearman's rho, copula HSIC, RDC, distance correlation, and the rank-score Gram matrix that
-VIF is computed from; the fusion of several.
+Covers: Spearman's rho, copula HSIC, RDC, distance correlation, and the Gram matrix of normal scores
+that predictions are computed from; the fusion of several.
 Does not cover: forming the moments (`dpipe.kernels.moments`) or choosing what is redundant.
 See also: docs/statistics.md, with every formula, source and accuracy; docs/extending.md, how to add
 one.
@@ -52,6 +52,13 @@ class Settling(StrEnum):
     """Not at all: the tile's value is final, and no pair of it makes an edge."""
 
 
+class Scale(StrEnum):
+    """What a measure of one function (K = 1) evaluates of each cell."""
+
+    RANKS = "ranks"
+    NORMAL = "normal"
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure of dependence, as data.
@@ -89,6 +96,8 @@ class Measure:
         Whether it tells falling from rising, in [-1, 1]; else it is in [0, 1].
     public
         Whether a user can ask for its matrix.
+    scale
+        What its function is, where K = 1; measures of one fusion share it.
     dtype
         Type its tiles are stored in.
     """
@@ -106,6 +115,7 @@ class Measure:
     pairwise: bool = True
     signed: bool = False
     public: bool = True
+    scale: Scale = Scale.RANKS
     dtype: str = "float32"
 
 
@@ -166,6 +176,11 @@ class Fusion:
     def functions(self) -> int:
         """K of the widest measure."""
         return max(measure.functions for measure in self.measures)
+
+    @property
+    def scale(self) -> Scale:
+        """What the function of each column is, where K = 1."""
+        return self.measures[0].scale
 
     @property
     def needs_marginals(self) -> bool:
@@ -243,17 +258,21 @@ def _gram(
     right: Marginals | None,
     parameters: Mapping[str, Any],
 ) -> Array:
-    """Cosine of the rank scores with missing cells at the mean rank: positive semi-definite."""
+    """Correlation of the normal scores, missing cells at the mean: positive semi-definite."""
     assert left is not None and right is not None
     xp = namespace(moments.product)
-    norms = [
-        xp.asarray(
-            np.sqrt(marginals.count * (marginals.covariance[:, 0, 0] + marginals.mean[:, 0] ** 2))
-        )
-        for marginals in (left, right)
-    ]
-    scale = norms[0][:, None] * norms[1][None, :]
-    return xp.where(scale > 0, moments.product[:, 0, :, 0] / xp.where(scale > 0, scale, 1), xp.nan)
+    mean_i, mean_j = (xp.asarray(side.mean[:, 0]) for side in (left, right))
+    norm_i, norm_j = (
+        xp.asarray(np.sqrt(side.count * side.covariance[:, 0, 0])) for side in (left, right)
+    )
+    centred = (
+        moments.product[:, 0, :, 0]
+        - moments.sum_i[:, 0, :] * mean_j[None, :]
+        - moments.sum_j[:, 0, :].T * mean_i[:, None]
+        + moments.count * mean_i[:, None] * mean_j[None, :]
+    )
+    scale = norm_i[:, None] * norm_j[None, :]
+    return xp.where(scale > 0, centred / xp.where(scale > 0, scale, 1), xp.nan)
 
 
 def _hsic(
@@ -418,15 +437,16 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             name="gram",
-            title="Cosine of rank scores",
-            symbol="cosine",
-            summary="cosine of the rank scores, missing cells at the mean rank",
+            title="Correlation of normal scores",
+            symbol="r",
+            summary="correlation of the normal scores, missing cells at the mean",
             functions=1,
             contract=_gram,
             settling=Settling.NEVER,
             pairwise=False,
             signed=True,
             public=False,
+            scale=Scale.NORMAL,
             dtype="float64",
         ),
         Measure(

@@ -22,6 +22,7 @@ import numpy as np
 from dpipe.device.arrays import Array, namespace, to_device, to_host
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.marginals import Marginals
+from dpipe.kernels.normal import normal_scores
 
 # Rows whitened at a time: the functions of a column group then stay in a core's own cache.
 _CACHED_ROWS = 2048
@@ -132,6 +133,21 @@ def expand_ranks(scores: Array, valid: Array | None, scratch: Scratch | None = N
     xp = namespace(scores)
     functions = (scratch or Scratch()).empty(xp, scores.shape, xp.float64)
     xp.multiply(scores, 12**0.5, out=functions, dtype=xp.float64)
+    mask = None if valid is None else valid.astype(xp.float64)
+    return Piece(functions[:, None, :], mask)
+
+
+_AT_ONCE = 2**17  # values whose normal scores are formed together, so that temporaries stay small
+
+
+def expand_normal(scores: Array, valid: Array | None, scratch: Scratch | None = None) -> Piece:
+    """The normal scores (K = 1), in float64; arguments are those of `expand_ranks`."""
+    xp = namespace(scores)
+    functions = (scratch or Scratch()).empty(xp, scores.shape, xp.float64)
+    step = max(1, (_AT_ONCE if xp is np else 2**7 * _AT_ONCE) // max(scores.shape[1], 1))
+    for start in range(0, len(scores), step):
+        part = slice(start, start + step)
+        functions[part] = normal_scores(scores[part])
     mask = None if valid is None else valid.astype(xp.float64)
     return Piece(functions[:, None, :], mask)
 

@@ -10,9 +10,14 @@ monotone change of each (a Gaussian copula); of their ranks they never are.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from dpipe.device.arrays import Array, namespace
+from dpipe.kernels.marginals import Marginals, MarginalSums
+from dpipe.kernels.ranks import untied_scores
 
 # Wichura (1988), algorithm AS 241: numerator and denominator in rising powers.
 _CENTRE = (
@@ -97,3 +102,47 @@ def _polynomial(argument: Array, powers: tuple[float, ...]) -> Array:
         value *= argument
     value += powers[0]
     return value
+
+
+_STRIP = 2**17
+
+
+def normal_sums(scores: Array, valid: Array | None) -> MarginalSums:
+    """Valid rows of each column (b, r), and the sums of their scores and of the squares, (b, 2)."""
+    xp = namespace(scores)
+    values = normal_scores(scores)
+    if valid is None:
+        count = xp.full(len(values), values.shape[1], dtype=xp.float64)
+    else:
+        count = valid.sum(axis=-1, dtype=xp.float64)
+    return MarginalSums(count, xp.stack([values.sum(axis=-1), (values**2).sum(axis=-1)], axis=1))
+
+
+@lru_cache(maxsize=4)
+def _untied_square(n: int) -> float:
+    strips = (
+        normal_scores(untied_scores(n, start, min(start + _STRIP, n)))
+        for start in range(0, n, _STRIP)
+    )
+    return sum(float((strip**2).sum()) for strip in strips)
+
+
+def untied_normal_sums(n: int) -> MarginalSums:
+    """`normal_sums` of a complete column of n rows without ties: the same for every such column.
+
+    Examples
+    --------
+    >>> untied_normal_sums(3).total.round(3).tolist()
+    [[0.0, 1.871]]
+    """
+    return MarginalSums(np.array([float(n)]), np.array([[0.0, _untied_square(n)]]))
+
+
+def normal_moments(sums: MarginalSums) -> Marginals:
+    """Mean and variance of each column's normal scores over its valid rows."""
+    weight = np.maximum(sums.count, 1)
+    mean = (sums.total[:, 0] / weight)[:, None]
+    variance = np.maximum(sums.total[:, 1] / weight - mean[:, 0] ** 2, 0)[:, None, None]
+    unchanged = np.ones_like(variance)
+    plain = np.ones(len(mean), dtype=bool)
+    return Marginals(sums.count, mean, variance, unchanged, unchanged, plain)

@@ -241,8 +241,7 @@ class _Sweep:
             return None
         exact = left < RESIDUAL_VARIANCE
         if (m <= self.most or exact) and self._holds(j, 1 - left, m, m):
-            value = adjusted(1 - left, int(self.rows[j]), m)
-            return self._by_all(j, value, factor, named=exact or m <= self.few)
+            return self._by_all(j, 1 - left, factor, named=exact or m <= self.few)
         return self._by_few(j)
 
     def _holds(self, j: int, r_squared: float, predictors: int, choices: int) -> bool:
@@ -253,7 +252,7 @@ class _Sweep:
             and log_chance(r_squared, n, predictors, choices) <= self.limit
         )
 
-    def _by_all(self, j: int, value: float, factor: Matrix, named: bool) -> Prediction:
+    def _by_all(self, j: int, r_squared: float, factor: Matrix, named: bool) -> Prediction:
         basis = np.array(self.basis, dtype=np.int64)
         partners: tuple[tuple[int, float], ...] = ()
         if named:
@@ -261,6 +260,7 @@ class _Sweep:
             weights = np.asarray(np.linalg.solve(factor[basis, :m].T, factor[j, :m]))
             partners = _largest_first(basis, weights)
             basis = np.array([column for column, _ in partners], dtype=np.int64)
+        value = adjusted(r_squared, int(self.rows[j]), len(basis))
         return self._prediction(j, value, len(basis), partners, basis)
 
     def _by_few(self, j: int) -> Prediction | None:

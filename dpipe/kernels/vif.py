@@ -1,9 +1,8 @@
-"""Which columns linear combinations of the others already determine, and in what order they go.
+"""The strict reading of pass 3: no column left whose variance inflation factor is too large.
 
-Covers: exact linear combinations, elimination by variance inflation factor (VIF), who stands for
-each dropped column. Host arrays only: one p x p matrix, however many rows it came from.
-Does not cover: the Gram matrix itself (see `dpipe.passes.vif`), chains of representatives over
-several drops (see `dpipe.choice.certificate`).
+Covers: exact linear combinations, elimination by variance inflation factor (VIF) in an order of
+columns. Host arrays only: one p x p matrix, however many rows it came from.
+Does not cover: the Gram matrix itself, who stands for a dropped column (`dpipe.passes.prediction`).
 See also: Belsley, Kuh & Welsch 1980 for VIF_j = (R^-1)_jj.
 
 Everything below the public functions works in positions: 0 is the column of best priority.
@@ -19,9 +18,6 @@ from numpy.typing import NDArray
 
 RESIDUAL_VARIANCE = 1e-10
 """A column of unit variance with less than this left beside better ones is their combination."""
-
-TIE = 1e-6
-"""Relative difference below which two values count as equal, so that priority decides."""
 
 _ROUNDING = 1e-9  # relative; a VIF this close to the threshold reaches it, whoever did the sums
 _NEGLIGIBLE = 1e-6  # coefficients this small beside the largest are rounding
@@ -46,10 +42,6 @@ class Elimination:
         Its VIF when it was dropped; inf for a combination.
     r_squared
         Its R^2 on the columns that were still in: 1 - 1 / VIF, and 1.0 for a combination.
-    representative
-        For a combination the partner it correlates with most, so a column its own reason names.
-        For "vif" the column, still in after this drop, whose R^2 falls most through it. Either may
-        be dropped by a later step of the same call.
     partners
         (column, coefficient) of a combination, largest coefficient first, in terms of the
         unit-norm scores. Empty for "vif".
@@ -59,14 +51,13 @@ class Elimination:
     kind: str
     value: float
     r_squared: float
-    representative: int
     partners: tuple[tuple[int, float], ...]
 
 
 def eliminate(
     r: Matrix, order: Indices, keep: NDArray[np.bool_], threshold: float
 ) -> list[Elimination]:
-    """Drop exact combinations of better columns, then the most inflated column until none is.
+    """Drop exact combinations of better columns, then the worst inflated one until none is.
 
     Parameters
     ----------
@@ -77,16 +68,16 @@ def eliminate(
         (p,) every column once, best priority first. Columns of `keep` move ahead of the others.
     keep
         (p,) columns that are never dropped. One that is an exact combination of better columns
-        to keep takes no part in the VIFs, which would all be infinite (see `kept_combinations`).
+        to keep takes no part in the VIFs, which would all be infinite.
     threshold
-        A column goes while its VIF reaches this and another column is left.
+        While the VIF of a column that may go reaches this and another column is left, the one of
+        worst priority among such columns goes.
 
     Returns
     -------
     list of Elimination
-        In the order of the drops: combinations by priority, then by VIF as it was at each step.
-        Values within a relative `TIE` count as equal: of such VIFs the column of worse priority
-        goes, of such falls of R^2 the column of better priority represents.
+        In the order of the drops: combinations by priority, then the others from the worst priority
+        on, since a drop only lowers the VIFs of the columns left.
 
     Raises
     ------
@@ -104,80 +95,20 @@ def eliminate(
     >>> a, b = np.eye(4)[:2]
     >>> scores = np.stack([a, b, (a + b) / np.sqrt(2)])
     >>> steps = eliminate(scores @ scores.T, np.arange(3), np.zeros(3, dtype=bool), 10.0)
-    >>> [(step.index, step.kind, step.representative) for step in steps]
-    [(2, 'combination', 0)]
+    >>> [(step.index, step.kind) for step in steps]
+    [(2, 'combination')]
     >>> [(column, round(weight, 3)) for column, weight in steps[0].partners]
     [(0, 0.707), (1, 0.707)]
     """
     order, n_keep = _keep_first(r, order, keep)
     gram = r[np.ix_(order, order)]
     factor, basis, dependent = _factor(gram)
-    steps = _combinations(gram, factor, basis, dependent[dependent >= n_keep])
+    steps = _combinations(factor, basis, dependent[dependent >= n_keep])
     del factor
     n_fixed = int(np.count_nonzero(basis < n_keep))
     inflated = _inflated(gram[np.ix_(basis, basis)], n_fixed, threshold)
     steps += [_renumbered(step, basis) for step in inflated]
     return [_renumbered(step, order) for step in steps]
-
-
-def kept_combinations(r: Matrix, order: Indices, keep: NDArray[np.bool_]) -> list[Elimination]:
-    """The columns of `keep` that are exact combinations of better ones of `keep`.
-
-    They are not dropped, and `eliminate` leaves them out of the VIFs; a user should be told.
-    Arguments, form of the answer and errors are those of `eliminate`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> r = np.ones((2, 2))
-    >>> [step.index for step in kept_combinations(r, np.arange(2), np.ones(2, dtype=bool))]
-    [1]
-    """
-    order, n_keep = _keep_first(r, order, keep)
-    order = order[:n_keep]
-    gram = r[np.ix_(order, order)]
-    factor, basis, dependent = _factor(gram)
-    return [_renumbered(step, order) for step in _combinations(gram, factor, basis, dependent)]
-
-
-def stand_ins(r: Matrix, survivors: Indices, dropped: Indices) -> Indices:
-    """For each dropped column the survivor whose R^2 falls most when that column goes.
-
-    Each dropped column is put back beside the survivors alone, so that what stands for it is a
-    column that stayed, whatever was dropped in between.
-
-    Parameters
-    ----------
-    r
-        (p, p) Gram matrix of columns of norm 1.
-    survivors
-        Indices of linearly independent columns, at least one.
-    dropped
-        Indices of the others to find a survivor for, (d,).
-
-    Returns
-    -------
-    (d,) indices into r.
-
-    Notes
-    -----
-    With the inverse B of the survivors' block and w = B r_d, putting d back raises B_xx by
-    w_x^2 / (1 - R^2_d) (bordering), and a survivor's R^2 is 1 - 1 / B_xx.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> r = np.array([[1.0, 0.1, 0.9], [0.1, 1.0, 0.2], [0.9, 0.2, 1.0]])
-    >>> stand_ins(r, np.array([0, 1]), np.array([2])).tolist()
-    [0]
-    """
-    inverse = np.linalg.inv(r[np.ix_(survivors, survivors)])
-    beside = r[np.ix_(survivors, dropped)]
-    weights = inverse @ beside
-    rest = np.maximum(1 - (beside * weights).sum(axis=0), RESIDUAL_VARIANCE)
-    without = np.diagonal(inverse)[:, None]
-    falls = 1 / without - 1 / (without + weights**2 / rest)
-    return np.asarray(survivors[np.argmax(falls, axis=0)], dtype=np.int64)
 
 
 def _keep_first(r: Matrix, order: Indices, keep: NDArray[np.bool_]) -> tuple[Indices, int]:
@@ -198,7 +129,6 @@ def _renumbered(step: Elimination, names: Indices) -> Elimination:
         kind=step.kind,
         value=step.value,
         r_squared=step.r_squared,
-        representative=int(names[step.representative]),
         partners=tuple((int(names[column]), weight) for column, weight in step.partners),
     )
 
@@ -236,21 +166,18 @@ def _factor(gram: Matrix) -> tuple[Matrix, Indices, Indices]:
     )
 
 
-def _combinations(
-    gram: Matrix, factor: Matrix, basis: Indices, dependent: Indices
-) -> list[Elimination]:
+def _combinations(factor: Matrix, basis: Indices, dependent: Indices) -> list[Elimination]:
     """What each of the `dependent` columns is made of."""
     if not dependent.size:
         return []
     # Row j of the factor is 0 from the first worse column on, so its solution is too.
     weights = np.linalg.solve(factor[basis].T, factor[dependent].T)
     return [
-        _combination(int(j), gram, basis, column)
-        for j, column in zip(dependent, weights.T, strict=True)
+        _combination(int(j), basis, column) for j, column in zip(dependent, weights.T, strict=True)
     ]
 
 
-def _combination(j: int, gram: Matrix, basis: Indices, weights: Matrix) -> Elimination:
+def _combination(j: int, basis: Indices, weights: Matrix) -> Elimination:
     size = np.abs(weights)
     used = np.flatnonzero(size > _NEGLIGIBLE * size.max())
     used = used[np.argsort(-size[used], kind="stable")]
@@ -260,27 +187,21 @@ def _combination(j: int, gram: Matrix, basis: Indices, weights: Matrix) -> Elimi
         kind="combination",
         value=math.inf,
         r_squared=1.0,
-        representative=int(_best_of_largest(np.abs(gram[partners, j]), partners)),
         partners=tuple(zip(partners.tolist(), weights[used].tolist(), strict=True)),
     )
-
-
-def _best_of_largest(values: Matrix, positions: Indices) -> int:
-    """Of the positions whose value is largest, ties included, the one of best priority."""
-    return int(positions[values >= values.max() * (1 - TIE)].min())
 
 
 # Elimination by VIF
 
 
 def _inflated(gram: Matrix, n_fixed: int, threshold: float) -> list[Elimination]:
-    """Drops by VIF, worst first; the first `n_fixed` columns stay. `gram` has an inverse."""
+    """Drops by VIF, worst priority first; the first `n_fixed` stay. `gram` has an inverse."""
     if len(gram) < 2:
         return []
     steps = []
     running = _RunningInverse(gram)
     while True:
-        position = _most_inflated(running, n_fixed, threshold)
+        position = _worst_inflated(running, n_fixed, threshold)
         if position is not None:
             steps.append(running.drop(position))
         elif running.is_fresh:
@@ -289,16 +210,13 @@ def _inflated(gram: Matrix, n_fixed: int, threshold: float) -> list[Elimination]
             running.refresh()  # so that no drift decides that nothing more has to go
 
 
-def _most_inflated(running: _RunningInverse, n_fixed: int, threshold: float) -> int | None:
+def _worst_inflated(running: _RunningInverse, n_fixed: int, threshold: float) -> int | None:
     """The row of the next column to go; None when none reaches the threshold or one is left."""
     may_go = running.inside & (running.members >= n_fixed)
     if np.count_nonzero(running.inside) < 2 or not may_go.any():
         return None
-    vif = np.where(may_go, running.vif, -math.inf)
-    top = vif.max()
-    if top < threshold * (1 - _ROUNDING):
-        return None
-    return int(np.flatnonzero(vif >= top * (1 - TIE))[-1])
+    reaches = may_go & (running.vif >= threshold * (1 - _ROUNDING))
+    return int(np.flatnonzero(reaches)[-1]) if reaches.any() else None
 
 
 class _RunningInverse:
@@ -341,24 +259,20 @@ class _RunningInverse:
         return current
 
     def drop(self, row: int) -> Elimination:
-        """Take the column in `row` out and say who stands for it."""
+        """Take the column in `row` out."""
         vif, position = float(self.vif[row]), int(self.members[row])
         u = self._row(row) / math.sqrt(vif)
         self.inside[row] = False
-        share = u[self.inside] ** 2 / self.vif[self.inside]
         self.vif = self.vif - u * u
         self._downdates[:, self._waiting] = u
         self._waiting += 1
         self.is_fresh = False
         self._settle()
-        # 1/VIF' - 1/VIF, written without the cancellation; VIF' may come from a fresh inverse.
-        fall = share / self.vif[self.inside]
         return Elimination(
             index=position,
             kind="vif",
             value=vif,
             r_squared=1 - 1 / vif,
-            representative=_best_of_largest(fall, self.members[self.inside]),
             partners=(),
         )
 

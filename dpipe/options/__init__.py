@@ -165,8 +165,22 @@ class Options:
         affects=2,
         also=("similarity",),
     )
-    vif_threshold: float = _redundancy(
-        10.0, Number(low=1), "largest variance inflation factor", affects=3
+    r2_threshold: float = _redundancy(
+        0.9, _SHARE, "adjusted R^2 at which kept columns predict a column", affects=3
+    )
+    most_predictors: int | None = _redundancy(
+        None,
+        Whole(low=1),
+        "most kept columns that may predict one; any number for an exact combination",
+        more="3 by default, and any number with a target",
+        affects=3,
+    )
+    vif_threshold: float | None = _redundancy(
+        None,
+        Number(low=1),
+        "variance inflation factor that no kept column may reach",
+        more="for those who fit regressions; off by default",
+        affects=3,
     )
     nonlinear_threshold: float = _redundancy(
         0.9, _SHARE, "mean of the nonlinear measures that makes a pair redundant", affects=4

@@ -44,6 +44,23 @@ def module_of(entry: Pass) -> PassModule:
     return cast(PassModule, import_module(entry.module))
 
 
+def reviews(entry: Pass) -> bool:
+    """Whether a pass looks at what later ones do to its answer."""
+    return hasattr(module_of(entry), "review")
+
+
+def reviewed(
+    context: Context, prepared: Prepared, earlier: Sequence[PassResult], result: PassResult
+) -> PassResult:
+    """The answer of a pass, after the passes before it have looked at it."""
+    for before in earlier:
+        entry = PASSES[before.number]
+        if reviews(entry):
+            review = module_of(entry).review  # type: ignore[attr-defined]
+            result = review(entry, context, prepared, before, result)
+    return result
+
+
 def make_plan(
     n_rows: int,
     n_columns: int,

@@ -28,7 +28,7 @@ from dpipe.model import (
     RunStarted,
 )
 from dpipe.options import Options
-from dpipe.passes import make_plan, module_of, prepare
+from dpipe.passes import make_plan, module_of, prepare, reviewed, reviews
 from dpipe.pipeline.record import Finished, write_results
 from dpipe.pipeline.resume import Resume
 from dpipe.registry import FIRST, PASSES, Pass
@@ -122,11 +122,12 @@ class Run:
                     with self._failures_of(this):
                         if prepared is None:
                             prepared = prepare.prepare(context, self.table, self._rows)
-                        result = self._run_pass(context, this, prepared, columns)
+                        result = self._run_pass(context, this, prepared, columns, results)
                     seconds = time.monotonic() - began
                     self.folder.check_present()
                     saved = self._resume.save(depends, result, seconds, self._plan)
-                    remove_grids(context.store, this.name)
+                    if not reviews(this):
+                        remove_grids(context.store, this.name)
                 key = saved.key
                 self._files += saved.extra["files"]
                 self.journal(
@@ -145,6 +146,9 @@ class Run:
                     self._relevance = in_millionths(saved.result.relevance)
                     if context is not None:
                         context = dataclasses.replace(context, priority=self._priority())
+            if context is not None:
+                for number in filter(lambda number: reviews(PASSES[number]), self.options.passes):
+                    remove_grids(context.store, PASSES[number].name)
         return results
 
     def _priority(self) -> Priority:
@@ -168,10 +172,16 @@ class Run:
             ) from error
 
     def _run_pass(
-        self, context: Context, this: Pass, prepared: Prepared, columns: Sequence[str]
+        self,
+        context: Context,
+        this: Pass,
+        prepared: Prepared,
+        columns: Sequence[str],
+        earlier: Sequence[PassResult],
     ) -> PassResult:
         if columns:
             result = module_of(this).run(this, context, prepared, columns)
+            result = reviewed(context, prepared, earlier, result)
         else:  # an earlier pass left nothing
             result = PassResult(this.number, this.name, (), ())
         self.journal(MemoryRead(context.session.read_memory("after", this.number)))

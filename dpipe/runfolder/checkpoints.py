@@ -136,9 +136,13 @@ def _pass_result(stored: Mapping[str, Any]) -> PassResult:
         communities={str(k): int(v) for k, v in stored["communities"].items()},
         relevance={str(k): float(v) for k, v in stored["relevance"].items()},
         near_threshold=tuple((str(a), str(b), float(v)) for a, b, v in stored["near_threshold"]),
+        returned=tuple(map(str, stored["returned"])),
+        predicted={str(k): float(v) for k, v in stored["predicted"].items()},
     )
 
 
 def _drop(stored: Mapping[str, Any]) -> Drop:
     numbers = {k: None if stored[k] is None else float(stored[k]) for k in ("value", "threshold")}
-    return Drop(**{**stored, **numbers, "reason": Reason(stored["reason"])})
+    predictors = tuple((str(name), float(weight)) for name, weight in stored["predictors"])
+    reason = Reason(stored["reason"])
+    return Drop(**{**stored, **numbers, "reason": reason, "predictors": predictors})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +19,25 @@ from dpipe.options import Options
 from dpipe.table import Table
 from dpipe.table.sample import nonlinear_sample
 from dpipe.verify.columns import Facts, RankedColumns
-from dpipe.verify.dependence import Nonlinear, score_factor, similar_pairs, spearman
+from dpipe.verify.dependence import Nonlinear, similar_pairs, spearman
+from dpipe.verify.prediction import DEPENDENT, Scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPEARMAN_TOLERANCE = 1e-6
 NONLINEAR_TOLERANCE = 2e-5
-VIF_TOLERANCE = 1e-6
-"""Relative; a VIF of v also loses v times `_ROUNDING`, from ranks stored in float32."""
+R2_TOLERANCE = 1e-5
+"""Of an R^2, from ranks stored in float32 and columns that are nearly dependent."""
+VIF_TOLERANCE = 1e-5
+"""Relative; a VIF of v also loses v times `_ROUNDING`, for the same reason."""
 
-_ROUNDING = 1e-10
-_DEPENDENT = 1e-10  # 1 - R^2 of an exact combination
-_EXACT = 1e-8  # and what is forgiven when it is computed from other columns than in the run
+_ROUNDING = 1e-8
 _DUPLICATE = "monotone duplicate"
 _COMBINATION = "linear combination"
+_PREDICTED = "predicted"
 _INFLATED = "inflated variance"
+_CAME_BACK = "came back"
 _REDUNDANT = "redundant"
 
 Failures = Iterator[str]
@@ -61,6 +64,14 @@ class Claims:
     def __post_init__(self) -> None:
         self.row = {decision.column: decision for decision in self.decisions}
         self.asked = set(self.options.keep)
+        self.back = {
+            d.column
+            for d in self.decisions
+            if d.decision == "kept" and d.reason.startswith(_CAME_BACK)
+        }
+        self._entries: dict[str, Mapping[str, Any]] = {
+            entry["column"]: entry for entries in self.communities.values() for entry in entries
+        }
         self._survivors: dict[int, frozenset[str]] = {}
 
     def dropped_by(self, number: int) -> list[Decision]:
@@ -80,6 +91,15 @@ class Claims:
         if number not in self._survivors:
             self._survivors[number] = frozenset(self.survivors(number))
         return name in self._survivors[number]
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """What communities.json has of a dropped column."""
+        return self._entries.get(name, {})
+
+    @property
+    def promises_prediction(self) -> bool:
+        """Whether the selection predicts what pass 3 dropped; with a VIF to heed it may not."""
+        return self.options.vif_threshold is None
 
     def note(self, measure: str, recorded: float, computed: float) -> float:
         """The difference of two values, remembered if it is the largest of its measure."""
@@ -351,7 +371,7 @@ def _check_kept(
 ) -> Failures:
     claims.compared[f"pairs of kept columns, {measure}"] = math.comb(len(claims.selected), 2)
     for first, second, value in pairs:
-        if not {first, second} <= claims.asked:
+        if not ({first, second} <= claims.asked or {first, second} & claims.back):
             yield (
                 f"columns {first!r} and {second!r} were both kept although their {measure} is "
                 f"{value:.6f}, at or above the threshold {threshold:g}"
@@ -361,65 +381,123 @@ def _check_kept(
 # Pass 3
 
 
-def check_vif(claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None) -> Failures:
-    """The VIF of every drop of pass 3 at that moment, and of what that pass kept.
+def _rules_of_prediction(options: Options) -> dict[str, Rule]:
+    """Measure and threshold of every rule of pass 3."""
+    rules: dict[str, Rule] = {
+        _COMBINATION: ("r2", 1.0),
+        _PREDICTED: ("r2", options.r2_threshold),
+    }
+    if options.vif_threshold is not None:
+        rules[_INFLATED] = ("vif", options.vif_threshold)
+    return rules
 
-    A pass drops the most inflated column first and every drop lowers the others' VIF, so the drops
-    are replayed from the last one, of the lowest VIF, backwards: each is put back beside what was
-    left at that moment. In one triangular factor of the columns in that order, what each has beyond
-    the ones before it stands on the diagonal.
-    """
+
+def check_prediction(
+    claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None
+) -> Failures:
+    """What predicts every drop of pass 3, also on the final selection, and VIFs where asked for."""
     drops = claims.dropped_by(3)
-    inflated = sorted(
-        (row for row in drops if row.reason == _INFLATED), key=lambda row: row.value or 0
-    )
-    combinations = [row for row in drops if row.reason != _INFLATED]
     kept = [name for name in claims.survivors(3) if columns.facts[name].n_unique > 1]
-    left = _independent(columns, kept, claims.asked)
-    names = [*left, *(row.column for row in inflated), *(row.column for row in combinations)]
-    factor = score_factor(columns, names)
-    yield from _check_kept_vif(claims, left, factor[: len(left), : len(left)])
-    for place, row in enumerate(inflated, start=len(left)):
+    inflated = [row for row in drops if row.reason == _INFLATED]
+    scores = Scores(columns, [*kept, *(row.column for row in drops)])
+    predicted = [row for row in drops if row.reason != _INFLATED]
+    swept = [*kept, *(row.column for row in inflated)]
+    for row in predicted:
         claims.compared["drops of pass 3"] += 1
-        computed, recorded = 1 / max(float(factor[place, place] ** 2), 1e-300), row.value or 0.0
-        off = claims.note("vif", 1.0, recorded / computed)
-        if off > VIF_TOLERANCE + _ROUNDING * computed:
-            yield (
-                f"column {row.column!r} had a VIF of {computed:.6g} when it was dropped, "
-                f"not {recorded:.6g}"
-            )
-        elif computed < claims.options.vif_threshold * (1 - VIF_TOLERANCE):
-            yield f"column {row.column!r} had a VIF of {computed:.6g}, below the threshold"
-    basis = len(left) + len(inflated)
-    for place, row in enumerate(combinations, start=basis):
-        claims.compared["drops of pass 3"] += 1
-        beyond = float((factor[basis:, place] ** 2).sum())
-        if claims.note("r2", row.value or 0.0, 1 - beyond) > _EXACT:
-            yield f"column {row.column!r} is no exact combination: R^2 is {1 - beyond:.9f}"
-
-
-def _independent(columns: RankedColumns, names: Sequence[str], asked: Collection[str]) -> list[str]:
-    """The columns less those asked for that earlier ones asked for determine.
-
-    Only such columns may be linearly dependent after pass 3; without them the span is the same.
-    """
-    first = [name for name in names if name in asked]
-    beyond = np.diag(score_factor(columns, first)) ** 2
-    chosen = [name for name, rest in zip(first, beyond, strict=True) if rest > _DEPENDENT]
-    return chosen + [name for name in names if name not in asked]
-
-
-def _check_kept_vif(claims: Claims, names: Sequence[str], factor: NDArray[np.float64]) -> Failures:
-    """No column that pass 3 kept reaches the threshold, unless it was asked to be kept."""
+        yield from _check_predicted(claims, row, scores, swept)
+    yield from _check_final(claims, predicted, scores)
     limit = claims.options.vif_threshold
-    claims.compared["VIF of columns that pass 3 kept"] = len(names)
-    if np.any(np.diag(factor) ** 2 <= _DEPENDENT):
-        yield "the columns that pass 3 kept are linearly dependent"
+    if limit is not None:
+        yield from _check_inflated(claims, inflated, scores, kept, limit)
+
+
+def _check_predicted(
+    claims: Claims, row: Decision, scores: Scores, swept: Sequence[str]
+) -> Failures:
+    """The R^2 of one drop when it went: on the columns named, or, of many, on all that stayed."""
+    name, recorded = row.column, row.value or 0.0
+    entry = claims.entry(name)
+    count, named = entry.get("n_predictors", 0), entry.get("predictors", {})
+    if odd := sorted(set(named) - set(swept)):
+        yield f"column {name!r} is predicted by {odd[0]!r}, which pass 3 did not keep"
         return
-    vifs = (np.linalg.inv(factor) ** 2).sum(axis=1)
-    for name, vif in zip(names, vifs, strict=True):
+    # Of many predictors only their number is recorded; all columns together predict no worse.
+    found, adjusted = scores.adjusted(name, list(named) if named else swept)
+    if not count or (named and len(named) != count):
+        yield f"column {name!r} does not say how many columns predict it"
+        return
+    if not named:
+        rows = claims.row[name].n_valid or 0
+        needed = 1 - (1 - recorded) * (rows - 1 - count) / (rows - 1)
+        if found < needed - R2_TOLERANCE:
+            yield f"column {name!r} is predicted with R^2 {found:.6f}, not {needed:.6f}"
+        return
+    if claims.note("r2", recorded, adjusted) > R2_TOLERANCE:
+        yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, not {recorded:.6f}"
+    elif adjusted < (row.threshold or 0.0) - R2_TOLERANCE:
+        yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, below the threshold"
+
+
+def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) -> Failures:
+    """The R^2 of every drop on the columns kept in the end, which must reach the threshold.
+
+    It is that on all of them, or on the few that the drop names where that is larger: many
+    predictors cost degrees of freedom.
+    """
+    selected = [name for name in sorted(claims.selected) if name in scores]
+    names = [row.column for row in predicted]
+    for row, on_all in zip(predicted, scores.all_adjusted(names, selected), strict=True):
+        claims.compared["predictions by the selection"] += 1
+        entry = claims.entry(row.column)
+        named = list(entry.get("predictors", {}))
+        found = on_all
+        if named and set(named) <= set(selected):
+            found = max(found, scores.adjusted(row.column, named)[1])
+        recorded = entry.get("r2_final", -math.inf)
+        if math.isfinite(max(found, recorded)):
+            off = claims.note("r2_final", recorded, found)
+        else:
+            off = 0.0  # the rows leave no freedom, and nothing is recorded
+        if off > R2_TOLERANCE:
+            yield (
+                f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
+                f"not {recorded:.6f}"
+            )
+        elif claims.promises_prediction and found < claims.options.r2_threshold - R2_TOLERANCE:
+            yield (
+                f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
+                f"below the threshold {claims.options.r2_threshold:g}"
+            )
+
+
+def _check_inflated(
+    claims: Claims, drops: Sequence[Decision], scores: Scores, kept: Sequence[str], limit: float
+) -> Failures:
+    """No column kept is inflated, and what went was.
+
+    The order of the drops is not recorded, so the VIF of each is bounded: beside the kept columns
+    alone it is smaller than when it went, beside all the others larger.
+    """
+    first = [name for name in kept if name in claims.asked]
+    left = scores.independent(first) + [name for name in kept if name not in claims.asked]
+    claims.compared["VIF of columns that pass 3 kept"] = len(left)
+    for name, vif in zip(left, scores.inflation(left), strict=True):
         if name not in claims.asked and vif >= limit * (1 + VIF_TOLERANCE):
             yield f"column {name!r} was kept with a VIF of {vif:.6g} (limit {limit:g})"
+    gone = [row.column for row in drops]
+    highest = scores.inflation([*left, *gone])[len(left) :]
+    for row, high in zip(drops, highest, strict=True):
+        claims.compared["drops of pass 3"] += 1
+        recorded = row.value or 0.0
+        low = 1 / max(1 - scores.adjusted(row.column, left)[0], DEPENDENT)
+        slack = 1 + VIF_TOLERANCE + _ROUNDING * recorded
+        if not low / slack <= recorded <= high * slack:
+            yield (
+                f"column {row.column!r} had a VIF between {low:.6g} and {high:.6g}, "
+                f"not {recorded:.6g}"
+            )
+        elif recorded < limit * (1 - VIF_TOLERANCE):
+            yield f"column {row.column!r} had a VIF of {recorded:.6g}, below the threshold"
 
 
 # All passes
@@ -448,11 +526,8 @@ CHECKS: dict[int, PassCheck] = {
         lambda options: {_REDUNDANT: ("spearman", options.spearman_threshold)}, check_spearman
     ),
     3: PassCheck(
-        lambda options: {
-            _COMBINATION: ("r2", 1.0),
-            _INFLATED: ("vif", options.vif_threshold),
-        },
-        check_vif,
+        _rules_of_prediction,
+        check_prediction,
     ),
     4: PassCheck(
         lambda options: {_REDUNDANT: (_fused(options), options.nonlinear_threshold)},

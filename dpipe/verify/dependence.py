@@ -1,8 +1,8 @@
 """The measures once more, in plain NumPy: what a decision claims is computed by other means.
 
-Covers: pairwise-complete Spearman, copula HSIC, RDC after the published recipe, their fusion, and
-the correlations VIF is computed from.
-Does not cover: what the values must satisfy (see `dpipe.verify.checks`).
+Covers: pairwise-complete Spearman, copula HSIC, RDC after the published recipe, their fusion.
+Does not cover: predictions by several columns (`dpipe.verify.prediction`), what the values must
+satisfy (`dpipe.verify.checks`).
 
 Of dpipe's own computation only the seeded draws of RDC are used: they are a convention. Every
 value that decides is computed for its pair alone, in float64; products of many columns at once
@@ -410,25 +410,3 @@ FORMULAS: dict[str, Formula] = {
     ),
 }
 """The measures of pass 4 that can be computed again, by name."""
-
-
-# VIF
-
-
-def score_factor(columns: RankedColumns, names: Sequence[str]) -> Floats:
-    """Triangle R (p, p) of the QR factorisation of the rank scores, each column of norm 1.
-
-    Missing cells are at the mean rank. R'R is the matrix of cosines, but R keeps the digits that
-    forming it would lose: what a column has beyond those before it stands on R's diagonal, to
-    rounding even where the columns are nearly dependent.
-    """
-    rows = [columns.index[name] for name in names]
-    n_valid = [columns.facts[name].n_valid for name in names]
-    factor: Floats = np.zeros((0, len(names)))
-    for start in range(0, columns.n_rows, _ROWS_AT_ONCE):
-        scores = _scores(columns.ranks[rows, start : start + _ROWS_AT_ONCE], n_valid)
-        factor = np.asarray(np.linalg.qr(np.concatenate([factor, scores.T]), mode="r"))
-    square = np.zeros((len(names), len(names)))
-    square[: len(factor)] = factor[: len(names)]
-    norms = np.linalg.norm(square, axis=0)
-    return np.asarray(square / np.where(norms > 0, norms, 1))

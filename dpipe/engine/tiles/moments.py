@@ -29,15 +29,18 @@ from dpipe.device.arrays import (
 from dpipe.engine.tiles.job import Job, marginals_name, marginals_of, open_job
 from dpipe.errors import ResourceError
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
+from dpipe.kernels.measures import Scale
 from dpipe.kernels.moments import (
     Moments,
     Piece,
     Scratch,
+    expand_normal,
     expand_ranks,
     expand_whitened,
     in_quarters,
     tile_moments,
 )
+from dpipe.kernels.normal import normal_moments, normal_sums, untied_normal_sums
 from dpipe.rankstore import Catalogue, Store, read_piece
 
 _READERS = 8  # threads that read for a card, which would wait for one
@@ -64,8 +67,7 @@ def marginals_partial(store: Store, folder: str, block: int, split: int) -> Marg
             for row in range(0, stop - start, strip_rows):
                 strip = slice(row, row + strip_rows)
                 mask = None if valid is None else valid[part, strip]
-                ranks = scores[part, strip].astype("float64")
-                more = marginal_sums(ranks, job.tiling.functions, mask, job.fusion.needs_distances)
+                more = _sums_of(job, scores[part, strip].astype("float64"), mask)
                 total = more if total is None else total.__iadd__(more)
             pace.step()
         assert total is not None, "a split has at least one chunk"
@@ -85,12 +87,26 @@ def marginals_finish(
     untied = _untied(job, catalogue, block)
     measured = [part for part in parts if part is not None]
     total = reduce(MarginalSums.__iadd__, measured) if measured else None
-    known = None
-    if untied.any():
-        needed = job.fusion.needs_distances
-        known = untied_sums(catalogue.n_rows, job.tiling.functions, needed)
+    known = _untied_sums(job, catalogue.n_rows) if untied.any() else None
     sums = _put_together(untied, known, total)
-    store.write_arrays(marginals_name(folder, block), whitened(sums).arrays())
+    of_block = normal_moments(sums) if _is_normal(job) else whitened(sums)
+    store.write_arrays(marginals_name(folder, block), of_block.arrays())
+
+
+def _is_normal(job: Job) -> bool:
+    return job.fusion.scale is Scale.NORMAL
+
+
+def _sums_of(job: Job, scores: Array, valid: Array | None) -> MarginalSums:
+    if _is_normal(job):
+        return normal_sums(scores, valid)
+    return marginal_sums(scores, job.tiling.functions, valid, job.fusion.needs_distances)
+
+
+def _untied_sums(job: Job, n_rows: int) -> MarginalSums:
+    if _is_normal(job):
+        return untied_normal_sums(n_rows)
+    return untied_sums(n_rows, job.tiling.functions, job.fusion.needs_distances)
 
 
 def _put_together(
@@ -219,7 +235,10 @@ def _expander(
 
     def expand(start: int, stop: int) -> Piece:
         scores, valid = _piece(store, job, catalogue, block, start, stop, keep)
-        return functions_of(scores[part], None if valid is None else valid[part], change, scratch)
+        mask = None if valid is None else valid[part]
+        if _is_normal(job):
+            return expand_normal(scores[part], mask, scratch)
+        return functions_of(scores[part], mask, change, scratch)
 
     return expand
 

@@ -1,0 +1,307 @@
+"""Pass 3: columns that kept ones together predict, on the scale of normal scores.
+
+Covers: the Gram matrix of the survivors' normal scores, the sweep through it and the strict reading
+by variance inflation, their decisions; what a later pass does to the predictions.
+Does not cover: the sweep (`dpipe.kernels.prediction`), the elimination (`dpipe.kernels.vif`).
+
+The Gram matrix is one more measure on the tile grid, in float64 and with missing cells at the mean
+score. It is computed for the survivors of pass 2 alone, which is cheaper than keeping pass 2's
+moments of all columns, and it is positive semi-definite, which a pairwise-complete matrix is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from dpipe.engine.context import Context, Prepared
+from dpipe.engine.grid import assemble, run_grid
+from dpipe.engine.measures import fusion_of
+from dpipe.engine.memory import prediction_bytes
+from dpipe.engine.plan import Machine, TableShape, check_client, plan_grid
+from dpipe.errors import InputError
+from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
+from dpipe.kernels.vif import Elimination, eliminate
+from dpipe.model import MILLION, Drop, Note, PassResult, PlannedPass
+from dpipe.options import Options
+from dpipe.registry import Pass, Reason
+from dpipe.words import counted
+
+MOST_PREDICTORS = 3
+"""Most predictors of a column where no target says which columns matter (docs/models.md)."""
+
+FEW = 5
+"""Most predictors that are looked for one by one, where all together prove nothing."""
+
+_MOST_TERMS = 8
+_EXACT = 1e-9  # 1 - R^2 of an exact combination, adjusted
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The normal scores of some columns, as far as predictions need them.
+
+    Attributes
+    ----------
+    names
+        The columns, none of them constant.
+    values
+        (p, p) correlations with missing cells at the mean.
+    rows
+        (p,) valid rows of each.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+    def of(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Places of the columns among those named, in the order of their names."""
+        place = {name: index for index, name in enumerate(self.names)}
+        return np.array([place[name] for name in sorted(names) if name in place], dtype=np.int64)
+
+    def nearest(self, index: int, among: NDArray[np.int64]) -> int:
+        """Which of some columns is most similar to one, the first by name of equals."""
+        closeness = np.rint(np.abs(self.values[index, among]) * MILLION)
+        best: list[int] = among[closeness == closeness.max()].tolist()
+        return min(best, key=self.names.__getitem__)
+
+
+def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
+    """Go through the columns in order; drop each that kept ones predict."""
+    options = context.options
+    gram = gram_of(this, context, prepared, columns)
+    order = order_of(gram, prepared, context)
+    asked = np.array([name in context.priority.asked for name in gram.names], dtype=bool)
+    most = _most(context)
+    _say_what_rows_allow(context, gram, most)
+    _say_what_asked_ones_predict(context, gram, order, asked, most)
+    gone = sweep(gram.values, order, asked, gram.rows, options.r2_threshold, most, _few(most))
+    left = _others(len(gram.names), [one.index for one in gone])
+    inflated = _inflated(context, gram, order, asked, left)
+    kept = np.setdiff1d(left, [one.index for one in inflated])
+    drops = {
+        gram.names[one.index]: _predicted(this, one, gram, kept, options.r2_threshold)
+        for one in gone
+    } | {gram.names[one.index]: _strict(this, one, gram, kept, options) for one in inflated}
+    predicted = dict(
+        zip(
+            (gram.names[one.index] for one in gone),
+            on_selection(gram.values, kept, gone, gram.rows).tolist() if gone else (),
+            strict=True,
+        )
+    )
+    return PassResult(
+        this.number,
+        this.name,
+        tuple(name for name in columns if name not in drops),
+        tuple(drops[name] for name in columns if name in drops),
+        predicted=predicted,
+    )
+
+
+def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
+    """One grid of tiles, and the sweep on the client."""
+    need = prediction_bytes(table.n_columns)
+    return plan_grid(this, table, machine, functions=1, client_bytes=need)
+
+
+def review(
+    this: Pass, context: Context, prepared: Prepared, mine: PassResult, later: PassResult
+) -> PassResult:
+    """What a later pass kept, with the columns that come back because of what it dropped.
+
+    A column that this pass dropped stays dropped only while the selection predicts it. With
+    ``--vif-threshold`` none comes back: it would be inflated.
+    """
+    if not mine.predicted or not later.drops:
+        return later
+    gram = gram_of(this, context, prepared, [*mine.kept, *(drop.column for drop in mine.drops)])
+    gone = [_as_found(drop, gram) for drop in mine.drops if drop.column in mine.predicted]
+    kept, back = gram.of(later.kept), np.empty(0, dtype=np.int64)
+    if context.options.vif_threshold is None:
+        back = returning(gram.values, kept, gone, gram.rows, context.options.r2_threshold)
+    returned = {gram.names[index] for index in back.tolist()}
+    gone = [one for one in gone if gram.names[one.index] not in returned]
+    kept = gram.of([*later.kept, *returned])
+    values = on_selection(gram.values, kept, gone, gram.rows) if gone else np.empty(0)
+    return dataclasses.replace(
+        later,
+        kept=_in_order(prepared, {*later.kept, *returned}),
+        returned=_in_order(prepared, returned),
+        predicted={
+            gram.names[one.index]: value for one, value in zip(gone, values.tolist(), strict=True)
+        },
+    )
+
+
+def gram_of(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> Gram:
+    """The Gram matrix of columns; tiles that are still in the store are not computed again."""
+    members = set(columns)
+    names = tuple(
+        name for name in prepared if name in members and prepared[name].statistics.n_unique > 1
+    )
+    check_client(len(names), psutil.virtual_memory().available)
+    values = np.ones((len(names), len(names)))
+    if len(names) > 1:
+        fusion = fusion_of(this, context.options)
+        grid = run_grid(context, prepared, names, this.name, fusion)
+        assemble(context, grid, fusion.name, names, None, values)
+    rows = np.array([prepared[name].statistics.n_valid for name in names], dtype=np.int64)
+    return Gram(names, values, rows)
+
+
+def order_of(gram: Gram, prepared: Prepared, context: Context) -> NDArray[np.int64]:
+    """Columns from the one most worth keeping to the one least so.
+
+    After the user's wishes, relevance and missing cells the larger sum of similarities decides (in
+    whole millionths, which add up alike in any order).
+    """
+    missing = [prepared[name].statistics.n_missing for name in gram.names]
+    sums = np.rint(np.abs(gram.values) * MILLION).astype(np.int64).sum(axis=1)
+    return context.priority.order(gram.names, np.array(missing, dtype=np.int64), -sums)
+
+
+def _most(context: Context) -> int | None:
+    """Most predictors of a column; None for any number, where a target says what matters."""
+    if context.options.most_predictors is not None:
+        return context.options.most_predictors
+    return None if context.priority.relevance else MOST_PREDICTORS
+
+
+def _few(most: int | None) -> int:
+    return FEW if most is None else min(FEW, most)
+
+
+def _others(p: int, gone: Sequence[int]) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(p), np.array(gone, dtype=np.int64))
+
+
+def _in_order(prepared: Prepared, names: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in prepared if name in names)
+
+
+def _say_what_rows_allow(context: Context, gram: Gram, most: int | None) -> None:
+    if 2 * len(gram.names) <= context.n_rows - 1:
+        return
+    context.emit(
+        Note(
+            f"{counted(context.n_rows, 'row')} for {counted(len(gram.names), 'column')}: pass 3 "
+            f"can only tell what up to {_few(most)} kept columns predict; what would take more "
+            "is not claimed.",
+            "notice",
+        )
+    )
+
+
+def _say_what_asked_ones_predict(
+    context: Context,
+    gram: Gram,
+    order: NDArray[np.int64],
+    asked: NDArray[np.bool_],
+    most: int | None,
+) -> None:
+    members = order[asked[order]]
+    part = gram.values[np.ix_(members, members)]
+    nobody = np.zeros(len(members), dtype=bool)
+    threshold = context.options.r2_threshold
+    places = np.arange(len(members))
+    for one in sweep(part, places, nobody, gram.rows[members], threshold, most, _few(most)):
+        terms = _terms([(gram.names[members[k]], weight) for k, weight in one.partners])
+        by = f"by {terms}" if terms else f"by {counted(one.predictors, 'other column')} asked for"
+        name = gram.names[members[one.index]]
+        context.emit(
+            Note(f"{name!r} was asked to be kept, though it is {Reason.PREDICTED} {by}.", "warning")
+        )
+
+
+def _inflated(
+    context: Context,
+    gram: Gram,
+    order: NDArray[np.int64],
+    asked: NDArray[np.bool_],
+    left: NDArray[np.int64],
+) -> list[Elimination]:
+    """What goes of the columns that the sweep left, in the strict reading."""
+    limit = context.options.vif_threshold
+    if limit is None:
+        return []
+    if len(left) >= context.n_rows:
+        raise InputError(
+            f"--vif-threshold needs fewer columns than rows, and {len(left):,} columns of "
+            f"{context.n_rows:,} rows are left; leave it out, or let more go before by a lower "
+            "--r2-threshold or --spearman-threshold."
+        )
+    ranked = order[np.isin(order, left)]
+    gone = eliminate(
+        gram.values[np.ix_(ranked, ranked)], np.arange(len(ranked)), asked[ranked], limit
+    )
+    return [
+        dataclasses.replace(
+            one,
+            index=int(ranked[one.index]),
+            partners=tuple((int(ranked[k]), weight) for k, weight in one.partners),
+        )
+        for one in gone
+    ]
+
+
+def _predicted(
+    this: Pass, one: Prediction, gram: Gram, kept: NDArray[np.int64], threshold: float
+) -> Drop:
+    stays = np.isin(one.representative, kept)
+    other = one.representative if stays else gram.nearest(one.index, kept)
+    predictors = tuple((gram.names[k], weight) for k, weight in one.partners)
+    terms = _terms(predictors) or counted(one.predictors, "kept column")
+    exact = 1 - one.r_squared < _EXACT and bool(predictors)
+    return Drop(
+        gram.names[one.index],
+        this.number,
+        Reason.COMBINATION if exact else Reason.PREDICTED,
+        "r2",
+        1.0 if exact else one.r_squared,
+        1.0 if exact else threshold,
+        gram.names[other],
+        f"{'of' if exact else 'by'} {terms}",
+        one.predictors,
+        predictors,
+    )
+
+
+def _strict(
+    this: Pass, one: Elimination, gram: Gram, kept: NDArray[np.int64], options: Options
+) -> Drop:
+    name, other = gram.names[one.index], gram.names[gram.nearest(one.index, kept)]
+    if one.partners:
+        predictors = tuple((gram.names[k], weight) for k, weight in one.partners)
+        detail, count = f"of {_terms(predictors)}", len(predictors)
+        cause = Reason.COMBINATION
+        return Drop(name, this.number, cause, "r2", 1.0, 1.0, other, detail, count, predictors)
+    limit = options.vif_threshold
+    return Drop(name, this.number, Reason.INFLATED, "vif", one.value, limit, other)
+
+
+def _terms(predictors: Sequence[tuple[str, float]]) -> str:
+    """Predictors with their coefficients in words, the largest first."""
+    terms = [f"{name} ({weight:.3g})" for name, weight in predictors[:_MOST_TERMS]]
+    more = len(predictors) - _MOST_TERMS
+    if more > 0:
+        return f"{', '.join(terms)} and {more} more"
+    return " and ".join([", ".join(terms[:-1]), terms[-1]] if len(terms) > 1 else terms)
+
+
+def _as_found(drop: Drop, gram: Gram) -> Prediction:
+    """The prediction that a drop records."""
+    place: Mapping[str, int] = {name: index for index, name in enumerate(gram.names)}
+    return Prediction(
+        place[drop.column],
+        drop.value or 0.0,
+        drop.n_predictors,
+        tuple((place[name], weight) for name, weight in drop.predictors),
+        place[drop.representative or drop.column],
+    )
