@@ -18,7 +18,7 @@ from benchmarks import common
 
 def measure(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each pass and peak bytes of client and workers."""
-    from dpipe.model import PassDone, RunStarted
+    from dpipe.model.events import PassDone, RunStarted
     from dpipe.options import options_from
     from dpipe.pipeline import run
 

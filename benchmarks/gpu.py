@@ -37,7 +37,6 @@ import numpy as np
 from distributed import LocalCluster
 
 from benchmarks import common
-from dpipe.allpairs import similarity
 from dpipe.device.arrays import Array, namespace, set_precision, to_device, to_host
 from dpipe.engine.context import Context
 from dpipe.engine.grid import run_grid
@@ -46,17 +45,11 @@ from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES, Fusion
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
-from dpipe.model import (
-    ColumnStatistics,
-    Event,
-    MemoryRead,
-    PassDone,
-    PassStarted,
-    RunStarted,
-    silent,
-)
+from dpipe.model import ColumnStatistics
+from dpipe.model.events import Event, MemoryRead, PassDone, PassStarted, RunStarted, silent
 from dpipe.options import options_from
 from dpipe.pipeline import run
+from dpipe.pipeline.allpairs import similarity
 from dpipe.rankstore import Store, StoredColumn, write_block
 from dpipe.session import Session, open_session
 

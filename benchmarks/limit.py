@@ -89,7 +89,7 @@ def floors(path: str, workers: int, rows: int, columns: int, nonlinear: int) -> 
 
 def passes(path: Path, workers: int, memory: str, chosen: tuple[int, ...]) -> dict[str, float]:
     """Seconds of dpipe's passes, less the start and the restart of the workers."""
-    from dpipe.model import Event, MemoryRead, PassDone, PassStarted, RunStarted
+    from dpipe.model.events import Event, MemoryRead, PassDone, PassStarted, RunStarted
     from dpipe.options import options_from
     from dpipe.pipeline import run
 
@@ -114,8 +114,8 @@ def passes(path: Path, workers: int, memory: str, chosen: tuple[int, ...]) -> di
 
 def scheduler_share(path: Path, workers: int, memory: str) -> float:
     """Largest share of a worker's time between its tasks, of passes 1 and 2 in an open session."""
-    from dpipe.allpairs import similarity
     from dpipe.options import options_from
+    from dpipe.pipeline.allpairs import similarity
     from dpipe.session import open_session
 
     options = options_from({"workers": workers, "memory_limit": memory})

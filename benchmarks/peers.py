@@ -41,8 +41,8 @@ Once = Callable[[str], object]
 
 @contextmanager
 def dpipe_session(measure: str = "spearman") -> Iterator[Once]:
-    from dpipe.allpairs import similarity
     from dpipe.options import Options
+    from dpipe.pipeline.allpairs import similarity
     from dpipe.session import open_session
 
     options = Options(workers=os.cpu_count())

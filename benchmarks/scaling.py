@@ -57,8 +57,8 @@ def sizes(arguments: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 
 def similarity(path: Path, measure: str, options: Any, client: Any) -> tuple[float, int]:
     """Seconds and tasks of one matrix."""
-    from dpipe import allpairs
-    from dpipe.model import TaskDone
+    from dpipe.model.events import TaskDone
+    from dpipe.pipeline import allpairs
 
     done = []
     start = time.perf_counter()

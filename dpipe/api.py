@@ -84,7 +84,7 @@ def select(
     """
     from dpipe.options import options_from
     from dpipe.pipeline import run
-    from dpipe.settings import with_configured
+    from dpipe.pipeline.settings import with_configured
 
     resolved = options_from(with_configured(options))
     folder = resolved.scratch_dir or output_dir
@@ -207,7 +207,7 @@ def transfer(
     """
     from dpipe.options import options_from
     from dpipe.pipeline import transfer
-    from dpipe.settings import with_configured
+    from dpipe.pipeline.settings import with_configured
 
     resolved = options_from(with_configured(options))
     with _files(data, None, client, resolved, resolved.scratch_dir) as (sources, connection):
@@ -260,9 +260,9 @@ def similarity(
     >>> import dpipe
     >>> matrix = dpipe.similarity("examples/nci/*.parquet", "hsic")  # doctest: +SKIP
     """
-    from dpipe.allpairs import similarity as of_files
     from dpipe.options import options_from
-    from dpipe.settings import with_configured
+    from dpipe.pipeline.allpairs import similarity as of_files
+    from dpipe.pipeline.settings import with_configured
 
     resolved = options_from({"min_valid": 2, **with_configured(options)})
     with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
@@ -348,9 +348,9 @@ def relevance(
     >>> found = dpipe.relevance("examples/nci/*.parquet", "expt")  # doctest: +SKIP
     >>> found.columns[found.values.argmax()]  # doctest: +SKIP
     """
-    from dpipe.allpairs import relevance as measure
     from dpipe.options import options_from
-    from dpipe.settings import with_configured
+    from dpipe.pipeline.allpairs import relevance as measure
+    from dpipe.pipeline.settings import with_configured
 
     resolved = options_from({**with_configured(options), "target": target})
     with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
@@ -362,8 +362,8 @@ def _files(
     data: Any, columns: Sequence[str] | None, client: Any, options: Options, folder: Any
 ) -> Iterator[tuple[Sequence[str], Any]]:
     """The files that hold the data, and the connection: a Dask collection is computed on it too."""
-    from dpipe.inputs import as_files
     from dpipe.table.frames import Reading
+    from dpipe.table.inputs import as_files
 
     reading = Reading({*options.exclude, *options.id_columns}, every_value=options.write_table)
     with ExitStack() as stack:

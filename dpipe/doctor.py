@@ -1,7 +1,8 @@
 """What a run would find here: versions, memory, devices, disks, on the client and on every worker.
 
 Covers: looking at this process and at the workers of a session, comparing them, naming problems.
-Does not cover: fixing anything, or the memory of a run that goes on (see `dpipe.model.MemoryRead`).
+Does not cover: fixing anything, or the memory of a run that goes on (see
+`dpipe.model.events.MemoryRead`).
 See also: `dpipe.session`, which refuses clusters whose versions do not fit.
 """
 
@@ -23,15 +24,15 @@ from typing import Any
 import psutil
 
 from dpipe import session as sessions
-from dpipe.credentials import Secrets
+from dpipe.common.credentials import Secrets
+from dpipe.common.words import counted, first_line, sized
 from dpipe.device import card as cards
 from dpipe.errors import InputError, ResourceError
 from dpipe.kernels.ranks import implementation
-from dpipe.model import Emit, silent
+from dpipe.model.events import Emit, silent
 from dpipe.options import Options
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, within
 from dpipe.session.device import local_machine
-from dpipe.words import counted, first_line, sized
 
 PACKAGES = (
     "dpipe",

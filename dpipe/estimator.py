@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 import dpipe
 from dpipe.errors import InputError
-from dpipe.inputs import Kind, kind_of
 from dpipe.options import DECLARED, Options
 from dpipe.session import current_client, threads_here
+from dpipe.table.inputs import Kind, kind_of
 
 try:
     from sklearn.base import BaseEstimator

@@ -40,9 +40,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def another_value(name: str) -> object:
     """A value of an option that is not its default, as a YAML file may hold it."""
+    from dpipe.model.registry import FIRST, PASSES
     from dpipe.options import DECLARED, DEFAULTS
     from dpipe.options.kinds import Choice, Flag, Number, Passes, Size, Weights, Whole
-    from dpipe.registry import FIRST, PASSES
 
     match DECLARED[name].kind:
         case Flag():

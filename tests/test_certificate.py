@@ -10,7 +10,7 @@ import pytest
 from dpipe.choice.certificate import alternatives, decide, drops_by_column, explain, follow_chain
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Drop, PassResult, Role
-from dpipe.registry import Reason
+from dpipe.model.registry import Reason
 
 PASSES = (
     PassResult(1, "prepare", ("a", "b", "c", "d", "e"), (Drop("flat", 1, Reason.CONSTANT),)),

@@ -91,7 +91,8 @@ def one_sentence(text: str) -> str:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Call a command and return what it asks the pipeline for."""
-    from dpipe import allpairs, pipeline
+    from dpipe import pipeline
+    from dpipe.pipeline import allpairs
 
     seen: dict[str, Any] = {}
 
@@ -503,7 +504,7 @@ def test_help_of_run_lists_every_option_with_its_default() -> None:
     for name, declared in DECLARED.items():
         assert f" {flag(name)} " in text
         assert declared.help in text
-    for default in ("[0.95]", "[10.0]", "[1,2,3,4]", "[2GiB]", "[borderline]"):
+    for default in ("[0.95]", "[0.9]", "[1,2,3,4]", "[2GiB]", "[borderline]"):
         assert default in text
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dpipe.inventory import INVENTORY, entry_of
+from dpipe.model.inventory import INVENTORY, entry_of
 from dpipe.options import DECLARED, flag, options_from
 from dpipe.runfolder import DECISIONS_SCHEMA
 

@@ -21,9 +21,10 @@ from dpipe.choice.rules import Rule, first_broken
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, TableShape
 from dpipe.errors import InputError, VerificationError
-from dpipe.model import ColumnStatistics, Drop, PassDone, PassResult, PlannedPass
+from dpipe.model import ColumnStatistics, Drop, PassResult
+from dpipe.model.events import PassDone, PlannedPass
+from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
-from dpipe.registry import PASSES, Pass, Reason
 from dpipe.verify import verify
 from dpipe.verify.checks import CHECKS, Claims, Failures, PassCheck
 from dpipe.verify.columns import RankedColumns

@@ -27,7 +27,7 @@ from trials import DEADLINE, Reference, Trial, make_reference, make_table, start
 from dpipe import pipeline
 from dpipe.engine import submit
 from dpipe.errors import ResourceError
-from dpipe.model import Event, Fault, Note
+from dpipe.model.events import Event, Fault, Note
 from dpipe.options import Options
 from dpipe.session import attach_session
 

@@ -26,11 +26,11 @@ from tables import mixed_table, write_parts
 
 import dpipe
 from dpipe.errors import InputError, ResourceError
-from dpipe.inputs import as_files, take_columns
 from dpipe.options import Options
 from dpipe.selection import Selection
 from dpipe.table import Table, frames, open_table, read_block
 from dpipe.table.frames import Reading
+from dpipe.table.inputs import as_files, take_columns
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 
@@ -283,7 +283,7 @@ class Refuse:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import numpy
-from dpipe.inputs import as_files
+from dpipe.table.inputs import as_files
 with as_files(numpy.eye(3)):
     print("written")
 """

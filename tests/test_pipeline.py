@@ -16,16 +16,17 @@ from conftest import ROOT
 from tables import mixed_table, write_parts
 
 import dpipe
-from dpipe.allpairs import similarity
 from dpipe.choice.communities import find_communities
 from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
 from dpipe.engine.plan import Limits
 from dpipe.errors import InputError
-from dpipe.model import Edges, Event, MemoryRead, Note, PassDone, TaskDone
+from dpipe.model import Edges
+from dpipe.model.events import Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.options import Options, options_from
 from dpipe.pipeline import plan_run, run
+from dpipe.pipeline.allpairs import similarity
 from dpipe.pipeline.driver import restarts_after
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dpipe.model import (
-    Decision,
+from dpipe.common.words import printable
+from dpipe.model import Decision, MemoryReading
+from dpipe.model.events import (
     Event,
     MemoryRead,
-    MemoryReading,
     Note,
     PassDone,
     PassStarted,
@@ -29,7 +29,6 @@ from dpipe.model import (
     TaskDone,
 )
 from dpipe.watch.terminal import LineConsole, Progress, make_console
-from dpipe.words import printable
 
 HOSTILE = "[bold]\x1b[31mred\x1b[0m\r\nline\u202e"
 

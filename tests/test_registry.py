@@ -1,6 +1,6 @@
 """The passes and reasons that all else refers to.
 
-Covers: `dpipe.registry`: reasons read back from their text, entries that name what there is.
+Covers: `dpipe.model.registry`: reasons read back from their text, entries that name what there is.
 Does not cover: what passes do (`test_pipeline`), a pass of one's own (`test_extending_passes`).
 """
 
@@ -11,8 +11,8 @@ import importlib.util
 import pytest
 
 from dpipe.model import Drop
+from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
-from dpipe.registry import PASSES, Pass, Reason
 
 
 @pytest.mark.parametrize("reason", Reason)

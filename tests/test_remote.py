@@ -33,9 +33,9 @@ from tables import mixed_table, write_parts
 
 import dpipe
 from dpipe.cli import main
-from dpipe.credentials import HIDDEN, Secrets, check_url, without_secrets
+from dpipe.common.credentials import HIDDEN, Secrets, check_url, without_secrets
 from dpipe.errors import DpipeError, InputError, ResourceError
-from dpipe.model import Event, PassDone
+from dpipe.model.events import Event, PassDone
 from dpipe.options import Options
 from dpipe.passes.prepare import rank_columns
 from dpipe.pipeline import run

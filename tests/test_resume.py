@@ -17,7 +17,7 @@ import trials
 from trials import Reference, make_reference, make_table, wait_for
 
 import dpipe
-from dpipe.model import Event, Note, PassDone, TaskDone
+from dpipe.model.events import Event, Note, PassDone, TaskDone
 from dpipe.pipeline import resume
 from dpipe.runfolder import RunFolder, files
 from dpipe.runfolder.plain import digest_of

@@ -24,10 +24,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpipe import inventory, runfolder
+from dpipe import runfolder
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import ColumnStatistics, Decision, Drop, PassResult
-from dpipe.registry import Reason
+from dpipe.model import ColumnStatistics, Decision, Drop, PassResult, inventory
+from dpipe.model.registry import Reason
 from dpipe.runfolder import (
     SCHEMA_VERSION,
     Damaged,

@@ -40,7 +40,7 @@ import dpipe
 from dpipe import session as session_module
 from dpipe.cli import main
 from dpipe.errors import DpipeError, ResourceError
-from dpipe.model import Event, Note, StageStarted
+from dpipe.model.events import Event, Note, StageStarted
 from dpipe.options import Options
 from dpipe.pipeline import run
 from dpipe.rankstore import Store

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from tables import exact_cells
 
 import dpipe
-from dpipe.model import Note
+from dpipe.model.events import Note
 from dpipe.options import Options
 from dpipe.table import open_table, read_block
 from dpipe.table.exact import whole_cells

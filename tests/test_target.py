@@ -17,7 +17,7 @@ import pytest
 import dpipe
 from dpipe.errors import InputError
 from dpipe.estimator import DescriptorSelector
-from dpipe.model import Note
+from dpipe.model.events import Note
 from dpipe.options import Options
 from dpipe.session import threads_here
 from dpipe.table import open_table

@@ -17,7 +17,7 @@ import dpipe
 from dpipe.cli import main
 from dpipe.engine import grid
 from dpipe.errors import InputError
-from dpipe.model import Note
+from dpipe.model.events import Note
 from dpipe.options import Options
 from dpipe.selection import Selection
 from dpipe.session import threads_here

@@ -34,11 +34,11 @@ from dpipe.choice.communities import find_communities
 from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, VerificationError
-from dpipe.inventory import DECISIONS, MANIFEST
 from dpipe.kernels.draws import rdc_draws
 from dpipe.model import ColumnStatistics, Decision, Drop, Edges, PassResult
+from dpipe.model.inventory import DECISIONS, MANIFEST
+from dpipe.model.registry import Reason
 from dpipe.options import Options
-from dpipe.registry import Reason
 from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import dependence, verify

@@ -1,6 +1,6 @@
 """Sizes, durations, lists and first lines read well at the edges.
 
-Covers: `dpipe.words`.
+Covers: `dpipe.common.words`.
 Does not cover: the sentences they stand in.
 """
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpipe.common.words import columns_phrase, counted, first_line, nearest, printable, sized, timed
 from dpipe.options import parse_size
-from dpipe.words import columns_phrase, counted, first_line, nearest, printable, sized, timed
 
 
 def test_sizes_have_two_to_four_digits() -> None:

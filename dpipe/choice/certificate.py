@@ -12,10 +12,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
-from dpipe.registry import PASSES, Reason
-from dpipe.words import counted
+from dpipe.model.registry import PASSES, Reason
 
 CAME_BACK = "came back: a later pass dropped what predicted it"
 """Why a column was kept that pass 3 had dropped."""
@@ -48,7 +48,7 @@ def follow_chain(column: str, drops: Mapping[str, Drop | Decision]) -> tuple[str
 
     Examples
     --------
-    >>> from dpipe.registry import Reason
+    >>> from dpipe.model.registry import Reason
     >>> drops = {
     ...     "a": Drop("a", 2, Reason.REDUNDANT, "spearman", 0.97, 0.95, representative="b"),
     ...     "b": Drop("b", 4, Reason.REDUNDANT, "hsic+rdc", 0.93, 0.9, representative="c"),
@@ -87,7 +87,7 @@ def alternatives(
 
     Examples
     --------
-    >>> from dpipe.registry import Reason
+    >>> from dpipe.model.registry import Reason
     >>> drop = Drop("b", 2, Reason.REDUNDANT, "spearman", -0.97, 0.95, representative="a")
     >>> alternatives(["a", "c"], [PassResult(2, "spearman", ("a", "c"), (drop,))])
     {'a': [{'column': 'b', 'pass': 2, 'measure': 'spearman', 'value': -0.97}], 'c': []}
@@ -200,7 +200,7 @@ def explain(column: str, decisions: Sequence[Decision]) -> str:
 
     Examples
     --------
-    >>> from dpipe.registry import Reason
+    >>> from dpipe.model.registry import Reason
     >>> columns = [Column(name, "double", Role.FEATURE) for name in "ab"]
     >>> drop = Drop("b", 2, Reason.REDUNDANT, "spearman", -0.97, 0.95, representative="a")
     >>> decisions = decide(columns, [], [PassResult(2, "spearman", ("a",), (drop,))])

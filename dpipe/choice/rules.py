@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpipe.model import ColumnStatistics, Drop
+from dpipe.model.registry import Reason
 from dpipe.options import Options
-from dpipe.registry import Reason
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from dpipe.cli.headings import (
 )
 from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
 from dpipe.errors import InputError
+from dpipe.model.registry import Reason
 from dpipe.options import Section
-from dpipe.registry import Reason
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,7 +97,7 @@ def run(
 
 def _final_words(selection: Any, folder: str) -> None:
     """How many columns are left, where the files are, what to do next."""
-    from dpipe.words import counted
+    from dpipe.common.words import counted
 
     analysed = [d for d in selection.decisions if d.decision in ("kept", "dropped")]
     where = click.format_filename(folder)
@@ -176,7 +176,7 @@ def _plan_lines(plan: Plan) -> Iterator[str | Table]:
     """A plan as lines and a table."""
     from rich.table import Table
 
-    from dpipe.words import counted, sized
+    from dpipe.common.words import counted, sized
 
     machine = plan.machine
     yield (
@@ -233,7 +233,7 @@ def similarity(
     """
     request = settle(given, sources, config)
     inputs = need_sources(request)
-    from dpipe import allpairs
+    from dpipe.pipeline import allpairs
     from dpipe.watch.terminal import Progress
 
     with Progress(request.verbosity) as progress:
@@ -285,7 +285,7 @@ def apply(
     if not inputs:
         raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
     from dpipe import pipeline
-    from dpipe.words import counted
+    from dpipe.common.words import counted
 
     storage = storage_options_from(storage_options) or None
     applied = pipeline.apply(folder, inputs, output, storage_options=storage)
@@ -353,7 +353,7 @@ def thresholds(folder: str, verbose: bool | None) -> None:
     """
     from rich.table import Table
 
-    from dpipe.thresholds import passes_of, table_of
+    from dpipe.selection.thresholds import passes_of, table_of
     from dpipe.watch.terminal import make_console
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

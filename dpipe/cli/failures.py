@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dpipe.credentials import without_secrets
+from dpipe.common.credentials import without_secrets
 from dpipe.errors import DpipeError, InputError, ResourceError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ UNEXPECTED = 1
 INTERRUPTED = 130
 
 VERBOSE = "dpipe.verbose"  # key of click's context: whether an error shows its traceback
-SECRETS = "dpipe.credentials"  # key of click's context: the storage options that were given
+SECRETS = "dpipe.common.credentials"  # key of click's context: the storage options that were given
 RESUMABLE = "dpipe.resumable"  # key of click's context: whether the command can be continued
 
 
@@ -92,7 +92,7 @@ def _sentence_of(error: Exception) -> tuple[str, int]:
 
 def fail(sentence: str, code: int, *, show_trace: bool = False) -> NoReturn:
     """Write one sentence, and with `show_trace` the traceback, and end with `code`."""
-    from dpipe.words import printable
+    from dpipe.common.words import printable
 
     ctx = click.get_current_context(silent=True)
     secrets = ctx.meta.get(SECRETS) if ctx is not None else None

@@ -24,7 +24,7 @@ from typing import Any
 
 from distributed.diagnostics import nvml
 
-from dpipe.words import first_line, sized
+from dpipe.common.words import first_line, sized
 
 PROBE_SECONDS = 120.0
 """How long another process may take to try CuPy; the first time, CuPy compiles."""

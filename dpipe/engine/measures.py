@@ -1,15 +1,15 @@
 """Which measures a pass computes: its entry in the registry and the user's weights, made one.
 
 Covers: the fusion of a pass, its matrices and other arrays.
-Does not cover: the measures (`dpipe.kernels.measures`), the entries (`dpipe.registry`).
+Does not cover: the measures (`dpipe.kernels.measures`), the entries (`dpipe.model.registry`).
 """
 
 from __future__ import annotations
 
 from dpipe.kernels.measures import Fusion
+from dpipe.model.registry import Pass
 from dpipe.options import Options
 from dpipe.options.kinds import parse_weights
-from dpipe.registry import Pass
 
 
 def fusion_of(this: Pass, options: Options) -> Fusion:
@@ -22,7 +22,7 @@ def fusion_of(this: Pass, options: Options) -> Fusion:
 
     Examples
     --------
-    >>> from dpipe.registry import PASSES
+    >>> from dpipe.model.registry import PASSES
     >>> fusion_of(PASSES[4], Options()).name
     'hsic+rdc'
     """
@@ -36,7 +36,7 @@ def arrays_of(this: Pass, options: Options) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> from dpipe.registry import PASSES
+    >>> from dpipe.model.registry import PASSES
     >>> arrays_of(PASSES[1], Options()), arrays_of(PASSES[4], Options())
     (('rank_sample',), ('hsic', 'rdc'))
     """

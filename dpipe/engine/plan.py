@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dpipe.common.words import counted, sized
 from dpipe.engine import memory
 from dpipe.errors import ResourceError
-from dpipe.model import PlannedPass
-from dpipe.registry import Pass
-from dpipe.words import counted, sized
+from dpipe.model.events import PlannedPass
+from dpipe.model.registry import Pass
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""

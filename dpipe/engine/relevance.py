@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.common.words import columns_phrase, counted, quoted
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import even_blocks
@@ -31,11 +32,11 @@ from dpipe.kernels.marginals import MarginalSums, marginal_sums, untied_sums, wh
 from dpipe.kernels.measures import BASIS
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.relevance import CrossSums, Relevance, Target, cross_sums, relevance
-from dpipe.model import MILLION, Note, TargetRelevance
+from dpipe.model import MILLION, TargetRelevance
+from dpipe.model.events import Note
 from dpipe.rankstore import Store, build_catalogue, bytes_of, load_catalogue, read_piece
 from dpipe.table import Table
 from dpipe.table.target import read_target
-from dpipe.words import columns_phrase, counted, quoted
 
 FEWEST_OF_A_CLASS = 10
 """Rows that at least two classes of a target must have."""

@@ -29,13 +29,13 @@ from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from dpipe.common.words import sized
 from dpipe.engine import tiles
 from dpipe.engine.plan import FAN_IN
 from dpipe.errors import ResourceError
-from dpipe.model import Emit, Fault, Note, StageStarted, TaskDone
+from dpipe.model.events import Emit, Fault, Note, StageStarted, TaskDone
 from dpipe.rankstore import Store
 from dpipe.session import Session
-from dpipe.words import sized
 
 STALL_SECONDS = 300.0
 """How long no task may finish before the run says what its workers are doing."""

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from dpipe.credentials import check_url
+from dpipe.common.credentials import check_url
+from dpipe.common.words import nearest
 from dpipe.errors import InputError
+from dpipe.model.registry import PASSES
 from dpipe.options.kinds import (
     Flag,
     Globs,
@@ -33,8 +35,6 @@ from dpipe.options.kinds import (
     parse_size,
     parse_weights,
 )
-from dpipe.registry import PASSES
-from dpipe.words import nearest
 
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
 

@@ -16,7 +16,7 @@ from numbers import Real
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.registry import FIRST, PASSES
+from dpipe.model.registry import FIRST, PASSES
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power

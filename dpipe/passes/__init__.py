@@ -1,6 +1,6 @@
 """The passes of a run: table state in, decisions out.
 
-Covers: the module of a pass, found by its entry in `dpipe.registry`; the plan of a whole run.
+Covers: the module of a pass, found by its entry in `dpipe.model.registry`; the plan of a whole run.
 Does not cover: their order, checkpoints and restarts (`dpipe.pipeline`).
 """
 
@@ -12,9 +12,10 @@ from typing import Protocol, cast
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, Plan, TableShape, rank_store_bytes
-from dpipe.model import PassResult, PlannedPass
+from dpipe.model import PassResult
+from dpipe.model.events import PlannedPass
+from dpipe.model.registry import PASSES, Pass
 from dpipe.options import Options
-from dpipe.registry import PASSES, Pass
 
 _USUAL_ROW_GROUP = 2**17
 

@@ -23,10 +23,11 @@ from dpipe.engine.grid import (
 )
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
-from dpipe.model import PassResult, PlannedPass
+from dpipe.model import PassResult
+from dpipe.model.events import PlannedPass
+from dpipe.model.registry import Pass
 from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives
-from dpipe.registry import Pass
 
 MARGIN = {"float32": 5e-4, "tf32": 1e-2}
 """A fused similarity this close to the threshold is computed again in float64.

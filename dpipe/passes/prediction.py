@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from dpipe.common.words import counted
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid
 from dpipe.engine.measures import fusion_of
@@ -27,10 +28,10 @@ from dpipe.engine.plan import Machine, TableShape, check_client, plan_grid
 from dpipe.errors import InputError
 from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
 from dpipe.kernels.vif import Elimination, eliminate
-from dpipe.model import MILLION, Drop, Note, PassResult, PlannedPass
+from dpipe.model import MILLION, Drop, PassResult
+from dpipe.model.events import Note, PlannedPass
+from dpipe.model.registry import Pass, Reason
 from dpipe.options import Options
-from dpipe.registry import Pass, Reason
-from dpipe.words import counted
 
 MOST_PREDICTORS = 3
 """Most predictors of a column where no target says which columns matter (docs/models.md)."""

@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.choice.rules import first_broken
+from dpipe.common.words import listed
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, TableShape, plan_ranking, ranking_blocks
 from dpipe.engine.relevance import measure_relevance, store_targets, warn_of_leaks
 from dpipe.kernels.ranks import RankedColumn, rank_column
-from dpipe.model import ColumnStatistics, Drop, Note, PassResult, PlannedPass
+from dpipe.model import ColumnStatistics, Drop, PassResult
+from dpipe.model.events import Note, PlannedPass
+from dpipe.model.registry import Pass, Reason
 from dpipe.options import Options
 from dpipe.rankstore import (
     FORMAT,
@@ -38,9 +41,7 @@ from dpipe.rankstore import (
     tell_apart,
     write_block,
 )
-from dpipe.registry import Pass, Reason
 from dpipe.table import Block, Table, read_block
-from dpipe.words import listed
 
 ROWS_NAME = "rows.npz"
 

@@ -13,8 +13,9 @@ import numpy as np
 from dpipe.choice.redundant import decide_at
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiles import NEAR
-from dpipe.model import Drop, Edges, Note, PassResult
-from dpipe.registry import Pass, Reason
+from dpipe.model import Drop, Edges, PassResult
+from dpipe.model.events import Note
+from dpipe.model.registry import Pass, Reason
 
 
 def keep_representatives(

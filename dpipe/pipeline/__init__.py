@@ -17,15 +17,15 @@ from typing import Any
 
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import LIMITS, Limits
-from dpipe.inventory import CHECKPOINT
-from dpipe.model import Emit
+from dpipe.model.events import Emit
+from dpipe.model.inventory import CHECKPOINT
+from dpipe.model.registry import PASSES
 from dpipe.options import Options
 from dpipe.pipeline.apply import apply
 from dpipe.pipeline.driver import Run
 from dpipe.pipeline.preview import plan_run
 from dpipe.pipeline.record import render_page
 from dpipe.pipeline.transfer import transfer
-from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.runfolder.mirror import is_remote
 from dpipe.selection import Selection, TemporaryFolder

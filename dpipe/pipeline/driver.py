@@ -20,18 +20,13 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import remove_grids
 from dpipe.engine.plan import Limits, Plan, check_disk
 from dpipe.errors import ResourceError
-from dpipe.model import (
-    MemoryRead,
-    PassDone,
-    PassResult,
-    PassStarted,
-    RunStarted,
-)
+from dpipe.model import PassResult
+from dpipe.model.events import MemoryRead, PassDone, PassStarted, RunStarted
+from dpipe.model.registry import FIRST, PASSES, Pass
 from dpipe.options import Options
 from dpipe.passes import make_plan, module_of, prepare, reviewed, reviews
 from dpipe.pipeline.record import Finished, write_results
 from dpipe.pipeline.resume import Resume
-from dpipe.registry import FIRST, PASSES, Pass
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import use_session

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpipe.engine.plan import Machine, Plan
 from dpipe.errors import InputError
-from dpipe.model import Emit, silent
+from dpipe.model.events import Emit, silent
 from dpipe.options import Options
 from dpipe.passes import make_plan
 from dpipe.session.device import local_workers

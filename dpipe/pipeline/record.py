@@ -15,13 +15,14 @@ from typing import Any
 
 from dpipe.choice.certificate import alternatives, decide
 from dpipe.engine.measures import fusion_of
-from dpipe.inventory import SINGLE_RESULTS
 from dpipe.kernels.measures import Fusion, Measure
 from dpipe.kernels.ranks import implementation
-from dpipe.model import Emit, Note, PassResult
+from dpipe.model import PassResult
+from dpipe.model.events import Emit, Note
+from dpipe.model.inventory import SINGLE_RESULTS
+from dpipe.model.registry import PASSES
 from dpipe.options import Options
 from dpipe.pipeline.resume import version
-from dpipe.registry import PASSES
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.table import Table, conflicting, copy_columns

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.engine.measures import arrays_of
-from dpipe.inventory import CHECKPOINT, STATISTICS, matrix_files, pairs_file
-from dpipe.model import Note, PassResult
+from dpipe.model import PassResult
+from dpipe.model.events import Note
+from dpipe.model.inventory import CHECKPOINT, STATISTICS, matrix_files, pairs_file
+from dpipe.model.registry import FIRST, PASSES
 from dpipe.options import Options
 from dpipe.passes.prepare import ranks_key
 from dpipe.rankstore import Store
-from dpipe.registry import FIRST, PASSES
 from dpipe.runfolder import Damaged, RunFolder, Saved, Stale
 from dpipe.table import Table
 from dpipe.watch.journal import Journal

@@ -23,22 +23,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.choice.rules import first_broken
+from dpipe.common.words import counted
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import measured_pairs, run_grid, settled_edges
 from dpipe.engine.measures import fusion_of
 from dpipe.errors import InputError
 from dpipe.kernels.measures import Fusion, Settling
-from dpipe.model import MILLION, Decision, Emit, Event, Role
+from dpipe.model import MILLION, Decision, Role
+from dpipe.model.events import Emit, Event
+from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import DECLARED, Options, options_from
 from dpipe.passes import prepare
 from dpipe.passes.nonlinear import MARGIN
 from dpipe.rankstore import temporary_store
-from dpipe.registry import PASSES, Pass, Reason
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.session import use_session
 from dpipe.table import Table, as_sources, open_table, tell_notes
 from dpipe.table.sample import nonlinear_sample, sample
-from dpipe.words import counted
 
 _SHOWN = 10  # of the lines of one kind
 

@@ -22,8 +22,8 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.atomic import PARTIAL, replacing
-from dpipe.credentials import Secrets, safe_reason
+from dpipe.common.atomic import PARTIAL, replacing
+from dpipe.common.credentials import Secrets, safe_reason
 from dpipe.errors import InputError, ResourceError
 
 

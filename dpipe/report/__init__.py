@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpipe.inventory import REPORT
+from dpipe.model.inventory import REPORT
 from dpipe.report.page import render
 from dpipe.report.results import read_results
 from dpipe.report.write import write_page

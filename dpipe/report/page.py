@@ -17,14 +17,15 @@ from itertools import pairwise
 from string import Template
 from typing import Any
 
-from dpipe.model import Decision, MemoryReading, PassDone
+from dpipe.common.words import counted, sized, timed
+from dpipe.model import Decision, MemoryReading
+from dpipe.model.events import PassDone
+from dpipe.model.registry import PASSES
 from dpipe.options import Options
-from dpipe.registry import PASSES
 from dpipe.report import figures, words
 from dpipe.report.payload import dump, payload
 from dpipe.report.results import PassRecord, Results
 from dpipe.report.words import DROPPED, KEPT, NOTHING, count, operations_of
-from dpipe.words import counted, sized, timed
 
 _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpipe.model import Decision, Role
-from dpipe.registry import PASSES
+from dpipe.model.registry import PASSES
 from dpipe.report.matrix import communities_of, community_order, condense, pack
 from dpipe.report.results import Matrix, Results
 from dpipe.report.words import DROPPED, KEPT, reason_label

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dpipe.common.words import counted
 from dpipe.model import Decision, Role
 from dpipe.report.results import Label
-from dpipe.words import counted
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no value."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dpipe.atomic import replacing
+from dpipe.common.atomic import replacing
 from dpipe.errors import InputError, ResourceError
 from dpipe.options.kinds import expanded
 from dpipe.runfolder import RunFolder

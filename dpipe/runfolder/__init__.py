@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.credentials import check_url
+from dpipe.common.credentials import check_url
 from dpipe.errors import InputError, ResourceError
-from dpipe.inventory import (
+from dpipe.model import ColumnStatistics, Decision, Pairs
+from dpipe.model.inventory import (
     CHECKPOINT,
     COMMUNITIES,
     DECISIONS,
@@ -39,7 +40,6 @@ from dpipe.inventory import (
     is_portable,
     matrix_files,
 )
-from dpipe.model import ColumnStatistics, Decision, Pairs
 from dpipe.options.kinds import expanded
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable

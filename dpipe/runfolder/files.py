@@ -3,9 +3,9 @@
 Covers: the one way every file is written, the manifest of checksums, readers that run no code.
 Does not cover: which files there are (`dpipe.runfolder.RunFolder`, `dpipe.runfolder.checkpoints`).
 
-A write waits for the disk, and a crash leaves the old file or the new one (see `dpipe.atomic`); the
-next lock of the folder removes the temporary file. Nothing here is pickled, and nothing that is
-read can execute code.
+A write waits for the disk, and a crash leaves the old file or the new one (see
+`dpipe.common.atomic`); the next lock of the folder removes the temporary file. Nothing here is
+pickled, and nothing that is read can execute code.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.atomic import replacing
+from dpipe.common.atomic import replacing
+from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
-from dpipe.inventory import MANIFEST, is_listed, matrix_files
+from dpipe.model.inventory import MANIFEST, is_listed, matrix_files
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
-from dpipe.words import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

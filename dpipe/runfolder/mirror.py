@@ -17,10 +17,10 @@ from typing import Any
 
 import fsspec
 
-from dpipe.credentials import check_url, safe_reason
+from dpipe.common.credentials import check_url, safe_reason
 from dpipe.errors import InputError, ResourceError
-from dpipe.inventory import MANIFEST
-from dpipe.model import Emit, Event, PassDone, silent
+from dpipe.model.events import Emit, Event, PassDone, silent
+from dpipe.model.inventory import MANIFEST
 from dpipe.options.kinds import expanded
 from dpipe.runfolder import RunFolder
 

@@ -31,7 +31,7 @@ from distributed import Client, LocalCluster
 from distributed.deploy.cluster import Cluster
 
 from dpipe.errors import InputError
-from dpipe.model import Emit, Note, silent
+from dpipe.model.events import Emit, Note, silent
 from dpipe.options import Options
 from dpipe.session.attach import (
     check_versions,
@@ -114,7 +114,7 @@ def open_session(
         Where workers keep temporary files; a folder made there is removed at the end. By
         default Dask's ``temporary-directory``, else the system's.
     emit
-        Told what a user should know, as `dpipe.model.Note`.
+        Told what a user should know, as `dpipe.model.events.Note`.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def attach_session(
     options
         ``device`` and ``restart`` count; the size of the cluster is its owner's business.
     emit
-        Told what a user should know, as `dpipe.model.Note`.
+        Told what a user should know, as `dpipe.model.events.Note`.
     workers_seconds, connect_seconds
         Patience for the first worker and for the scheduler.
 

@@ -22,10 +22,10 @@ from distributed.comm.core import connect
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 
+from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import Emit, Note
+from dpipe.model.events import Emit, Note
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
-from dpipe.words import first_line
 
 
 def connect_client(connection: Any, seconds: float) -> tuple[Client, bool]:

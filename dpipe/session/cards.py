@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from dpipe.common.words import sized
 from dpipe.session.worker import WorkerFacts
-from dpipe.words import sized
 
 DEVICE_TOLERANCE = 1024**3
 """Bytes in use on a card after a restart, above those at the start, that are worth a warning."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dpipe.common.words import counted
 from dpipe.session.worker import WorkerFacts
-from dpipe.words import counted
 
 
 @dataclass(frozen=True)

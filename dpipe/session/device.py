@@ -16,12 +16,12 @@ from typing import Any
 from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 
+from dpipe.common.words import counted
 from dpipe.device import card
 from dpipe.errors import InputError
-from dpipe.model import Emit, Note
+from dpipe.model.events import Emit, Note
 from dpipe.options import Options
 from dpipe.session.worker import WorkerFacts
-from dpipe.words import counted
 
 
 def local_machine() -> tuple[int, int]:

@@ -16,13 +16,13 @@ from collections.abc import Callable
 import psutil
 from distributed import Client
 
-from dpipe.model import Emit, Note
+from dpipe.common.words import first_line
+from dpipe.model.events import Emit, Note
 from dpipe.session.calls import CLUSTER_ERRORS, within
 from dpipe.session.cards import CardMemory
 from dpipe.session.local import StartedCluster, kill, killed_after_grace
 from dpipe.session.lost_workers import bring_back, kept_from_clock
 from dpipe.session.worker import WorkerFacts
-from dpipe.words import first_line
 
 RECYCLE_SECONDS = 60.0
 """How long the workers of an attached cluster may take to come back as new processes."""

@@ -21,9 +21,11 @@ from typing import Any
 
 from distributed import Client, Future
 
+from dpipe.common.words import first_line
 from dpipe.device import card
 from dpipe.errors import ResourceError
-from dpipe.model import Emit, MemoryReading, Note, silent
+from dpipe.model import MemoryReading
+from dpipe.model.events import Emit, Note, silent
 from dpipe.options import Options
 from dpipe.session import restart
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
@@ -34,7 +36,6 @@ from dpipe.session.local import StartedCluster
 from dpipe.session.restart import reopen, restart_attached, restart_local
 from dpipe.session.threads import limit_threads, restore_threads
 from dpipe.session.worker import WorkerFacts, give_memory_back, look, process_memory
-from dpipe.words import first_line
 
 
 class Session:

@@ -11,10 +11,10 @@ import uuid
 
 from distributed import Client
 
-from dpipe.model import Emit, Note
+from dpipe.common.words import first_line
+from dpipe.model.events import Emit, Note
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, within
 from dpipe.session.worker import ThreadPin
-from dpipe.words import first_line
 
 
 def limit_threads(client: Client, emit: Emit) -> str:

@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.atomic import partial_name, put_in_place, sync
-from dpipe.credentials import check_url, safe_reason
+from dpipe.common.atomic import partial_name, put_in_place, sync
+from dpipe.common.credentials import check_url, safe_reason
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.options.kinds import expanded
 from dpipe.table.convert import simpler

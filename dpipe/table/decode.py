@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow.parquet.core import ParquetReader
 
-from dpipe.credentials import without_secrets
+from dpipe.common.credentials import without_secrets
+from dpipe.common.words import first_line, listed
 from dpipe.errors import ResourceError
 from dpipe.table.files import (
     STORAGE_ERRORS,
@@ -26,7 +27,6 @@ from dpipe.table.files import (
     reason_of,
 )
 from dpipe.table.record import Layout, TableFile
-from dpipe.words import first_line, listed
 
 _MERGED_ROWS = 64 * 1024
 """Row groups smaller than this are decoded together."""

@@ -24,9 +24,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.parquet.core import ParquetReader
 
-from dpipe.credentials import without_secrets
+from dpipe.common.credentials import without_secrets
+from dpipe.common.words import first_line
 from dpipe.errors import InputError
-from dpipe.words import first_line
 
 STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""

@@ -19,13 +19,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dpipe.credentials import check_url, safe_reason
+from dpipe.common.credentials import check_url, safe_reason
+from dpipe.common.words import listed, nearest
 from dpipe.errors import InputError
-from dpipe.inventory import CHECKPOINT, DECISIONS, MANIFEST, PAIRS, TABLE
+from dpipe.model.inventory import CHECKPOINT, DECISIONS, MANIFEST, PAIRS, TABLE
 from dpipe.options.kinds import expanded
 from dpipe.table.files import StorageOptions, filesystem, is_url
 from dpipe.table.lake import refuse_lakes
-from dpipe.words import listed, nearest
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 

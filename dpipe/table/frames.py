@@ -2,7 +2,7 @@
 
 Covers: pandas frames, NumPy arrays and whatever speaks the Arrow PyCapsule interface (pyarrow,
 polars, ...), each written to one uncompressed file, one row group after the other.
-Does not cover: telling these kinds apart, or parts of Dask collections (see `dpipe.inputs`).
+Does not cover: telling these kinds apart, or parts of Dask collections (see `dpipe.table.inputs`).
 
 Beside the data no more than one row group is held. Values keep their type; a cell that pandas calls
 missing is null in the file, NaN of an array stays NaN. A column whose values Parquet cannot hold
@@ -27,8 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dpipe.common.words import counted, first_line, quoted
 from dpipe.errors import InputError, ResourceError
-from dpipe.words import counted, first_line, quoted
 
 _CELLS = 4 * 1024 * 1024
 """Cells of one row group (32 MiB of float64)."""

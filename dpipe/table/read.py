@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dpipe.common.words import counted
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import Role
 from dpipe.table.convert import fill_float64
@@ -27,7 +28,6 @@ from dpipe.table.decode import Part, decoder, rows_within
 from dpipe.table.exact import WholeColumn, as_float64, as_whole, find_rounded, scale_of
 from dpipe.table.record import Table
 from dpipe.table.schema import Kind, kind_of
-from dpipe.words import counted
 
 
 @dataclass(frozen=True)

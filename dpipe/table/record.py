@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-from dpipe.credentials import Secrets
+from dpipe.common.credentials import Secrets
+from dpipe.common.words import nearest
 from dpipe.errors import InputError
-from dpipe.model import Column, Emit, Note, Role
-from dpipe.words import nearest
+from dpipe.model import Column, Role
+from dpipe.model.events import Emit, Note
 
 _FORMAT = "dpipe-table"
 _VERSION = 1

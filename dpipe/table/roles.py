@@ -17,6 +17,7 @@ from itertools import chain
 
 import pyarrow as pa
 
+from dpipe.common.words import columns_phrase, counted, listed, nearest, quoted
 from dpipe.errors import InputError
 from dpipe.model import Column, Role
 from dpipe.options import Options
@@ -25,7 +26,6 @@ from dpipe.table.decode import decoder
 from dpipe.table.files import BadFile, StorageOptions
 from dpipe.table.record import Layout, TableFile
 from dpipe.table.schema import Kind, kind_of, widen, widen_types
-from dpipe.words import columns_phrase, counted, listed, nearest, quoted
 
 _NUMBER_CELLS = 19, 20
 """Text is read as numbers when at least this share of its filled cells are numbers."""

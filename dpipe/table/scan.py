@@ -23,7 +23,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from dpipe.credentials import Secrets
+from dpipe.common.credentials import Secrets
+from dpipe.common.words import counted, listed
 from dpipe.errors import InputError
 from dpipe.model import Role
 from dpipe.options import Options
@@ -38,7 +39,6 @@ from dpipe.table.find import find_files
 from dpipe.table.record import Layout, Table, TableFile
 from dpipe.table.roles import Roles, Use, check_options
 from dpipe.table.schema import count_leaves
-from dpipe.words import counted, listed
 
 _THREADS = 8
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.errors import InputError, VerificationError
-from dpipe.inventory import COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
+from dpipe.model.inventory import COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
 from dpipe.options import Options, options_from
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import Table, open_table

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
-from dpipe.model import (
+from dpipe.model import MemoryReading
+from dpipe.model.events import (
     Event,
     MemoryRead,
-    MemoryReading,
     Note,
     PassDone,
     PassStarted,

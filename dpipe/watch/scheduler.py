@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dpipe.inventory import MEMORY_SAMPLES, PERFORMANCE_REPORT
-from dpipe.model import Emit, Note
+from dpipe.model.events import Emit, Note
+from dpipe.model.inventory import MEMORY_SAMPLES, PERFORMANCE_REPORT
 from dpipe.session import Session
 
 PATH = "/dpipe"

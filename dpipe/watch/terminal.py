@@ -25,8 +25,9 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from dpipe.model import (
-    Decision,
+from dpipe.common.words import counted, printable, sized, timed
+from dpipe.model import Decision
+from dpipe.model.events import (
     Event,
     MemoryRead,
     Note,
@@ -36,7 +37,6 @@ from dpipe.model import (
     StageStarted,
     TaskDone,
 )
-from dpipe.words import counted, printable, sized, timed
 
 _WAITING = "opening the input"
 _REASONS_SHOWN = 4

@@ -22,14 +22,14 @@ from urllib.parse import quote
 
 from dpipe.choice.certificate import explain
 from dpipe.errors import InputError
-from dpipe.inputs import take_columns
-from dpipe.inventory import REPORT, RUN
 from dpipe.model import Decision, MemoryReading
-from dpipe.registry import PASSES
+from dpipe.model.inventory import REPORT, RUN
+from dpipe.model.registry import PASSES
 from dpipe.runfolder import RunFolder
+from dpipe.table.inputs import take_columns
 
 if TYPE_CHECKING:
-    from dpipe.thresholds import WhatIf
+    from dpipe.selection.thresholds import WhatIf
 
 
 class TemporaryFolder:
@@ -155,7 +155,7 @@ class Selection:
         --------
         >>> len(selection.what_if(0.9).kept)  # doctest: +SKIP
         """
-        from dpipe.thresholds import FinishedPass
+        from dpipe.selection.thresholds import FinishedPass
 
         return FinishedPass(self.folder, number).at(threshold)
 

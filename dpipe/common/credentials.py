@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dpipe.common.words import first_line
 from dpipe.errors import InputError
-from dpipe.words import first_line
 
 HIDDEN = "<hidden>"
 """What stands in a text where a secret stood."""

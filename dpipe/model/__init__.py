@@ -1,20 +1,21 @@
-"""The nouns of dpipe: what passes hand to each other and what a run tells its observers.
+"""The nouns of dpipe: what passes hand to each other.
 
-Covers: columns and their statistics, edges, drops and decisions, the memory ledger, events.
+Covers: columns and their statistics, edges, drops and decisions, the memory ledger.
 Does not cover: behaviour. Everything here is a frozen record without input, output or policy.
-See also: `dpipe.engine.plan` (the plan of a run), `dpipe.options` (its options).
+See also: `dpipe.model.events` (what a run tells its observers), `dpipe.model.registry` (the passes
+and their reasons), `dpipe.model.inventory` (the files of a run folder), `dpipe.options`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dpipe.registry import Reason
+from dpipe.model.registry import Reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -324,190 +325,6 @@ class MemoryReading:
     device: int | None
     seconds: float
     device_peak: int | None = None
-
-
-# Events: what a run says while it runs. Progress, log and ledger only listen.
-
-
-@dataclass(frozen=True)
-class PlannedPass:
-    """What the plan expects of a pass, for the columns it may at most receive.
-
-    Attributes
-    ----------
-    number, name
-        The pass.
-    columns
-        The columns it may at most receive.
-    tasks
-        Its tasks.
-    worker_bytes
-        Peak bytes of a worker.
-    bytes_read
-        Bytes its tasks read.
-    operations
-        Floating-point operations of its tasks.
-    shape
-        How its work is cut into tasks, in words.
-    client_bytes
-        The largest thing the client holds for it, in bytes.
-    """
-
-    number: int
-    name: str
-    columns: int
-    tasks: int
-    worker_bytes: int
-    bytes_read: int
-    operations: float
-    shape: str
-    client_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class RunStarted:
-    """The table is open, the session is up and the plan fits.
-
-    Attributes
-    ----------
-    n_rows
-        Rows that take part.
-    n_features
-        Columns that do.
-    n_workers
-        Workers of the session.
-    device
-        Where they compute, "cpu" or "gpu".
-    dashboard
-        The link to Dask's dashboard, None without one.
-    memory_limit
-        Bytes that each worker may use, 0 where unknown.
-    scratch_bytes
-        Bytes of the rank store, 0 where unknown.
-    passes
-        What the plan expects of each pass.
-    page
-        The link to dpipe's page beside Dask's dashboard, None without one.
-    """
-
-    n_rows: int
-    n_features: int
-    n_workers: int
-    device: str
-    dashboard: str | None
-    memory_limit: int = 0
-    scratch_bytes: int = 0
-    passes: tuple[PlannedPass, ...] = ()
-    page: str | None = None
-
-    @property
-    def n_tasks(self) -> int:
-        """Tasks of all passes."""
-        return sum(planned.tasks for planned in self.passes)
-
-    @property
-    def worker_bytes(self) -> int:
-        """The most that the plan expects a worker to use."""
-        return max((planned.worker_bytes for planned in self.passes), default=0)
-
-
-@dataclass(frozen=True)
-class PassStarted:
-    """A pass begins.
-
-    Attributes
-    ----------
-    number, name
-        The pass.
-    n_columns
-        The columns it received.
-    """
-
-    number: int
-    name: str
-    n_columns: int
-
-
-@dataclass(frozen=True)
-class StageStarted:
-    """A pass submits `tasks` tasks called `name` (ranking, moments, re-ranking ...)."""
-
-    name: str
-    tasks: int
-
-
-@dataclass(frozen=True)
-class TaskDone:
-    """One task of the current stage has finished."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class PassDone:
-    """A pass ended.
-
-    Attributes
-    ----------
-    number, name
-        The pass.
-    n_columns
-        The columns it received.
-    n_kept
-        The columns it kept.
-    seconds
-        What computing it took, in whichever run that was.
-    reused
-        Whether a checkpoint answered for it.
-    """
-
-    number: int
-    name: str
-    n_columns: int
-    n_kept: int
-    seconds: float
-    reused: bool
-
-
-@dataclass(frozen=True)
-class MemoryRead:
-    """The session looked at the memory of its processes."""
-
-    readings: tuple[MemoryReading, ...]
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something a user should know: one sentence. `level`: "info", "notice" or "warning".
-
-    An "info" is shown to who asks for more (``--verbose``).
-    """
-
-    text: str
-    level: str = "info"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something failed, and the run goes on.
-
-    ``kind`` is "worker lost", "task repeated" (it ran on such a worker, or its result went with
-    it) or "stalled"; ``stage`` names the tasks of the time, ``details`` is text for whoever looks
-    into it.
-    """
-
-    kind: str
-    stage: str
-    count: int = 1
-    details: str = ""
-
-
-Event = RunStarted | PassStarted | StageStarted | TaskDone | PassDone | MemoryRead | Note | Fault
-Emit = Callable[[Event], None]
-
-
-def silent(event: Event) -> None:
-    """An observer that ignores every event."""
 
 
 @dataclass(frozen=True)

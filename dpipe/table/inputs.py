@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.common.words import listed, nearest
 from dpipe.errors import InputError, ResourceError
 from dpipe.options.kinds import expanded
 from dpipe.table import as_sources, frames
 from dpipe.table.frames import EVERYTHING, Reading
-from dpipe.words import listed, nearest
 
 
 class Kind(StrEnum):

@@ -21,7 +21,7 @@ from dpipe.choice.priority import Priority, in_millionths
 from dpipe.choice.redundant import decide_at
 from dpipe.errors import InputError
 from dpipe.model import Decision, Edges
-from dpipe.registry import PASSES
+from dpipe.model.registry import PASSES
 from dpipe.runfolder import RunFolder
 
 DOUBT = 5e-4
