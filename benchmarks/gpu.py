@@ -45,8 +45,8 @@ from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES, Fusion
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
-from dpipe.model import ColumnStatistics
 from dpipe.model.events import Event, MemoryRead, PassDone, PassStarted, RunStarted, silent
+from dpipe.model.records import ColumnStatistics
 from dpipe.options import options_from
 from dpipe.pipeline import run
 from dpipe.pipeline.allpairs import similarity

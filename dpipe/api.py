@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dpipe.model import Similarity, TargetRelevance
+    from dpipe.model.records import Similarity, TargetRelevance
     from dpipe.options import Options
     from dpipe.pipeline.apply import Applied
     from dpipe.pipeline.transfer import Transfer
@@ -58,7 +58,7 @@ def select(
     storage_options
         Passed to fsspec.
     observers
-        Callables that receive every event of the run (see `dpipe.model`).
+        Callables that receive every event of the run (see `dpipe.model.records`).
     **options
         Any option of ``dpipe run``, with underscores, as in ``spearman_threshold=0.9``. What is not
         given here is taken from Dask's configuration under ``dpipe:``.
@@ -84,7 +84,7 @@ def select(
     """
     from dpipe.options import options_from
     from dpipe.pipeline import run
-    from dpipe.pipeline.settings import with_configured
+    from dpipe.settings import with_configured
 
     resolved = options_from(with_configured(options))
     folder = resolved.scratch_dir or output_dir
@@ -207,7 +207,7 @@ def transfer(
     """
     from dpipe.options import options_from
     from dpipe.pipeline import transfer
-    from dpipe.pipeline.settings import with_configured
+    from dpipe.settings import with_configured
 
     resolved = options_from(with_configured(options))
     with _files(data, None, client, resolved, resolved.scratch_dir) as (sources, connection):
@@ -245,7 +245,7 @@ def similarity(
 
     Returns
     -------
-    dpipe.model.Similarity
+    dpipe.model.records.Similarity
         ``values`` (p, p) float32, NaN where a pair has no similarity, and ``columns``.
 
     Raises
@@ -262,7 +262,7 @@ def similarity(
     """
     from dpipe.options import options_from
     from dpipe.pipeline.allpairs import similarity as of_files
-    from dpipe.pipeline.settings import with_configured
+    from dpipe.settings import with_configured
 
     resolved = options_from({"min_valid": 2, **with_configured(options)})
     with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):
@@ -300,7 +300,7 @@ def measure_function(name: str) -> Callable[..., Similarity]:
 
     Returns
     -------
-    dpipe.model.Similarity
+    dpipe.model.records.Similarity
         ``values`` (p, p) float32, NaN where a pair has no similarity, and ``columns``.
 
     Raises
@@ -350,7 +350,7 @@ def relevance(
     """
     from dpipe.options import options_from
     from dpipe.pipeline.allpairs import relevance as measure
-    from dpipe.pipeline.settings import with_configured
+    from dpipe.settings import with_configured
 
     resolved = options_from({**with_configured(options), "target": target})
     with _files(data, columns, client, resolved, resolved.scratch_dir) as (sources, connection):

@@ -93,7 +93,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     selected_ : tuple of str
         Names of the kept columns, in input order.
-    decisions_ : tuple of dpipe.model.Decision
+    decisions_ : tuple of dpipe.model.records.Decision
         One record per column: kept or dropped, why, by whom, with which value.
     communities_ : dict
         Kept column -> the columns it stands for.

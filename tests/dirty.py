@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from packaging.version import Version
 from pyarrow.parquet import encryption
 
-from dpipe.model import Role
+from dpipe.model.records import Role
 from dpipe.options import Options
 
 ARROW = Version(pa.__version__)

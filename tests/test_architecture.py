@@ -158,7 +158,7 @@ def test_every_declared_dependency_is_used() -> None:
 
 
 def test_the_doctor_looks_for_packages_that_are_declared() -> None:
-    from dpipe.doctor import PACKAGES
+    from dpipe.session.doctor import PACKAGES
 
     declared = requirements(setup_cfg()["options"]["install_requires"])
     assert set(PACKAGES) <= {"dpipe", *declared}

@@ -9,7 +9,7 @@ import pytest
 
 from dpipe.choice.certificate import alternatives, decide, drops_by_column, explain, follow_chain
 from dpipe.errors import InputError
-from dpipe.model import Column, ColumnStatistics, Drop, PassResult, Role
+from dpipe.model.records import Column, ColumnStatistics, Drop, PassResult, Role
 from dpipe.model.registry import Reason
 
 PASSES = (

@@ -31,7 +31,7 @@ from conftest import another_value, why_no_gpu
 from dpipe.cli import main
 from dpipe.cli.commands import _final_words
 from dpipe.errors import ResourceError
-from dpipe.model import Decision
+from dpipe.model.records import Decision
 from dpipe.options import DECLARED, DEFAULTS, Options, flag
 from dpipe.selection import Selection
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpipe.choice.communities import find_communities
-from dpipe.model import Edges
+from dpipe.model.records import Edges
 
 
 def edges_of(pairs: dict[tuple[int, int], float]) -> Edges:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpipe.choice.communities import find_communities
-from dpipe.model import Edges
+from dpipe.model.records import Edges
 
 
 def similar_groups(n_groups: int, seed: int) -> tuple[int, Edges]:

@@ -20,7 +20,6 @@ from distributed import Client, LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from dpipe.engine.submit import run_tasks
-from dpipe.model import MemoryReading
 from dpipe.model.events import (
     Event,
     MemoryRead,
@@ -34,6 +33,7 @@ from dpipe.model.events import (
     silent,
 )
 from dpipe.model.inventory import MEMORY_SAMPLES, PERFORMANCE_REPORT
+from dpipe.model.records import MemoryReading
 from dpipe.options import Options, options_from
 from dpipe.pipeline import run
 from dpipe.session import Session, attach_session

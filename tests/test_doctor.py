@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpipe.doctor import Facts, Finding, Probe, examine, look
-from dpipe.doctor import _client_findings as client_findings
-from dpipe.doctor import _worker_findings as worker_findings
 from dpipe.options import Options
+from dpipe.session.doctor import Facts, Finding, Probe, examine, look
+from dpipe.session.doctor import _client_findings as client_findings
+from dpipe.session.doctor import _worker_findings as worker_findings
 
 
 @pytest.fixture(scope="module")

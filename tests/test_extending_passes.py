@@ -21,8 +21,8 @@ from dpipe.choice.rules import Rule, first_broken
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, TableShape
 from dpipe.errors import InputError, VerificationError
-from dpipe.model import ColumnStatistics, Drop, PassResult
 from dpipe.model.events import PassDone, PlannedPass
+from dpipe.model.records import ColumnStatistics, Drop, PassResult
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
 from dpipe.verify import verify

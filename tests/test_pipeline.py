@@ -22,8 +22,8 @@ from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
 from dpipe.engine.plan import Limits
 from dpipe.errors import InputError
-from dpipe.model import Edges
 from dpipe.model.events import Event, MemoryRead, Note, PassDone, TaskDone
+from dpipe.model.records import Edges
 from dpipe.options import Options, options_from
 from dpipe.pipeline import plan_run, run
 from dpipe.pipeline.allpairs import similarity

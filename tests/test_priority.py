@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpipe.choice.certificate import decide
 from dpipe.choice.priority import Priority
-from dpipe.model import Column, PassResult, Role
+from dpipe.model.records import Column, PassResult, Role
 
 some = st.lists(st.sampled_from("abcdxy"), max_size=4)
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dpipe.common.words import printable
-from dpipe.model import Decision, MemoryReading
 from dpipe.model.events import (
     Event,
     MemoryRead,
@@ -28,6 +27,7 @@ from dpipe.model.events import (
     StageStarted,
     TaskDone,
 )
+from dpipe.model.records import Decision, MemoryReading
 from dpipe.watch.terminal import LineConsole, Progress, make_console
 
 HOSTILE = "[bold]\x1b[31mred\x1b[0m\r\nline\u202e"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dpipe.errors import ResourceError
-from dpipe.model import ColumnStatistics
+from dpipe.model.records import ColumnStatistics
 from dpipe.rankstore import (
     Catalogue,
     Store,

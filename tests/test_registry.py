@@ -10,7 +10,7 @@ import importlib.util
 
 import pytest
 
-from dpipe.model import Drop
+from dpipe.model.records import Drop
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
 

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipe.errors import InputError
-from dpipe.model import ColumnStatistics, Decision, MemoryReading
+from dpipe.model.records import ColumnStatistics, Decision, MemoryReading
 from dpipe.report import write_report
 from dpipe.report.figures import pass_spans
 from dpipe.report.matrix import MISSING, communities_of, community_order, condense, pack

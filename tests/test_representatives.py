@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import Choice, choose, priority_order
-from dpipe.model import Edges
+from dpipe.model.records import Edges
 
 NONE = Edges(np.array([], np.int64), np.array([], np.int64), np.array([]))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dpipe.model import Decision, MemoryReading
+from dpipe.model.records import Decision, MemoryReading
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 

@@ -33,8 +33,8 @@ from distributed.system import MEMORY_LIMIT
 from dpipe.device import card
 from dpipe.engine.plan import Machine
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import MemoryReading
 from dpipe.model.events import Note, silent
+from dpipe.model.records import MemoryReading
 from dpipe.options import Options
 from dpipe.pipeline import plan_run
 from dpipe.session import (

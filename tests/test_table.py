@@ -30,7 +30,7 @@ from pyarrow.parquet.core import ParquetReader
 from tables import exact_cells
 
 from dpipe.errors import DpipeError, InputError, ResourceError
-from dpipe.model import Role
+from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.table import (
     Table,

@@ -19,7 +19,7 @@ from dirty import Dirt, write
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dpipe.errors import InputError
-from dpipe.model import Role
+from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.table import copy_columns, open_table, read_block
 

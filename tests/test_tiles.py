@@ -23,7 +23,7 @@ from dpipe.engine.tiles import Job, least_by_marginal_ranks
 from dpipe.kernels.marginals import marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, Fusion
 from dpipe.kernels.ranks import RankedColumn, rank_column
-from dpipe.model import ColumnStatistics
+from dpipe.model.records import ColumnStatistics
 from dpipe.rankstore import Store, StoredColumn, build_catalogue, write_block
 
 Array = NDArray[np.float64]

@@ -35,8 +35,8 @@ from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, VerificationError
 from dpipe.kernels.draws import rdc_draws
-from dpipe.model import ColumnStatistics, Decision, Drop, Edges, PassResult
 from dpipe.model.inventory import DECISIONS, MANIFEST
+from dpipe.model.records import ColumnStatistics, Decision, Drop, Edges, PassResult
 from dpipe.model.registry import Reason
 from dpipe.options import Options
 from dpipe.runfolder import RunFolder

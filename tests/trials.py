@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from tables import mixed_table, write_parts
 
-from dpipe.model import Decision
+from dpipe.model.records import Decision
 from dpipe.runfolder import RunFolder
 
 PROGRAM = Path(__file__).with_name("faulty.py")

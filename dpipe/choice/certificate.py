@@ -14,7 +14,7 @@ from typing import Any
 
 from dpipe.common.words import counted
 from dpipe.errors import InputError
-from dpipe.model import Column, ColumnStatistics, Decision, Drop, PassResult, Role
+from dpipe.model.records import Column, ColumnStatistics, Decision, Drop, PassResult, Role
 from dpipe.model.registry import PASSES, Reason
 
 CAME_BACK = "came back: a later pass dropped what predicted it"

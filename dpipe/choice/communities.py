@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpipe.choice.priority import name_places
-from dpipe.model import MILLION, Edges
+from dpipe.model.records import MILLION, Edges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.model import MILLION
+from dpipe.model.records import MILLION
 
 
 @dataclass(frozen=True)

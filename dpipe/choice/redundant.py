@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dpipe.choice.communities import find_communities
 from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import Choice, choose
-from dpipe.model import Edges
+from dpipe.model.records import Edges
 
 
 def decide_at(

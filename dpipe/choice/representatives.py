@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpipe.choice.priority import Priority, name_places
-from dpipe.model import Edges
+from dpipe.model.records import Edges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpipe.model import ColumnStatistics, Drop
+from dpipe.model.records import ColumnStatistics, Drop
 from dpipe.model.registry import Reason
 from dpipe.options import Options
 

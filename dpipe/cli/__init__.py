@@ -3,7 +3,7 @@
 Covers: commands and their options, YAML files and Dask's configuration as further sources of
 options, exit codes, and how an error is shown.
 Does not cover: what the commands do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
-`dpipe.doctor`), the meaning of options (see `dpipe.options`), progress (see
+`dpipe.session.doctor`), the meaning of options (see `dpipe.options`), progress (see
 `dpipe.watch.terminal`).
 
 Importing this package is cheap, because ``dask --help`` imports it too: every command imports what

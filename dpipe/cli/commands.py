@@ -3,7 +3,7 @@
 Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``transfer``, ``report``, ``verify``,
 ``doctor``.
 Does not cover: what they do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
-`dpipe.doctor`), progress (see `dpipe.watch.terminal`).
+`dpipe.session.doctor`), progress (see `dpipe.watch.terminal`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dpipe.engine.plan import Plan
-    from dpipe.model import Decision
+    from dpipe.model.records import Decision
 
 
 @click.group(
@@ -449,7 +449,7 @@ def doctor(given: dict[str, Any], sources: tuple[str, ...], config: str | None) 
     With PARQUET... every worker also opens the input. Lines that begin with ! ask for action.
     """
     request = settle(given, sources, config)
-    from dpipe.doctor import examine
+    from dpipe.session.doctor import examine
     from dpipe.watch.terminal import Progress
 
     place = None

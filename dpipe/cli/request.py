@@ -2,7 +2,7 @@
 
 Covers: merging the sources of options, storage options.
 Does not cover: the checks of values (see `dpipe.options`), files of names (see
-`dpipe.pipeline.settings`).
+`dpipe.settings`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dpipe.cli.failures import SECRETS
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, EXTRA_KEYS, Options, flag, options_from
 from dpipe.options.kinds import Names
-from dpipe.pipeline.settings import IN_DASK, read_text, split, with_names_of_files
+from dpipe.settings import IN_DASK, read_text, split, with_names_of_files
 
 
 @dataclass(frozen=True)

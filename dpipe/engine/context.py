@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.engine.plan import LIMITS, Limits, Machine
-from dpipe.model import ColumnStatistics, Pairs
 from dpipe.model.events import Emit
+from dpipe.model.records import ColumnStatistics, Pairs
 from dpipe.options import Options
 from dpipe.rankstore import Store, StoredColumn
 from dpipe.session import Session

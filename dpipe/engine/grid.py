@@ -21,8 +21,8 @@ from dpipe.engine import submit, tiles
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import tile_grid
 from dpipe.kernels.measures import Fusion, Settling
-from dpipe.model import Edges, Pairs
 from dpipe.model.events import Note
+from dpipe.model.records import Edges, Pairs
 from dpipe.rankstore import Catalogue, Store, build_catalogue
 
 

@@ -32,8 +32,8 @@ from dpipe.kernels.marginals import MarginalSums, marginal_sums, untied_sums, wh
 from dpipe.kernels.measures import BASIS
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.relevance import CrossSums, Relevance, Target, cross_sums, relevance
-from dpipe.model import MILLION, TargetRelevance
 from dpipe.model.events import Note
+from dpipe.model.records import MILLION, TargetRelevance
 from dpipe.rankstore import Store, build_catalogue, bytes_of, load_catalogue, read_piece
 from dpipe.table import Table
 from dpipe.table.target import read_target

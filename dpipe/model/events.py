@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpipe.model import MemoryReading
+from dpipe.model.records import MemoryReading
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dpipe.model import Decision
+from dpipe.model.records import Decision
 
 SELECTED = "selected.txt"
 DECISIONS = "decisions.parquet"

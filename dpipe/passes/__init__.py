@@ -12,8 +12,8 @@ from typing import Protocol, cast
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, Plan, TableShape, rank_store_bytes
-from dpipe.model import PassResult
 from dpipe.model.events import PlannedPass
+from dpipe.model.records import PassResult
 from dpipe.model.registry import PASSES, Pass
 from dpipe.options import Options
 

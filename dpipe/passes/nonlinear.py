@@ -23,8 +23,8 @@ from dpipe.engine.grid import (
 )
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
-from dpipe.model import PassResult
 from dpipe.model.events import PlannedPass
+from dpipe.model.records import PassResult
 from dpipe.model.registry import Pass
 from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives

@@ -28,8 +28,8 @@ from dpipe.engine.plan import Machine, TableShape, check_client, plan_grid
 from dpipe.errors import InputError
 from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
 from dpipe.kernels.vif import Elimination, eliminate
-from dpipe.model import MILLION, Drop, PassResult
 from dpipe.model.events import Note, PlannedPass
+from dpipe.model.records import MILLION, Drop, PassResult
 from dpipe.model.registry import Pass, Reason
 from dpipe.options import Options
 

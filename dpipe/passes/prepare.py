@@ -27,8 +27,8 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.plan import Machine, TableShape, plan_ranking, ranking_blocks
 from dpipe.engine.relevance import measure_relevance, store_targets, warn_of_leaks
 from dpipe.kernels.ranks import RankedColumn, rank_column
-from dpipe.model import ColumnStatistics, Drop, PassResult
 from dpipe.model.events import Note, PlannedPass
+from dpipe.model.records import ColumnStatistics, Drop, PassResult
 from dpipe.model.registry import Pass, Reason
 from dpipe.options import Options
 from dpipe.rankstore import (

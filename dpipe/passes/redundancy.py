@@ -13,8 +13,8 @@ import numpy as np
 from dpipe.choice.redundant import decide_at
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiles import NEAR
-from dpipe.model import Drop, Edges, PassResult
 from dpipe.model.events import Note
+from dpipe.model.records import Drop, Edges, PassResult
 from dpipe.model.registry import Pass, Reason
 
 

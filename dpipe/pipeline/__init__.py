@@ -61,7 +61,7 @@ def run(
         Dask client, cluster or address to run on; with None an own session, unless options name
         a scheduler.
     observers
-        Called with every event (see `dpipe.model`).
+        Called with every event (see `dpipe.model.records`).
     storage_options
         Passed to fsspec; never written anywhere.
     limits

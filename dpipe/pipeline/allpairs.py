@@ -19,8 +19,8 @@ from dpipe.engine.grid import assemble, run_grid, settled_edges
 from dpipe.engine.relevance import measure_relevance
 from dpipe.errors import InputError
 from dpipe.kernels.measures import Fusion, Settling, public_measures
-from dpipe.model import Similarity, TargetRelevance
 from dpipe.model.events import Emit, Event
+from dpipe.model.records import Similarity, TargetRelevance
 from dpipe.options import Options
 from dpipe.options.kinds import expanded
 from dpipe.passes import prepare

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.model import Role
 from dpipe.model.inventory import SELECTED
+from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table

@@ -20,8 +20,8 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import remove_grids
 from dpipe.engine.plan import Limits, Plan, check_disk
 from dpipe.errors import ResourceError
-from dpipe.model import PassResult
 from dpipe.model.events import MemoryRead, PassDone, PassStarted, RunStarted
+from dpipe.model.records import PassResult
 from dpipe.model.registry import FIRST, PASSES, Pass
 from dpipe.options import Options
 from dpipe.passes import make_plan, module_of, prepare, reviewed, reviews

@@ -17,9 +17,9 @@ from dpipe.choice.certificate import alternatives, decide
 from dpipe.engine.measures import fusion_of
 from dpipe.kernels.measures import Fusion, Measure
 from dpipe.kernels.ranks import implementation
-from dpipe.model import PassResult
 from dpipe.model.events import Emit, Note
 from dpipe.model.inventory import SINGLE_RESULTS
+from dpipe.model.records import PassResult
 from dpipe.model.registry import PASSES
 from dpipe.options import Options
 from dpipe.pipeline.resume import version

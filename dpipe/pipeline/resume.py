@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.engine.measures import arrays_of
-from dpipe.model import PassResult
 from dpipe.model.events import Note
 from dpipe.model.inventory import CHECKPOINT, STATISTICS, matrix_files, pairs_file
+from dpipe.model.records import PassResult
 from dpipe.model.registry import FIRST, PASSES
 from dpipe.options import Options
 from dpipe.passes.prepare import ranks_key

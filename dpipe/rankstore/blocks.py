@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.model import ColumnStatistics
+from dpipe.model.records import ColumnStatistics
 from dpipe.rankstore.store import Store, bytes_of
 
 FORMAT = 3

@@ -60,7 +60,7 @@ def write_report(
     Examples
     --------
     >>> import tempfile
-    >>> from dpipe.model import Decision
+    >>> from dpipe.model.records import Decision
     >>> from dpipe.runfolder import RunFolder
     >>> run = RunFolder(tempfile.mkdtemp())
     >>> run.write_decisions([Decision("MolWt", "double", 9, 0, 0, 0, 9, "kept", None,

@@ -33,7 +33,7 @@ from bokeh.models.glyphs import Image, MultiLine, Quad, Scatter, Segment
 from bokeh.models.grids import Grid
 from bokeh.resources import Resources
 
-from dpipe.model import MemoryReading
+from dpipe.model.records import MemoryReading
 from dpipe.report.results import PassRecord
 
 _Side = Literal["above", "below", "left"]

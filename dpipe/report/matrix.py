@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpipe.model import Decision
+from dpipe.model.records import Decision
 from dpipe.report.words import DROPPED
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from string import Template
 from typing import Any
 
 from dpipe.common.words import counted, sized, timed
-from dpipe.model import Decision, MemoryReading
 from dpipe.model.events import PassDone
+from dpipe.model.records import Decision, MemoryReading
 from dpipe.model.registry import PASSES
 from dpipe.options import Options
 from dpipe.report import figures, words

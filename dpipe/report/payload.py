@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.model import Decision, Role
+from dpipe.model.records import Decision, Role
 from dpipe.model.registry import PASSES
 from dpipe.report.matrix import communities_of, community_order, condense, pack
 from dpipe.report.results import Matrix, Results

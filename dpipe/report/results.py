@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpipe.errors import InputError
-from dpipe.model import ColumnStatistics, Decision, MemoryReading
 from dpipe.model.events import PassDone, PlannedPass
 from dpipe.model.inventory import RANK_SAMPLE, RUN, STATISTICS, matrix_files
+from dpipe.model.records import ColumnStatistics, Decision, MemoryReading
 from dpipe.runfolder import RunFolder
 
 if TYPE_CHECKING:

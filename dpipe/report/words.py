@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dpipe.common.words import counted
-from dpipe.model import Decision, Role
+from dpipe.model.records import Decision, Role
 from dpipe.report.results import Label
 
 NOTHING = "\N{EN DASH}"

@@ -5,7 +5,7 @@ run.json), the reduced table's entry in the manifest, results of earlier runs re
 Does not cover: how a file is written (`dpipe.runfolder.files`), what passes keep for a run that
 goes on (`dpipe.runfolder.checkpoints`), the rank store (`dpipe.rankstore`), writing the reduced
 table (`dpipe.table`), what the report shows (`dpipe.report`).
-See also: `dpipe.model.Decision`, the record stored here.
+See also: `dpipe.model.records.Decision`, the record stored here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from dpipe.common.credentials import check_url
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import ColumnStatistics, Decision, Pairs
 from dpipe.model.inventory import (
     CHECKPOINT,
     COMMUNITIES,
@@ -40,6 +39,7 @@ from dpipe.model.inventory import (
     is_portable,
     matrix_files,
 )
+from dpipe.model.records import ColumnStatistics, Decision, Pairs
 from dpipe.options.kinds import expanded
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable

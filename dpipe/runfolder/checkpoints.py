@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.model import Drop, PassResult
 from dpipe.model.inventory import CHECKPOINT, pass_file
+from dpipe.model.records import Drop, PassResult
 from dpipe.model.registry import Reason
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files
 from dpipe.runfolder.plain import digest_of, plain

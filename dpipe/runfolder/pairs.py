@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.model import MILLION, Pairs
 from dpipe.model.inventory import PAIRS, pairs_file
+from dpipe.model.records import MILLION, Pairs
 from dpipe.runfolder.files import BROKEN, Files, unreadable
 
 PAIRS_SCHEMA = pa.schema(

@@ -22,8 +22,8 @@ from urllib.parse import quote
 
 from dpipe.choice.certificate import explain
 from dpipe.errors import InputError
-from dpipe.model import Decision, MemoryReading
 from dpipe.model.inventory import REPORT, RUN
+from dpipe.model.records import Decision, MemoryReading
 from dpipe.model.registry import PASSES
 from dpipe.runfolder import RunFolder
 from dpipe.table.inputs import take_columns

@@ -20,7 +20,7 @@ import numpy as np
 from dpipe.choice.priority import Priority, in_millionths
 from dpipe.choice.redundant import decide_at
 from dpipe.errors import InputError
-from dpipe.model import Decision, Edges
+from dpipe.model.records import Decision, Edges
 from dpipe.model.registry import PASSES
 from dpipe.runfolder import RunFolder
 

@@ -4,7 +4,7 @@ Covers: asking every process for its memory, finding the facts of a restart and 
 decision.
 Does not cover: opening a session (`dpipe.session`), the decision (`dpipe.session.decision`), how
 workers restart (`dpipe.session.restart`), starting and ending processes (`dpipe.session.local`).
-See also: `dpipe.model.MemoryReading`, the record of the ledger.
+See also: `dpipe.model.records.MemoryReading`, the record of the ledger.
 """
 
 # Most of distributed's public methods carry no annotations.
@@ -24,8 +24,8 @@ from distributed import Client, Future
 from dpipe.common.words import first_line
 from dpipe.device import card
 from dpipe.errors import ResourceError
-from dpipe.model import MemoryReading
 from dpipe.model.events import Emit, Note, silent
+from dpipe.model.records import MemoryReading
 from dpipe.options import Options
 from dpipe.session import restart
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dpipe.common.words import counted
 from dpipe.errors import InputError, ResourceError
-from dpipe.model import Role
+from dpipe.model.records import Role
 from dpipe.table.convert import fill_float64
 from dpipe.table.decode import Part, decoder, rows_within
 from dpipe.table.exact import WholeColumn, as_float64, as_whole, find_rounded, scale_of

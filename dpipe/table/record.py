@@ -17,8 +17,8 @@ from itertools import accumulate
 from dpipe.common.credentials import Secrets
 from dpipe.common.words import nearest
 from dpipe.errors import InputError
-from dpipe.model import Column, Role
 from dpipe.model.events import Emit, Note
+from dpipe.model.records import Column, Role
 
 _FORMAT = "dpipe-table"
 _VERSION = 1

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from dpipe.common.words import columns_phrase, counted, listed, nearest, quoted
 from dpipe.errors import InputError
-from dpipe.model import Column, Role
+from dpipe.model.records import Column, Role
 from dpipe.options import Options
 from dpipe.table.convert import TextCells
 from dpipe.table.decode import decoder

@@ -26,7 +26,7 @@ import pyarrow as pa
 from dpipe.common.credentials import Secrets
 from dpipe.common.words import counted, listed
 from dpipe.errors import InputError
-from dpipe.model import Role
+from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.table.files import (
     STORAGE_ERRORS,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpipe.model import Decision, Role
+from dpipe.model.records import Decision, Role
 from dpipe.options import Options
 from dpipe.table import Table
 from dpipe.table.sample import nonlinear_sample

@@ -1,6 +1,6 @@
 """The page ``/dpipe`` beside Dask's own dashboard: how a run stands, while it runs.
 
-Covers: an observer of the events of `dpipe.model` that keeps what the page shows, and the page.
+Covers: an observer of `dpipe.model.events` that keeps what the page shows, and the page.
 Does not cover: serving it (see `dpipe.watch.scheduler`), the page that stays (see `dpipe.report`),
 the terminal (see `dpipe.watch.terminal`).
 """
@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
-from dpipe.model import MemoryReading
 from dpipe.model.events import (
     Event,
     MemoryRead,
@@ -25,6 +24,7 @@ from dpipe.model.events import (
     StageStarted,
     TaskDone,
 )
+from dpipe.model.records import MemoryReading
 
 _WARNINGS_SHOWN = 8
 

@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpipe.model import MemoryReading
 from dpipe.model.events import Emit, Event, Fault, MemoryRead, Note, PassDone
 from dpipe.model.inventory import stall_file
+from dpipe.model.records import MemoryReading
 from dpipe.runfolder import RunFolder
 from dpipe.watch.board import Board
 

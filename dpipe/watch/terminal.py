@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: one live line a pass, or plain lines when piped.
 
-Covers: an observer of the events of `dpipe.model`, the summary after a run, escaping of names.
+Covers: an observer of `dpipe.model.events`, the summary after a run, escaping of names.
 Does not cover: what is done (see `dpipe.pipeline`), or the final words of a command (`dpipe.cli`).
 See also: `dpipe.report`, the page that stays.
 
@@ -26,7 +26,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dpipe.common.words import counted, printable, sized, timed
-from dpipe.model import Decision
 from dpipe.model.events import (
     Event,
     MemoryRead,
@@ -37,6 +36,7 @@ from dpipe.model.events import (
     StageStarted,
     TaskDone,
 )
+from dpipe.model.records import Decision
 
 _WAITING = "opening the input"
 _REASONS_SHOWN = 4
