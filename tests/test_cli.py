@@ -719,7 +719,15 @@ def test_plan_refuses_what_cannot_fit(tmp_path: Path) -> None:
     words = "plan --rows 120e9 --columns 1800 --workers 2 --memory-limit 1GiB"
     result = invoke(*words.split())
     assert result.exit_code == 3
-    assert "--memory-limit" in one_sentence(result.stderr)
+    assert "it takes workers of" in one_sentence(result.stderr)
+
+
+def test_the_memory_limit_that_plan_names_is_enough_when_typed() -> None:
+    words = "plan --rows 10e6 --columns 100 --workers 1 --memory-limit".split()
+    refused = invoke(*words, "512MiB")
+    assert refused.exit_code == 3
+    (named,) = re.findall("set --memory-limit to at least ([^,]+),", one_sentence(refused.stderr))
+    assert invoke(*words, named).exit_code == 0
 
 
 def test_a_reader_who_leaves_early_is_no_error(finished: Finished) -> None:

@@ -136,16 +136,35 @@ def test_make_plan__more_workers_than_columns_leaves_some_idle() -> None:
     assert plan.passes[0].tasks <= 3
 
 
-@pytest.mark.parametrize("rows", [10**8, 10**9])
-def test_make_plan__refuses_what_cannot_fit_and_says_what_would(rows: int) -> None:
-    with pytest.raises(ResourceError, match=r"--memory-limit to at least") as refused:
-        make_plan(rows, 10, Options(), Machine(2, 1, 2 * GIB))
-    named = re.search(r"at least ([0-9.]+ [TGM]iB)", str(refused.value))
-    assert named is not None
-    value, unit = named[1].split()
-    scale = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
-    enough = int((float(value) + 0.1) * scale)
-    assert make_plan(rows, 10, Options(passes=(1,)), Machine(2, 1, enough))
+@given(
+    st.integers(1, 10**10),
+    st.integers(1, 2000),
+    st.integers(100 * 2**20, 8 * GIB),
+    st.integers(1, 8),
+    st.sampled_from([(1,), (1, 2), (1, 2, 3, 4)]),
+)
+def test_make_plan__refuses_what_cannot_fit_and_the_size_it_names_is_enough_when_typed(
+    rows: int, columns: int, given_bytes: int, threads: int, passes: tuple[int, ...]
+) -> None:
+    options = Options(passes=passes)
+    try:
+        make_plan(rows, columns, options, Machine(2, threads, given_bytes))
+    except ResourceError as refused:
+        named = re.search(r"set --memory-limit to at least ([0-9.]+[MG]iB), or ", str(refused))
+        assert named is not None
+        enough = parse_size(named[1])
+        assert enough > given_bytes
+        assert make_plan(rows, columns, options, Machine(2, threads, enough))
+        less = parse_size(f"{parse_size(named[1]) * 0.88:.0f}")  # and it is not much too large
+        with pytest.raises(ResourceError):
+            make_plan(rows, columns, options, Machine(2, threads, less))
+
+
+def test_make_plan__names_no_limit_that_the_machine_cannot_give() -> None:
+    sentence = r"it takes workers of [0-9.]+GiB, or a draw with --sample-rows\.$"
+    for most in (8 * GIB, 0):
+        with pytest.raises(ResourceError, match=sentence):
+            make_plan(10**9, 10, Options(), Machine(2, 1, 8 * GIB, most_memory=most))
 
 
 def test_make_plan__refuses_a_worker_too_small_for_any_tile() -> None:

@@ -40,6 +40,20 @@ def sized(n_bytes: float) -> str:
     return f"{n_bytes:.0f} B"
 
 
+def typed_size(n_bytes: int) -> str:
+    """The next size from a number of bytes on that is short, as an option takes it.
+
+    Examples
+    --------
+    >>> typed_size(2**30), typed_size(2**30 + 1), typed_size(5 * 10**8)
+    ('1GiB', '1.1GiB', '477MiB')
+    """
+    if n_bytes <= 1000 * 2**20:
+        return f"{-(-n_bytes // 2**20)}MiB"
+    tenths = -(-10 * n_bytes // 2**30)
+    return f"{tenths / 10:.15g}GiB"
+
+
 def timed(seconds: float) -> str:
     """A time as a person says it.
 

@@ -23,6 +23,7 @@ from dpipe.model.records import ColumnStatistics, Pairs
 from dpipe.options import Options
 from dpipe.rankstore import Store, StoredColumn
 from dpipe.session import Session
+from dpipe.session.device import local_machine
 
 Prepared = Mapping[str, StoredColumn]
 """Column name -> its statistics and where it lies: what pass 1 leaves in the rank store."""
@@ -74,6 +75,7 @@ class Context:
             session.memory_limit,
             session.device_memory,
             self.limits,
+            local_machine()[1] if session.owned else 0,
         )
 
     def pairs_floor(self, threshold: float) -> float:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dpipe.common.words import counted, sized
+from dpipe.common.words import counted, sized, typed_size
 from dpipe.engine import memory
 from dpipe.errors import ResourceError
 from dpipe.model.events import PlannedPass
@@ -100,6 +100,9 @@ class Machine:
         Bytes each can have of its card, None where tasks compute on the CPU.
     limits
         What bounds a tile beside memory.
+    most_memory
+        Most bytes that --memory-limit can give each: 0 where it has no say, None where nothing
+        bounds it.
     """
 
     workers: int
@@ -107,6 +110,7 @@ class Machine:
     memory: int
     device: int | None = None
     limits: Limits = LIMITS
+    most_memory: int | None = None
 
     @property
     def slots(self) -> int:
@@ -352,13 +356,26 @@ def _refuse_card(stage: str, need: int, machine: Machine, what: str) -> None:
     )
 
 
+class TaskTooLarge(ResourceError):
+    """A task does not fit its worker; ``limit`` is the memory of a worker that it would fit."""
+
+    def __init__(self, sentence: str, limit: int) -> None:
+        super().__init__(sentence)
+        self.limit = limit
+
+
 def _refuse(stage: str, need: int, machine: Machine, what: str) -> None:
     limit = math.ceil((need * machine.threads + memory.WORKER_BASE) / memory.USABLE_SHARE)
     fewer = "fewer --threads-per-worker, " if machine.threads > 1 else ""
-    raise ResourceError(
+    if machine.most_memory is not None and limit > machine.most_memory:
+        cure = f"it takes workers of {typed_size(limit)}, {fewer}or a draw with --sample-rows"
+    else:
+        cure = f"set --memory-limit to at least {typed_size(limit)}, or take {fewer}"
+        cure += "fewer --workers on this machine or a draw with --sample-rows"
+    raise TaskTooLarge(
         f"{stage}: {what} needs {sized(need)} but a task of these workers has "
-        f"{sized(max(machine.task_budget, 0))}; set --memory-limit to at least {sized(limit)}, or "
-        f"take {fewer}fewer --workers on this machine or a draw with --sample-rows."
+        f"{sized(max(machine.task_budget, 0))}; {cure}.",
+        limit,
     )
 
 

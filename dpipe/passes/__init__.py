@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import Machine, Plan, TableShape, rank_store_bytes
+from dpipe.engine.plan import Machine, Plan, TableShape, TaskTooLarge, rank_store_bytes
 from dpipe.model.events import PlannedPass
 from dpipe.model.records import PassResult
 from dpipe.model.registry import PASSES, Pass
@@ -83,7 +83,15 @@ def make_plan(
         row_group = min(_USUAL_ROW_GROUP, n_rows)
     table = TableShape(n_rows, n_columns, row_group)
     entries = [PASSES[number] for number in sorted(options.passes)]
-    passes = [module_of(entry).plan(entry, table, options, machine) for entry in entries]
+    passes = []
+    too_large: list[TaskTooLarge] = []
+    for entry in entries:
+        try:
+            passes.append(module_of(entry).plan(entry, table, options, machine))
+        except TaskTooLarge as refusal:
+            too_large.append(refusal)
+    if too_large:  # what the hungriest needs is enough for the others
+        raise max(too_large, key=lambda refusal: refusal.limit)
     matrix = min(n_columns * n_columns * 4, options.matrix_budget)
     return Plan(
         n_rows=n_rows,

@@ -14,7 +14,7 @@ from dpipe.errors import InputError
 from dpipe.model.events import Emit, silent
 from dpipe.options import Options
 from dpipe.passes import make_plan
-from dpipe.session.device import local_workers
+from dpipe.session.device import local_machine, local_workers
 from dpipe.table import open_table, tell_notes
 from dpipe.table.sample import sample
 
@@ -50,5 +50,11 @@ def plan_run(
     if not rows or not columns:
         raise InputError("give Parquet files, or both --rows and --columns.")
     workers = local_workers(options, emit)
-    machine = Machine(workers.number, workers.threads, workers.memory, workers.room)
+    machine = Machine(
+        workers.number,
+        workers.threads,
+        workers.memory,
+        workers.room,
+        most_memory=local_machine()[1],
+    )
     return make_plan(rows, columns, options, machine, row_group=row_group)
