@@ -723,7 +723,7 @@ def test_plan_refuses_what_cannot_fit(tmp_path: Path) -> None:
 
 
 def test_the_memory_limit_that_plan_names_is_enough_when_typed() -> None:
-    words = "plan --rows 10e6 --columns 100 --workers 1 --memory-limit".split()
+    words = ["plan", "--rows", "10e6", "--columns", "100", "--workers", "1", "--memory-limit"]
     refused = invoke(*words, "512MiB")
     assert refused.exit_code == 3
     (named,) = re.findall("set --memory-limit to at least ([^,]+),", one_sentence(refused.stderr))
