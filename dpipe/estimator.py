@@ -132,6 +132,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     min_valid: int | None = None
     keep: Sequence[str] = ()
     prefer: Sequence[str] = ()
+    max_columns: int | None = None
     passes: Sequence[int] = Options.passes
     nonlinear_rows: int | None = None
     use_y: bool = True

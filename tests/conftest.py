@@ -40,7 +40,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def another_value(name: str) -> object:
     """A value of an option that is not its default, as a YAML file may hold it."""
-    from dpipe.model.registry import FIRST, PASSES
+    from dpipe.model.registry import FIRST, usual_passes
     from dpipe.options import DECLARED, DEFAULTS
     from dpipe.options.kinds import Choice, Flag, Number, Passes, Size, Weights, Whole
 
@@ -52,7 +52,7 @@ def another_value(name: str) -> object:
         case Choice(words=words):
             return next(word for word in reversed(words) if word != DEFAULTS[name])
         case Passes():
-            return f"{FIRST},{max(PASSES)}"
+            return f"{FIRST},{max(usual_passes())}"
         case Whole(low=low) | Size(low=low):
             return int(low) + 2
         case Number(low=low):

@@ -30,7 +30,7 @@ from dpipe.verify.checks import CHECKS, Claims, Failures, PassCheck
 from dpipe.verify.columns import RankedColumns
 
 LONGER_NAMES = Pass(
-    number=5,
+    number=6,
     name="names",
     title="Longer names",
     module=__name__,
@@ -57,7 +57,7 @@ def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> P
 
 
 def check(claims: Claims, columns: RankedColumns, rows: object) -> Failures:
-    for row in claims.dropped_by(5):
+    for row in claims.dropped_by(6):
         claims.compared["longer names"] += 1
         if not row.column.startswith(str(row.representative)):
             yield f"{row.column!r} does not begin like {row.representative!r}"
@@ -65,9 +65,9 @@ def check(claims: Claims, columns: RankedColumns, rows: object) -> Failures:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PASSES, 5, LONGER_NAMES)
+    monkeypatch.setitem(PASSES, 6, LONGER_NAMES)
     rule = PassCheck(lambda options: {"redundant": ("prefix", options.spearman_threshold)}, check)
-    monkeypatch.setitem(CHECKS, 5, rule)
+    monkeypatch.setitem(CHECKS, 6, rule)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def client() -> Iterator[Any]:
 
 def test_a_pass_that_is_not_registered_cannot_be_asked_for() -> None:
     with pytest.raises(InputError, match=r"out of 1,2,3,4 that has 1 in it"):
-        Options(passes=(1, 5))
+        Options(passes=(1, 6))
 
 
 @pytest.mark.usefixtures("registered")
@@ -102,9 +102,9 @@ def test_a_registered_pass_goes_through_plan_run_report_and_verify(
     rng = np.random.default_rng(0)
     names = ("weight", "weight2", "height", "age")
     table = write_parts({name: rng.random(300) for name in names}, tmp_path / "table", parts=1)
-    settings: dict[str, Any] = {"passes": (1, 5), "restart": "never", "device": "cpu"}
+    settings: dict[str, Any] = {"passes": (1, 6), "restart": "never", "device": "cpu"}
     planned = pipeline.plan_run([str(table)], Options(**settings))
-    assert [(each.number, each.shape) for each in planned.passes][1:] == [(5, "names alone")]
+    assert [(each.number, each.shape) for each in planned.passes][1:] == [(6, "names alone")]
 
     done: list[PassDone] = []
 
@@ -123,12 +123,12 @@ def test_a_registered_pass_goes_through_plan_run_report_and_verify(
         assert result.selected == ("weight", "height", "age")
     assert [(each.name, each.reused) for each in done][1::2] == [("names", False), ("names", True)]
     assert result.explain("weight2") == (
-        "'weight2' was dropped by pass 5 (names): redundant, prefix 1 (threshold 0.95); "
+        "'weight2' was dropped by pass 6 (names): redundant, prefix 1 (threshold 0.95); "
         "'weight' stays."
     )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<small>5</small>Longer names</span>" in page
-    assert '"5":{"title":"Longer names","threshold":0.95,"pairwise":true}' in page
+    assert "<small>6</small>Longer names</span>" in page
+    assert '"6":{"title":"Longer names","threshold":0.95,"pairwise":true}' in page
     assert verify(tmp_path / "out").compared["longer names"] == 1
 
 
@@ -139,10 +139,10 @@ def test_the_check_of_a_registered_pass_is_asked(
     rng = np.random.default_rng(0)
     data = {name: rng.random(300) for name in ("weight", "weight2")}
     table = write_parts(data, tmp_path / "table", parts=1)
-    options = Options(passes=(1, 5), restart="never", device="cpu")
+    options = Options(passes=(1, 6), restart="never", device="cpu")
     pipeline.run([str(table)], options, output_dir=tmp_path / "out", client=client)
-    monkeypatch.setitem(CHECKS, 5, PassCheck(lambda _: {"redundant": ("suffix", 0.5)}, check))
-    with pytest.raises(VerificationError, match=r"where pass 5 uses suffix at 0\.5"):
+    monkeypatch.setitem(CHECKS, 6, PassCheck(lambda _: {"redundant": ("suffix", 0.5)}, check))
+    with pytest.raises(VerificationError, match=r"where pass 6 uses suffix at 0\.5"):
         verify(tmp_path / "out")
 
 

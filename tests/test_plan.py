@@ -21,6 +21,7 @@ from dpipe.engine.plan import (
 )
 from dpipe.errors import InputError, ResourceError
 from dpipe.kernels.measures import BASIS
+from dpipe.model.registry import PASSES
 from dpipe.options import Options, options_from, parse_size
 from dpipe.passes import make_plan
 
@@ -181,9 +182,9 @@ def test_check_disk__names_both_sizes() -> None:
 
 
 def test_check_client__names_the_options_that_help() -> None:
-    check_client(2000, GIB)
+    check_client(PASSES[3], 2000, GIB)
     with pytest.raises(ResourceError, match=r"40000 columns need 71\.5 GiB .*--passes 1,2,4"):
-        check_client(40_000, 8 * GIB)
+        check_client(PASSES[3], 40_000, 8 * GIB)
 
 
 # Cards

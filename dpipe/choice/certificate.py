@@ -83,7 +83,8 @@ def alternatives(
         falling |value|, then by name. Where the column's own representative was dropped later, a
         ``"chain"`` leads from the column to the kept one, both included. A column that others
         predict has ``"n_predictors"``, their names and coefficients in ``"predictors"`` where the
-        reason names them, and ``"r2_final"``, the adjusted R^2 on the final selection.
+        reason names them, and ``"r2_final"``, the adjusted R^2 on the final selection. One that
+        had come back and went later has ``"came_back"``.
 
     Examples
     --------
@@ -97,6 +98,7 @@ def alternatives(
     final = next((done.predicted for done in reversed(passes) if done.predicted), {})
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in selected}
     relevance = _relevance(passes)
+    returned = {name for result in passes for name in result.returned}
     for drop in sorted(drops.values(), key=_by_strength):
         chain = follow_chain(drop.column, drops)
         if len(chain) == 1:
@@ -115,6 +117,8 @@ def alternatives(
             entry["n_predictors"] = drop.n_predictors
         if drop.predictors:
             entry["predictors"] = dict(drop.predictors)
+        if drop.column in returned:
+            entry["came_back"] = True
         if math.isfinite(final.get(drop.column, math.nan)):
             entry["r2_final"] = final[drop.column]
         entries[chain[-1]].append(entry)
@@ -216,7 +220,8 @@ def explain(column: str, decisions: Sequence[Decision]) -> str:
     name = PASSES[row.pass_number].name
     sentence = f"{column!r} was dropped by pass {row.pass_number} ({name}): {row.reason}"
     if row.measure is not None and row.value is not None:
-        sentence += f", {row.measure} {row.value:.6g} (threshold {row.threshold:.6g})"
+        limit = "" if row.threshold is None else f" (threshold {row.threshold:.6g})"
+        sentence += f", {row.measure} {row.value:.6g}{limit}"
     if row.representative is None:
         return f"{sentence}."
     *between, last = follow_chain(column, rows)[1:]

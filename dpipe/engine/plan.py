@@ -16,7 +16,7 @@ from dpipe.common.words import counted, sized, typed_size
 from dpipe.engine import memory
 from dpipe.errors import ResourceError
 from dpipe.model.events import PlannedPass
-from dpipe.model.registry import Pass
+from dpipe.model.registry import Pass, usual_passes
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""
@@ -394,8 +394,8 @@ def check_disk(plan: Plan, free: int, folder: str) -> None:
         )
 
 
-def check_client(n_columns: int, free: int) -> None:
-    """Refuse pass 3 when its matrices of `n_columns` columns would not fit `free` bytes.
+def check_client(of: Pass, n_columns: int, free: int) -> None:
+    """Refuse a pass when its matrices of `n_columns` columns would not fit `free` bytes.
 
     Raises
     ------
@@ -404,10 +404,12 @@ def check_client(n_columns: int, free: int) -> None:
     """
     need = memory.prediction_bytes(n_columns)
     if need > free:
+        others = ",".join(str(number) for number in usual_passes() if number != of.number)
+        leave = f", or leave it out by --passes {others}" if of.asked_by is None else ""
         raise ResourceError(
-            f"prediction: the matrices of {n_columns} columns need {sized(need)} on the client, "
+            f"{of.name}: the matrices of {n_columns} columns need {sized(need)} on the client, "
             f"which has {sized(free)} free; lower --spearman-threshold so that fewer columns "
-            "reach pass 3, or leave it out by --passes 1,2,4. What is finished is kept."
+            f"reach pass {of.number}{leave}. What is finished is kept."
         )
 
 

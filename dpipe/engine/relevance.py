@@ -164,7 +164,8 @@ def _check(target: StoredTarget, fewest: int) -> None:
         )
 
 
-def _stored_targets(store: Store) -> list[StoredTarget]:
+def stored_targets(store: Store) -> list[StoredTarget]:
+    """The targets of a run, in the order that it names them."""
     return [
         StoredTarget(**(entry | {"class_rows": tuple(entry["class_rows"])}))
         for entry in store.read_json(_TARGETS)
@@ -188,7 +189,7 @@ def measure_relevance(
     names
         The columns, in the order of the result.
     """
-    targets = _stored_targets(context.store)
+    targets = stored_targets(context.store)
     catalogue, ordered = build_catalogue({name: prepared[name] for name in names}, context.n_rows)
     folder = "relevance"
     catalogue.save(context.store, f"{folder}/catalogue.npz")
@@ -223,7 +224,7 @@ def relevance_of_block(
 ) -> Relevance:
     """Task: the measures of columns `first` to `last` of the catalogue with every target."""
     catalogue = load_catalogue(store, f"{folder}/catalogue.npz")
-    stored = _stored_targets(store)
+    stored = stored_targets(store)
     known = [_open_target(store, target, catalogue.n_rows) for target in stored]
     n_functions = sum(target.n_functions for target in known)
     step = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // n_functions))
@@ -266,22 +267,23 @@ def _open_target(store: Store, target: StoredTarget, n_rows: int) -> Target:
         return Target(*nothing, np.array(target.class_rows) / target.n_valid, None)
     parts = []
     for start in range(0, n_rows, _CHUNK_ROWS):
-        values, valid = _values(store, target, start, min(start + _CHUNK_ROWS, n_rows))
+        values, valid = target_values(store, target, start, min(start + _CHUNK_ROWS, n_rows))
         parts.append(marginal_sums(values[None], BASIS, valid[None]))
     return Target(*nothing, None, whitened(reduce(MarginalSums.__iadd__, parts)))
 
 
 def _on_rows(store: Store, target: StoredTarget, known: Target, start: int, stop: int) -> Target:
     """A target with its values on some rows."""
-    values, valid = _values(store, target, start, stop)
+    values, valid = target_values(store, target, start, stop)
     if target.class_rows:
         values = np.where(valid, values, -1)
     return dataclasses.replace(known, values=values, valid=valid)
 
 
-def _values(
+def target_values(
     store: Store, target: StoredTarget, start: int, stop: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A target on rows `start` to `stop`: centred ranks or numbers of classes, 0 if missing."""
     stored = np.empty(stop - start, dtype=np.float32)
     with store.reader(target.file) as reader:
         reader.fill(stored, start * stored.itemsize)

@@ -67,6 +67,7 @@ def choose_for_target(
     asked: NDArray[np.bool_],
     count: int,
     ridge: float,
+    variance: float,
 ) -> Chosen:
     """Forward regression of the targets: always the column that explains most of what is left.
 
@@ -76,8 +77,8 @@ def choose_for_target(
         (p, p) Gram matrix of unit-norm centred columns.
     responses
         (p, q) products of the columns with unit-norm centred functions of the targets: one for a
-        target of numbers; for classes their indicators, each times sqrt(1 - share), so that the
-        squares of a column's products add up to the share of its variance that the classes explain.
+        target of numbers; for C classes their indicators, each times sqrt((1 - share) / (C - 1)),
+        so that their variances add up to 1.
     order
         All p columns, the most relevant first; of equal gains the first counts.
     asked
@@ -87,6 +88,8 @@ def choose_for_target(
     ridge
         Penalty in units of a column's variance, see `ridge_for`; it keeps columns that differ only
         by noise from being taken for that noise.
+    variance
+        Of all responses together, which the shares are of: the number of targets.
 
     Notes
     -----
@@ -100,7 +103,7 @@ def choose_for_target(
     >>> import numpy as np
     >>> r = np.array([[1, 0.95, 0.1], [0.95, 1, 0.1], [0.1, 0.1, 1.0]])
     >>> chosen = choose_for_target(
-    ...     r, np.array([[0.8], [0.79], [0.5]]), np.arange(3), np.zeros(3, bool), 2, 0.1
+    ...     r, np.array([[0.8], [0.79], [0.5]]), np.arange(3), np.zeros(3, bool), 2, 0.1, 1
     ... )
     >>> chosen.indices.tolist()
     [0, 2]
@@ -109,7 +112,6 @@ def choose_for_target(
     n_asked, count = int(np.count_nonzero(asked)), min(count, len(r))
     gram = r[np.ix_(order, order)]
     shared = responses[order].copy()
-    total = shared.shape[1]
     left = np.full(len(gram), 1 + ridge)
     waiting = np.ones(len(gram), dtype=bool)
     factor = np.empty((len(gram), count), order="F")
@@ -126,7 +128,7 @@ def choose_for_target(
         left = np.maximum(left - column * column, ridge)
         waiting[best] = False
         taken.append(best)
-    share = np.cumsum(gained) / max(total, 1)
+    share = np.cumsum(gained) / variance
     return Chosen(order[taken], explained_by(gram, np.array(taken, dtype=np.int64)), share)
 
 

@@ -200,6 +200,25 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One column taken for a budget of columns.
+
+    Attributes
+    ----------
+    column
+        The column.
+    table
+        Share of the variance of all columns that it and those taken before explain.
+    target
+        The same of the targets, by a ridge regression; None without targets.
+    """
+
+    column: str
+    table: float
+    target: float | None
+
+
+@dataclass(frozen=True)
 class PassResult:
     """What a pass decided.
 
@@ -222,6 +241,8 @@ class PassResult:
     predicted
         Adjusted R^2 on the columns kept of every column that some of them predict; empty where the
         pass took nothing that matters to it.
+    chosen
+        The columns kept in the order they were taken, of a pass that keeps a number of them.
     """
 
     number: int
@@ -233,6 +254,7 @@ class PassResult:
     relevance: Mapping[str, float] = field(default_factory=dict)
     returned: tuple[str, ...] = ()
     predicted: Mapping[str, float] = field(default_factory=dict)
+    chosen: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)

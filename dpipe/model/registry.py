@@ -70,6 +70,12 @@ class Reason(StrEnum):
         "with a variance inflation factor above {limit}",
         "of the columns that stayed, the next is most similar",
     )
+    OVER_BUDGET = (
+        "over budget",
+        "over budget",
+        "beyond the number of columns asked for",
+        "of the columns that stayed, the next is most similar",
+    )
 
     @classmethod
     def of(cls, text: str) -> Reason | None:
@@ -115,6 +121,10 @@ class Pass:
         it together.
     fresh_workers
         Whether the workers are restarted before it.
+    asked_by
+        The option that makes it run; None where it runs unless ``--passes`` leaves it out.
+    rations
+        Whether it keeps a number of columns, whatever they predict.
     """
 
     number: int
@@ -128,6 +138,8 @@ class Pass:
     arrays: tuple[str, ...] = ()
     pairwise: bool = True
     fresh_workers: bool = False
+    asked_by: str | None = None
+    rations: bool = False
 
     @property
     def measures_pairs(self) -> bool:
@@ -183,9 +195,32 @@ PASSES: dict[int, Pass] = {
             weights="weights",
             fresh_workers=True,
         ),
+        Pass(
+            number=5,
+            name="budget",
+            title="Budget",
+            module="dpipe.passes.budget",
+            reasons=(Reason.OVER_BUDGET,),
+            measure="gram",
+            pairwise=False,
+            asked_by="max_columns",
+            rations=True,
+        ),
     )
 }
 """The passes by number, in their order."""
+
+
+def usual_passes() -> tuple[int, ...]:
+    """The numbers that ``--passes`` takes: of all passes but those that another option asks for.
+
+    Examples
+    --------
+    >>> usual_passes()
+    (1, 2, 3, 4)
+    """
+    return tuple(number for number, entry in PASSES.items() if entry.asked_by is None)
+
 
 FIRST = 1
 """The pass that ranks the columns, which every other one needs."""

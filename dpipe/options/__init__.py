@@ -17,7 +17,7 @@ from typing import Any
 from dpipe.common.credentials import check_url
 from dpipe.common.words import nearest
 from dpipe.errors import InputError
-from dpipe.model.registry import PASSES
+from dpipe.model.registry import PASSES, usual_passes
 from dpipe.options.kinds import (
     Flag,
     Globs,
@@ -214,10 +214,20 @@ class Options:
         affects=4,
         also=("similarity",),
     )
+    max_columns: int | None = _redundancy(
+        None,
+        Whole(low=1),
+        "number of columns to keep: those that serve the target best, or stand best for all",
+        more="chosen by pass 5 among what the other passes leave; columns of --keep count too. "
+        "All stay by default",
+        affects=5,
+        also=("plan",),
+    )
     passes: tuple[int, ...] = _redundancy(
-        tuple(PASSES),
+        usual_passes(),
         Passes(),
         "passes to run; 1 is always among them",
+        more="pass 5 runs where --max-columns asks for it",
         also=("plan",),
     )
 
@@ -343,6 +353,22 @@ class Options:
         """``min_valid`` of options that were resolved by `for_rows`."""
         assert self.min_valid is not None, "the options are not resolved"
         return self.min_valid
+
+    @property
+    def pass_numbers(self) -> tuple[int, ...]:
+        """The passes of a run in order: those of ``passes``, and those that an option asks for.
+
+        Examples
+        --------
+        >>> Options(passes=(2, 1), max_columns=50).pass_numbers
+        (1, 2, 5)
+        """
+        asked = {
+            number
+            for number, entry in PASSES.items()
+            if entry.asked_by is not None and getattr(self, entry.asked_by) is not None
+        }
+        return tuple(sorted({*self.passes, *asked}))
 
     def replace(self, **changes: Any) -> Options:
         """A copy with some values changed, checked again."""

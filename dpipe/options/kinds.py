@@ -16,7 +16,7 @@ from numbers import Real
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.model.registry import FIRST, PASSES
+from dpipe.model.registry import FIRST, usual_passes
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -261,21 +261,21 @@ def parse_weights(text: Any) -> dict[str, float]:
 class Passes(Kind):
     """Numbers of passes, among them always the first: a list, or text with commas."""
 
-    metavar: str = ",".join(map(str, PASSES))
+    metavar: str = ",".join(map(str, usual_passes()))
 
     def convert(self, value: Any) -> tuple[int, ...]:
         return tuple(map(int, _parts(value)))
 
     def fault(self, value: tuple[int, ...]) -> str:
-        if FIRST in value and set(value) <= PASSES.keys():
+        if FIRST in value and set(value) <= set(usual_passes()):
             return ""
-        return f"takes a list out of {self.text(tuple(PASSES))} that has {FIRST} in it"
+        return f"takes a list out of {self.text(usual_passes())} that has {FIRST} in it"
 
     def text(self, value: tuple[int, ...]) -> str:
         return ",".join(map(str, value))
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "array", "items": {"enum": [*PASSES]}, "contains": {"const": FIRST}}
+        return {"type": "array", "items": {"enum": [*usual_passes()]}, "contains": {"const": FIRST}}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def make_plan(
     if row_group is None:
         row_group = min(_USUAL_ROW_GROUP, n_rows)
     table = TableShape(n_rows, n_columns, row_group)
-    entries = [PASSES[number] for number in sorted(options.passes)]
+    entries = [PASSES[number] for number in options.pass_numbers]
     passes = []
     too_large: list[TaskTooLarge] = []
     for entry in entries:

@@ -1,36 +1,33 @@
 """Pass 3: columns that kept ones together predict, on the scale of normal scores.
 
-Covers: the Gram matrix of the survivors' normal scores, the sweep through it and the strict reading
-by variance inflation, their decisions; what a later pass does to the predictions.
-Does not cover: the sweep (`dpipe.kernels.prediction`), the elimination (`dpipe.kernels.vif`).
+Covers: the sweep through the survivors and the strict reading by variance inflation, their
+decisions; what a later pass does to the predictions.
+Does not cover: the Gram matrix (`dpipe.engine.gram`), the sweep (`dpipe.kernels.prediction`), the
+elimination (`dpipe.kernels.vif`).
 
-The Gram matrix is one more measure on the tile grid, in float64 and with missing cells at the mean
-score. It is computed for the survivors of pass 2 alone, which is cheaper than keeping pass 2's
-moments of all columns, and it is positive semi-definite, which a pairwise-complete matrix is not.
+The Gram matrix is computed for the survivors of pass 2 alone, which is cheaper than keeping pass
+2's moments of all columns.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from dpipe.common.words import counted
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.grid import assemble, run_grid
-from dpipe.engine.measures import fusion_of
+from dpipe.engine.gram import Gram, gram_of, order_of
 from dpipe.engine.memory import prediction_bytes
-from dpipe.engine.plan import Machine, TableShape, check_client, plan_grid
+from dpipe.engine.plan import Machine, TableShape, plan_grid
 from dpipe.errors import InputError
 from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
 from dpipe.kernels.vif import Elimination, eliminate
 from dpipe.model.events import Note, PlannedPass
-from dpipe.model.records import MILLION, Drop, PassResult
-from dpipe.model.registry import Pass, Reason
+from dpipe.model.records import Drop, PassResult
+from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
 
 MOST_PREDICTORS = 3
@@ -41,36 +38,6 @@ FEW = 5
 
 _MOST_TERMS = 8
 _EXACT = 1e-9  # 1 - R^2 of an exact combination, adjusted
-
-
-@dataclass(frozen=True)
-class Gram:
-    """The normal scores of some columns, as far as predictions need them.
-
-    Attributes
-    ----------
-    names
-        The columns, none of them constant.
-    values
-        (p, p) correlations with missing cells at the mean.
-    rows
-        (p,) valid rows of each.
-    """
-
-    names: tuple[str, ...]
-    values: NDArray[np.float64]
-    rows: NDArray[np.int64]
-
-    def of(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Places of the columns among those named, in the order of their names."""
-        place = {name: index for index, name in enumerate(self.names)}
-        return np.array([place[name] for name in sorted(names) if name in place], dtype=np.int64)
-
-    def nearest(self, index: int, among: NDArray[np.int64]) -> int:
-        """Which of some columns is most similar to one, the first by name of equals."""
-        closeness = np.rint(np.abs(self.values[index, among]) * MILLION)
-        best: list[int] = among[closeness == closeness.max()].tolist()
-        return min(best, key=self.names.__getitem__)
 
 
 def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:
@@ -118,14 +85,17 @@ def review(
     """What a later pass kept, with the columns that come back because of what it dropped.
 
     A column that this pass dropped stays dropped only while the selection predicts it. With
-    ``--vif-threshold`` none comes back: it would be inflated.
+    ``--vif-threshold`` none comes back: it would be inflated. Nor does one after a pass that keeps
+    a number of columns; what these predict of the others is stated.
     """
     if not mine.predicted or not later.drops:
         return later
-    gram = gram_of(this, context, prepared, [*mine.kept, *(drop.column for drop in mine.drops)])
-    gone = [_as_found(drop, gram) for drop in mine.drops if drop.column in mine.predicted]
+    reached = {*later.kept, *(drop.column for drop in later.drops)}  # some came back before
+    drops = [d for d in mine.drops if d.column in mine.predicted and d.column not in reached]
+    gram = gram_of(this, context, prepared, [*later.kept, *(drop.column for drop in drops)])
+    gone = [_as_found(drop, gram) for drop in drops]
     kept, back = gram.of(later.kept), np.empty(0, dtype=np.int64)
-    if context.options.vif_threshold is None:
+    if context.options.vif_threshold is None and not PASSES[later.number].rations:
         back = returning(gram.values, kept, gone, gram.rows, context.options.r2_threshold)
     returned = {gram.names[index] for index in back.tolist()}
     gone = [one for one in gone if gram.names[one.index] not in returned]
@@ -139,33 +109,6 @@ def review(
             gram.names[one.index]: value for one, value in zip(gone, values.tolist(), strict=True)
         },
     )
-
-
-def gram_of(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> Gram:
-    """The Gram matrix of columns; tiles that are still in the store are not computed again."""
-    members = set(columns)
-    names = tuple(
-        name for name in prepared if name in members and prepared[name].statistics.n_unique > 1
-    )
-    check_client(len(names), psutil.virtual_memory().available)
-    values = np.ones((len(names), len(names)))
-    if len(names) > 1:
-        fusion = fusion_of(this, context.options)
-        grid = run_grid(context, prepared, names, this.name, fusion)
-        assemble(context, grid, fusion.name, names, None, values)
-    rows = np.array([prepared[name].statistics.n_valid for name in names], dtype=np.int64)
-    return Gram(names, values, rows)
-
-
-def order_of(gram: Gram, prepared: Prepared, context: Context) -> NDArray[np.int64]:
-    """Columns from the one most worth keeping to the one least so.
-
-    After the user's wishes, relevance and missing cells the larger sum of similarities decides (in
-    whole millionths, which add up alike in any order).
-    """
-    missing = [prepared[name].statistics.n_missing for name in gram.names]
-    sums = np.rint(np.abs(gram.values) * MILLION).astype(np.int64).sum(axis=1)
-    return context.priority.order(gram.names, np.array(missing, dtype=np.int64), -sums)
 
 
 def _most(context: Context) -> int | None:
@@ -297,12 +240,12 @@ def _terms(predictors: Sequence[tuple[str, float]]) -> str:
 
 
 def _as_found(drop: Drop, gram: Gram) -> Prediction:
-    """The prediction that a drop records."""
+    """The prediction that a drop records, of columns that are not in the matrix at -1."""
     place: Mapping[str, int] = {name: index for index, name in enumerate(gram.names)}
     return Prediction(
         place[drop.column],
         drop.value or 0.0,
         drop.n_predictors,
-        tuple((place[name], weight) for name, weight in drop.predictors),
-        place[drop.representative or drop.column],
+        tuple((place.get(name, -1), weight) for name, weight in drop.predictors),
+        place.get(drop.representative or "", -1),
     )

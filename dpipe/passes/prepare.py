@@ -84,7 +84,7 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
         store_targets(context, table, record, None if rows is None else ROWS_NAME)
     blocks = ranking_blocks(context.n_rows, len(names), table.row_group, context.machine)
     blocks = _resumable(store, blocks)
-    intact = _intact_blocks(context)
+    intact = _intact_blocks(context).intersection(range(len(blocks)))
     todo = [
         (store, record, number, names[start:stop], context.session.device)
         for number, (start, stop) in enumerate(blocks)

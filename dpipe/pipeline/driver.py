@@ -100,7 +100,7 @@ class Run:
             results: list[PassResult] = []
             columns: tuple[str, ...] = self.table.features
             key = ""
-            for number in sorted(self.options.passes):
+            for number in self.options.pass_numbers:
                 depends = self._resume.depends(number, key)
                 began = time.monotonic()
                 reused = self._resume.reusable(number, depends, len(columns))
@@ -142,8 +142,9 @@ class Run:
                     if context is not None:
                         context = dataclasses.replace(context, priority=self._priority())
             if context is not None:
-                for number in filter(lambda number: reviews(PASSES[number]), self.options.passes):
-                    remove_grids(context.store, PASSES[number].name)
+                for number in self.options.pass_numbers:
+                    if reviews(PASSES[number]):
+                        remove_grids(context.store, PASSES[number].name)
         return results
 
     def _priority(self) -> Priority:
@@ -180,7 +181,7 @@ class Run:
         else:  # an earlier pass left nothing
             result = PassResult(this.number, this.name, (), ())
         self.journal(MemoryRead(context.session.read_memory("after", this.number)))
-        if restarts_after(this.number, self.options.passes):
+        if restarts_after(this.number, self.options.pass_numbers):
             self.journal(MemoryRead(context.session.recycle(this.number)))
         return result
 

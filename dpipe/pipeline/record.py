@@ -123,6 +123,7 @@ def _record(run: Finished) -> dict[str, Any]:
             str(result.number): [list(pair) for pair in result.near_threshold]
             for result in run.results
         },
+        "chosen": [dataclasses.asdict(step) for done in run.results for step in done.chosen],
         "ledger": [dataclasses.asdict(reading) for reading in journal.readings],
         "notes": [dataclasses.asdict(note) for note in journal.notes],
         "faults": [plain_fault(fault) for fault in journal.faults],
@@ -139,7 +140,7 @@ def _measures(options: Options) -> dict[str, dict[str, Any]]:
         known: tuple[Fusion | Measure, ...] = (fusion, *fusion.measures)
         for each in known:
             labels = {name: getattr(each, name) for name in ("title", "symbol", "signed")}
-            labelled[each.name] = {**labels, "pass": number}
+            labelled.setdefault(each.name, {**labels, "pass": number})
     return labelled
 
 

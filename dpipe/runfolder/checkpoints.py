@@ -13,7 +13,7 @@ from typing import Any
 
 from dpipe.errors import InputError
 from dpipe.model.inventory import CHECKPOINT, pass_file
-from dpipe.model.records import Drop, PassResult
+from dpipe.model.records import Drop, PassResult, Step
 from dpipe.model.registry import Reason
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files
 from dpipe.runfolder.plain import digest_of, plain
@@ -138,6 +138,7 @@ def _pass_result(stored: Mapping[str, Any]) -> PassResult:
         near_threshold=tuple((str(a), str(b), float(v)) for a, b, v in stored["near_threshold"]),
         returned=tuple(map(str, stored["returned"])),
         predicted={str(k): float(v) for k, v in stored["predicted"].items()},
+        chosen=tuple(Step(**step) for step in stored["chosen"]),
     )
 
 

@@ -93,6 +93,22 @@ def check_options(options: Options, known: Mapping[str, object]) -> None:
         raise InputError(f"column {both[0]!r} is named in both --id-columns and --exclude.")
 
 
+def check_budget(options: Options, features: Iterable[str]) -> None:
+    """Refuse ``--max-columns`` when more features than that are asked to be kept.
+
+    Raises
+    ------
+    InputError
+        Naming both numbers.
+    """
+    asked = len(set(options.keep).intersection(features))
+    if options.max_columns is not None and asked > options.max_columns:
+        raise InputError(
+            f"--keep names {counted(asked, 'column')}, more than the {options.max_columns:,} of "
+            f"--max-columns; give at least {asked:,}, or keep fewer."
+        )
+
+
 def _needs_file(name: str, known: Iterable[str]) -> str:
     """The hint where `name` is what text with commas made of a column's name; else nothing."""
     meant = next((each for each in known if name in map(str.strip, each.split(","))), None)

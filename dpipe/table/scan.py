@@ -37,7 +37,7 @@ from dpipe.table.files import (
 )
 from dpipe.table.find import find_files
 from dpipe.table.record import Layout, Table, TableFile
-from dpipe.table.roles import Roles, Use, check_options
+from dpipe.table.roles import Roles, Use, check_budget, check_options
 from dpipe.table.schema import count_leaves
 
 _THREADS = 8
@@ -110,6 +110,7 @@ def open_table(
         storage_options=storage_options,
     )
     _check_features(table)
+    check_budget(options, table.features)
     return table
 
 

@@ -117,6 +117,7 @@ def _verify(
         selected=folder.read_selected(),
         decisions=folder.read_decisions(),
         communities=folder.read_communities(),
+        chosen=run.get("chosen", ()),
     )
     # Each group of checks relies on the one before.
     _refuse(run_dir, [*check_rows(claims)] or [*check_words(claims)] or [*check_chains(claims)])
@@ -124,7 +125,7 @@ def _verify(
     columns = rank_columns(table, rows)
     failures = [
         failure
-        for number in sorted(options.passes)
+        for number in options.pass_numbers
         for failure in CHECKS[number].check(claims, columns, rows)
     ]
     _refuse(run_dir, failures)

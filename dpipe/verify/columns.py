@@ -110,6 +110,19 @@ def rank_columns(table: Table, rows: NDArray[np.int64] | None) -> RankedColumns:
     return RankedColumns({name: k for k, name in enumerate(names)}, facts, ranks)
 
 
+def rank_values(values: Mapping[str, NDArray[np.float64]]) -> RankedColumns:
+    """Rank columns that are in memory already, NaN where missing."""
+    ranks = np.empty((len(values), len(next(iter(values.values())))), dtype=np.int32)
+    facts: dict[str, Facts] = {}
+    for place, (name, column) in enumerate(values.items()):
+        valid = np.isfinite(column)
+        ranks[place], n_unique = _centred_ranks(column, valid)
+        n_valid = int(np.count_nonzero(valid))
+        missing = len(column) - n_valid
+        facts[name] = Facts(n_valid, missing, missing, 0, n_unique, 0, math.nan)
+    return RankedColumns({name: place for place, name in enumerate(values)}, facts, ranks)
+
+
 def _room(columns: int, rows: int) -> NDArray[np.int32]:
     """An array of ranks; on disk where memory might not hold it."""
     if columns * rows <= _CELLS_IN_MEMORY:

@@ -8,7 +8,7 @@ Does not cover: what the values must satisfy (see `dpipe.verify.checks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -41,12 +41,19 @@ class Scores:
         The ranked input.
     names
         The columns, none of them constant.
+    targets
+        More ranked columns, which are known by their names as well.
     """
 
-    def __init__(self, columns: RankedColumns, names: Sequence[str]) -> None:
-        self._n_valid = [columns.facts[name].n_valid for name in names]
-        self._place = {name: place for place, name in enumerate(names)}
-        self._factor = _factor(columns, names)
+    def __init__(
+        self, columns: RankedColumns, names: Sequence[str], targets: RankedColumns | None = None
+    ) -> None:
+        sources = dict.fromkeys(names, columns)
+        if targets is not None:
+            sources |= dict.fromkeys(targets.index, targets)
+        self._n_valid = [source.facts[name].n_valid for name, source in sources.items()]
+        self._place = {name: place for place, name in enumerate(sources)}
+        self._factor = _factor(sources, columns.n_rows)
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
@@ -65,7 +72,7 @@ class Scores:
 
     def inflation(self, names: Sequence[str]) -> Floats:
         """Variance inflation factor of each column beside the others; all infinite if dependent."""
-        part = self._of(names)
+        part = self.vectors(names)
         triangle = np.linalg.qr(part, mode="r")
         if len(part) < len(names) or np.any(np.diag(triangle) ** 2 <= DEPENDENT):
             return np.full(len(names), math.inf)
@@ -73,15 +80,16 @@ class Scores:
 
     def independent(self, names: Sequence[str]) -> list[str]:
         """The columns less those that earlier ones determine."""
-        return [names[place] for place in _basis(self._of(names))[1]]
+        return [names[place] for place in _basis(self.vectors(names))[1]]
 
-    def _of(self, names: Sequence[str]) -> Floats:
+    def vectors(self, names: Sequence[str]) -> Floats:
+        """Vectors of norm 1, (m, len(names)), with the angles of the columns' scores."""
         return np.asarray(self._factor[:, [self._place[name] for name in names]])
 
     def _left(self, names: Sequence[str], predictors: Sequence[str]) -> tuple[list[float], int]:
         """What the predictors leave of each column's variance, and how many are independent."""
-        basis, places = _basis(self._of(predictors))
-        rest = self._of(names)
+        basis, places = _basis(self.vectors(predictors))
+        rest = self.vectors(names)
         for _ in range(2):  # twice is enough (Kahan; Parlett 1980)
             rest = rest - basis @ (basis.T @ rest)
         return np.minimum((rest**2).sum(axis=0), 1).tolist(), len(places)
@@ -108,16 +116,18 @@ def _basis(vectors: Floats) -> tuple[Floats, list[int]]:
     return basis[:, : len(places)], places
 
 
-def _factor(columns: RankedColumns, names: Sequence[str]) -> Floats:
+def _factor(sources: Mapping[str, RankedColumns], n_rows: int) -> Floats:
     """Triangle (at most p, p) of the QR factorisation of the centred scores, columns of norm 1."""
-    means = [_mean(columns, name) for name in names]
-    factor: Floats = np.zeros((0, len(names)))
-    for start in range(0, columns.n_rows, _ROWS_AT_ONCE):
+    means = {name: _mean(source, name) for name, source in sources.items()}
+    factor: Floats = np.zeros((0, len(sources)))
+    for start in range(0, n_rows, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         scores = np.stack(
             [
-                np.where(is_valid(columns.of(name)[rows]), _of_rows(columns, name, rows) - mean, 0)
-                for name, mean in zip(names, means, strict=True)
+                np.where(
+                    is_valid(source.of(name)[rows]), _of_rows(source, name, rows) - means[name], 0
+                )
+                for name, source in sources.items()
             ],
             axis=1,
         )
