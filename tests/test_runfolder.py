@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from dpipe import runfolder
 from dpipe.errors import InputError, ResourceError
-from dpipe.model.records import ColumnStatistics, Decision, Drop, PassResult, inventory
+from dpipe.model import inventory
+from dpipe.model.records import ColumnStatistics, Decision, Drop, PassResult
 from dpipe.model.registry import Reason
 from dpipe.runfolder import (
     SCHEMA_VERSION,

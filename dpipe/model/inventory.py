@@ -97,7 +97,9 @@ INVENTORY = (
         "for each kept column its alternatives with pass, measure and value, and the chain where "
         "a representative was itself dropped later; of a column that others predict "
         "`n_predictors`, where few or exact `predictors` (names and coefficients), and `r2_final`, "
-        "the adjusted R^2 on the final selection",
+        "the adjusted R^2 on the final selection; "
+        "`relevance` where the run has a target; `came_back` of a column that pass 5 dropped after "
+        "pass 3 had",
     ),
     Entry(
         (PAIRS,),
@@ -119,7 +121,9 @@ INVENTORY = (
         "schema version, versions, what ranked here (C or NumPy), resolved options, "
         "fingerprint of the input, seeds, measures "
         "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
-        "computed it), faults survived",
+        "computed it), faults survived; with `--max-columns` `chosen`: the columns in the order they "
+        "were taken, each with the share of the variance of the table and of the target that it and "
+        "those before it explain",
     ),
     Entry((REPORT,), "the report: one page that works offline"),
     Entry(

@@ -20,7 +20,7 @@ from typing import Any
 from dpipe.common.words import counted, sized, timed
 from dpipe.model.events import PassDone
 from dpipe.model.records import Decision, MemoryReading
-from dpipe.model.registry import PASSES
+from dpipe.model.registry import PASSES, usual_passes
 from dpipe.options import Options
 from dpipe.report import figures, words
 from dpipe.report.payload import dump, payload
@@ -132,7 +132,7 @@ def _funnel(results: Results) -> str:
                 reasons.most_common(),
             )
         )
-    skipped = PASSES.keys() - {each.done.number for each in passes}
+    skipped = set(usual_passes()) - {each.done.number for each in passes}
     left = (
         f'<p class="hint">Not run: {_listed(PASSES[n].title for n in sorted(skipped))}.</p>'
         if skipped
