@@ -121,9 +121,9 @@ INVENTORY = (
         "schema version, versions, what ranked here (C or NumPy), resolved options, "
         "fingerprint of the input, seeds, measures "
         "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
-        "computed it), faults survived; with `--max-columns` `chosen`: the columns in the order they "
-        "were taken, each with the share of the variance of the table and of the target that it and "
-        "those before it explain",
+        "computed it), faults survived; with `--max-columns` `chosen`: the columns in the order "
+        "they were taken, each with the share of the variance of the table and of the target that "
+        "it and those before it explain",
     ),
     Entry((REPORT,), "the report: one page that works offline"),
     Entry(
