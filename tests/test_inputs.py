@@ -220,9 +220,9 @@ def test_dask__is_computed_on_the_client_that_is_given(cluster: Any) -> None:
         (scipy.sparse.eye_array(3), "give it dense, as data.toarray()"),
         (da.zeros(3), "1 dimension"),
         (da.zeros((2, 2)).astype(object), "not numeric"),
-        (dd.from_pandas(pd.Series([1.0]), npartitions=1), "give Parquet paths, a pandas, polars"),
+        (dd.from_pandas(pd.Series([1.0]), npartitions=1), "give paths of files, a pandas, polars"),
         (dd.from_pandas(pd.DataFrame([[1, 2]], columns=[1, "1"]), npartitions=1), "called '1'"),
-        ({"a": [1]}, "type builtins.dict cannot be used: give Parquet"),
+        ({"a": [1]}, "type builtins.dict cannot be used: give paths"),
         (7, "type builtins.int"),
         (None, "NoneType"),
         ([[1, 2], [3, 4]], "a list of paths holds data of the type builtins.list"),
@@ -256,8 +256,9 @@ def test_files__go_where_they_shall_and_are_removed(tmp_path: Path) -> None:
     with as_files(NUMBERS, folder=place) as files:
         assert Path(files[0]).parent == place
         assert Path(files[0]).is_dir()
-    assert list(place.iterdir()) == []
+    assert not place.exists()  # it was made for them alone
 
+    place.mkdir()
     with pytest.raises(KeyError), as_files(NUMBERS, folder=place):
         raise KeyError
     assert list(place.iterdir()) == []

@@ -272,7 +272,7 @@ def test_sources_that_mean_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "data.parquet", x=[1.0])
     assert "no file matches" in refusal([tmp_path / "x*.parquet"])
-    assert "holds no Parquet file" in refusal([tmp_path / "empty"])
+    assert "holds no file of a known format" in refusal([tmp_path / "empty"])
     assert "did you mean 'data.parquet'?" in refusal([tmp_path / "dat.parquet"])
     assert "no input was given" in refusal([])
 

@@ -68,7 +68,7 @@ def main(ctx: click.Context) -> None:
 def run(
     ctx: click.Context, given: dict[str, Any], sources: tuple[str, ...], config: str | None
 ) -> None:
-    """Run the passes on PARQUET... (files, folders, globs, URLs) and write the run folder.
+    """Run the passes on DATA... (files, folders, globs, URLs) and write the run folder.
 
     The same command continues what was interrupted. Lists of columns are separated by commas;
     @FILE takes the names from a file, one a line.
@@ -146,16 +146,16 @@ def plan(
     rows: str | None,
     columns: str | None,
 ) -> None:
-    """Print passes, tasks and memory of a run on PARQUET..., and run nothing.
+    """Print passes, tasks and memory of a run on DATA..., and run nothing.
 
     Takes the options of `dpipe run`.
     """
     n_rows, n_columns = whole_number(rows, "--rows"), whole_number(columns, "--columns")
     request = settle(given, sources, config)
     if request.sources and (n_rows or n_columns):
-        raise InputError("give Parquet files or --rows and --columns, not both.")
+        raise InputError("give files or --rows and --columns, not both.")
     if not request.sources and not (n_rows and n_columns):
-        raise InputError("give Parquet files, or both --rows and --columns.")
+        raise InputError("give files, or both --rows and --columns.")
     from dpipe import pipeline
     from dpipe.watch.terminal import Progress
 
@@ -226,7 +226,7 @@ def similarity(
     measure: str,
     output: str,
 ) -> None:
-    """Write the matrix of one measure between all numeric columns of PARQUET...
+    """Write the matrix of one measure between all numeric columns of DATA...
 
     The file holds float32, NaN where a pair has no similarity; the names of the columns stand
     beside it in NAME_columns.txt, one a line.
@@ -276,14 +276,14 @@ def apply(
     output: str,
     verbose: bool | None,
 ) -> None:
-    """Reduce PARQUET... to the columns that the run in DIR kept.
+    """Reduce DATA... to the columns that the run in DIR kept.
 
     Columns that the run did not analyse (identifiers, text) are carried along where the new data
     has them. The new data must have every kept column.
     """
     inputs = (*sources, *parquet_glob)
     if not inputs:
-        raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
+        raise InputError("no input was given; name files, folders, globs or URLs.")
     from dpipe import pipeline
     from dpipe.common.words import counted
 
@@ -313,7 +313,7 @@ def transfer(
     sources: tuple[str, ...],
     config: str | None,
 ) -> None:
-    """Measure on PARQUET... what the run in DIR decided, and say what no longer holds.
+    """Measure on DATA... what the run in DIR decided, and say what no longer holds.
 
     Every dropped column is compared with its representative again, kept columns with each other.
     What decides is taken from the run. The exit code is 0 where the selection holds, else 4.
@@ -414,7 +414,7 @@ def report(
     Section.INPUT,
     "--input",
     "sources",
-    metavar="PARQUET",
+    metavar="DATA",
     multiple=True,
     help="the input, where it is not where the run found it",
 )
@@ -446,7 +446,7 @@ def verify(
 def doctor(given: dict[str, Any], sources: tuple[str, ...], config: str | None) -> None:
     """Look at versions, limits, devices and disks, here and on the workers.
 
-    With PARQUET... every worker also opens the input. Lines that begin with ! ask for action.
+    With DATA... every worker also opens the input. Lines that begin with ! ask for action.
     """
     request = settle(given, sources, config)
     from dpipe.session.doctor import examine

@@ -202,7 +202,7 @@ def _general_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def sources_argument(command: Callable[..., None]) -> Callable[..., None]:
     """The input: arguments, and what only files need beside their name."""
-    argument = click.argument("sources", nargs=-1, metavar="PARQUET...")
+    argument = click.argument("sources", nargs=-1, metavar="DATA...")
     return argument(extra_option("parquet_glob")(storage_option(command)))
 
 

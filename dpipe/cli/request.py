@@ -176,7 +176,7 @@ def need_sources(request: Request) -> tuple[str, ...]:
         When there are none.
     """
     if not request.sources:
-        raise InputError("no input was given; name Parquet files, folders, globs or URLs.")
+        raise InputError("no input was given; name files, folders, globs or URLs.")
     return request.sources
 
 

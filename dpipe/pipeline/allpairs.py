@@ -142,15 +142,16 @@ def _ranked(
         for observer in observers:
             observer(event)
 
-    table = open_table(as_sources(sources), options=options, storage_options=storage_options)
-    tell_notes(table, emit)
-    options = options.for_rows(table.n_rows)
-    if table.n_rows < options.required_rows:
-        raise InputError(
-            f"the table has {table.n_rows:,} rows and a pair needs {options.required_rows:,} in "
-            "common, so that no pair would have a similarity; lower --min-valid."
-        )
+    opened = open_table(as_sources(sources), options=options, storage_options=storage_options)
     with ExitStack() as stack:
+        table = stack.enter_context(opened)
+        tell_notes(table, emit)
+        options = options.for_rows(table.n_rows)
+        if table.n_rows < options.required_rows:
+            raise InputError(
+                f"the table has {table.n_rows:,} rows and a pair needs {options.required_rows:,} "
+                "in common, so that no pair would have a similarity; lower --min-valid."
+            )
         store = stack.enter_context(temporary_store(options.scratch_dir, table.storage_options))
         session = stack.enter_context(use_session(options, client, emit))
         context = Context(session, store, options, emit, table.n_rows)

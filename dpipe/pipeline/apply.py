@@ -49,7 +49,7 @@ def apply(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Applied:
-    """Copy the columns that a finished run kept from new Parquet files.
+    """Copy the columns that a finished run kept from new files.
 
     Columns that the run did not analyse (identifiers, text) are carried along where the new data
     has them.
@@ -83,23 +83,26 @@ def apply(
         selected = run.read_selected()
         decisions = {decision.column: decision for decision in run.read_decisions()}
         coerce = bool(run.read_run().get("options", {}).get("coerce_strings", False))
-    table = open_table(
+    where = os.fspath(folder)
+    opened = open_table(
         as_sources(sources),
         options=Options(coerce_strings=coerce),
         storage_options=storage_options,
+        analysed=selected,
     )
-    where = os.fspath(folder)
-    _check_present(table, selected, where)
-    for name in selected:
-        _check_number(table, name, decisions[name].dtype if name in decisions else "", where)
-    present = {column.name for column in table.columns}
-    names = [name for name, d in decisions.items() if d.decision != "dropped" and name in present]
-    left_out = conflicting(table, names)
-    names = [name for name in names if name not in left_out]
-    if not names:
-        raise InputError(f"the run in {where} kept no column: there is nothing to copy.")
-    files = copy_columns(table, names, output)
-    return Applied(files, table.n_rows, tuple(names), left_out)
+    with opened as table:
+        _check_present(table, selected, where)
+        for name in selected:
+            _check_number(table, name, decisions[name].dtype if name in decisions else "", where)
+        present = {column.name for column in table.columns}
+        carried = [name for name, d in decisions.items() if d.decision != "dropped"]
+        names = [name for name in carried if name in present]
+        left_out = conflicting(table, names)
+        names = [name for name in names if name not in left_out]
+        if not names:
+            raise InputError(f"the run in {where} kept no column: there is nothing to copy.")
+        files = copy_columns(table, names, output)
+        return Applied(files, table.n_rows, tuple(names), left_out)
 
 
 def _check_present(table: Table, selected: Sequence[str], where: str) -> None:
@@ -110,7 +113,7 @@ def _check_present(table: Table, selected: Sequence[str], where: str) -> None:
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise InputError(
-                f"{file.path} lacks column {missing[0]!r}{others} of the {len(selected)} that "
+                f"{file.named} lacks column {missing[0]!r}{others} of the {len(selected)} that "
                 f"{os.path.join(where, SELECTED)} lists."
             )
 

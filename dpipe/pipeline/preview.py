@@ -41,14 +41,14 @@ def plan_run(
     """
     row_group = None
     if sources:
-        table = open_table(sources, options=options, storage_options=storage_options)
-        tell_notes(table, emit)
-        drawn = sample(table, options)
-        rows = table.n_rows if drawn is None else len(drawn)
-        columns = len(table.features)
-        row_group = table.row_group
+        with open_table(sources, options=options, storage_options=storage_options) as table:
+            tell_notes(table, emit)
+            drawn = sample(table, options)
+            rows = table.n_rows if drawn is None else len(drawn)
+            columns = len(table.features)
+            row_group = table.row_group
     if not rows or not columns:
-        raise InputError("give Parquet files, or both --rows and --columns.")
+        raise InputError("give files, or both --rows and --columns.")
     workers = local_workers(options, emit)
     machine = Machine(
         workers.number,

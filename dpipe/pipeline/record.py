@@ -108,7 +108,7 @@ def _record(run: Finished) -> dict[str, Any]:
             # Absolute, so that `dpipe verify` finds them from any folder.
             "sources": [s if "://" in s else os.path.abspath(s) for s in run.sources],
             "fingerprint": table.fingerprint,
-            "files": [file.path for file in table.files],
+            "files": [file.named for file in table.files],
             "rows": table.n_rows,
             "rows_used": run.n_rows,
             "features": len(table.features),

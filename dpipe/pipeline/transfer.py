@@ -205,18 +205,20 @@ def transfer(
         for observer in observers:
             observer(event)
 
-    whole = open_table(
-        as_sources(sources),
-        options=Options(coerce_strings=options.coerce_strings),
-        storage_options=storage_options,
-    )
-    tell_notes(whole, emit)
     judged = [each for each in decisions.values() if each.decision in ("kept", "dropped")]
-    table, absent = _narrowed(whole, judged, os.fspath(folder))
-    options = options.for_rows(table.n_rows)
-    rows = sample(table, options)
-    n_rows = table.n_rows if rows is None else len(rows)
+    opened = open_table(
+        as_sources(sources),
+        options=Options(coerce_strings=options.coerce_strings, scratch_dir=options.scratch_dir),
+        storage_options=storage_options,
+        analysed={each.column for each in judged},
+    )
     with ExitStack() as stack:
+        whole = stack.enter_context(opened)
+        tell_notes(whole, emit)
+        table, absent = _narrowed(whole, judged, os.fspath(folder))
+        options = options.for_rows(table.n_rows)
+        rows = sample(table, options)
+        n_rows = table.n_rows if rows is None else len(rows)
         store = stack.enter_context(temporary_store(options.scratch_dir, table.storage_options))
         session = stack.enter_context(use_session(options, client, emit))
         chosen = nonlinear_sample(table, rows, options)

@@ -418,8 +418,9 @@ def _paths(
         return ()
     from dpipe.table import open_table
 
-    table = open_table(sources, options=options, storage_options=storage_options)
-    return tuple(file.path for file in table.files)
+    with open_table(sources, options=options, storage_options=storage_options) as table:
+        # Of a file in another format the workers read what the client makes of it.
+        return tuple(file.path for file in table.files if file.origin is None)
 
 
 def _ends(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from dpipe.table.files import (
     is_url,
     read_footer,
 )
-from dpipe.table.find import SUFFIXES
+from dpipe.table.formats import PARQUET_ENDINGS, Format, format_of
 from dpipe.table.record import Table, TableFile
 from dpipe.table.scan import in_threads
 from dpipe.table.schema import widen_types
@@ -96,6 +96,11 @@ def copy_columns(
     """
     destination = expanded(destination)
     check_url(destination)
+    if format_of(destination) is not Format.PARQUET:
+        raise InputError(
+            f"{destination} cannot be written: the copy is Parquet; name a file that ends in "
+            ".parquet, or a folder."
+        )
     schema = _unified_schema(table, names)
     parts = _parts(table, destination)
     try:
@@ -114,7 +119,7 @@ def copy_columns(
 
 
 def _is_single(destination: str) -> bool:
-    return destination.lower().endswith(SUFFIXES)
+    return destination.lower().endswith(PARQUET_ENDINGS)
 
 
 def _parts(table: Table, destination: str) -> dict[str, Sequence[TableFile]]:
@@ -128,11 +133,11 @@ def _parts(table: Table, destination: str) -> dict[str, Sequence[TableFile]]:
 
 def _mirrored_names(files: Sequence[TableFile]) -> list[str]:
     """A name for each part: that of its input within the folder that all inputs share."""
-    folders = [file.path.split("/")[:-1] for file in files]
+    folders = [file.named.split("/")[:-1] for file in files]
     shared = len(posixpath.commonprefix(folders))
     names = []
     for number, file in enumerate(files):
-        name = "/".join(file.path.split("/")[shared:])
+        name = "/".join(file.named.split("/")[shared:])
         if not _is_single(name):
             name += ".parquet"
         # A table opened from the copy must find every part, and none outside of it.
@@ -261,7 +266,7 @@ def _staged(table: Table, destination: str, overwrite: bool) -> AbstractContextM
 
 def _check_target(table: Table, target: Path, overwrite: bool) -> None:
     """Refuse to replace anything unasked, and to replace the input at all."""
-    inputs = (file.path for file in table.files if not is_url(file.path))
+    inputs = (file.named for file in table.files if not is_url(file.named))
     real = target.resolve()
     for path in inputs:
         if Path(path).resolve().is_relative_to(real):

@@ -27,6 +27,7 @@ from pyarrow.parquet.core import ParquetReader
 from dpipe.common.credentials import without_secrets
 from dpipe.common.words import first_line
 from dpipe.errors import InputError
+from dpipe.table.formats import ending_of
 
 STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
@@ -157,13 +158,26 @@ def modified(path: str, storage_options: StorageOptions = None) -> tuple[int, in
         return status.st_size, status.st_mtime_ns
     fs, inner = filesystem(path, storage_options)
     info = _patiently(fs.info, inner)
+    size = int(info["size"] or 0)  # a web server need not tell
     for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
         moment = info.get(key)
         if isinstance(moment, datetime):
-            return int(info["size"]), int(moment.timestamp() * 1e6) * 1000
+            return size, int(moment.timestamp() * 1e6) * 1000
         if isinstance(moment, int | float):
-            return int(info["size"]), int(moment * 1e9)
-    return int(info["size"]), 0
+            return size, int(moment * 1e9)
+    return size, 0
+
+
+def fetch(url: str, target: str, storage_options: StorageOptions = None) -> None:
+    """Copy a remote file to this machine.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read, or the disk is full.
+    """
+    fs, inner = filesystem(url, storage_options)
+    _patiently(fs.get_file, inner, target)
 
 
 def read_footer(path: str, storage_options: StorageOptions = None) -> Footer:
@@ -241,7 +255,7 @@ def _footer_bytes(path: str, source: pa.NativeFile, size: int) -> bytes:
     if size < 12 or magic != b"PAR1":
         source.seek(0)
         begins = source.read(4) == b"PAR1"
-        raise BadFile(path, "is truncated" if begins else "is not a Parquet file")
+        raise BadFile(path, "is truncated" if begins else _not_parquet(path))
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length + 4 > size:
         raise BadFile(path, "is truncated or damaged (its footer is longer than the file)")
@@ -249,6 +263,12 @@ def _footer_bytes(path: str, source: pa.NativeFile, size: int) -> bytes:
         source.seek(size - length)
         tail = source.read(length)
     return bytes(tail[-length:])
+
+
+def _not_parquet(path: str) -> str:
+    if ending_of(path) is not None:
+        return "is not a Parquet file"
+    return "is not a Parquet file; other formats go by the name, as .csv, .csv.gz, .tsv or .feather"
 
 
 def _parse(path: str, raw: bytes) -> ParquetReader:

@@ -7,7 +7,8 @@ Does not cover: opening a file (see `dpipe.table.files`), what tells a lake tabl
 A path that exists is never taken for a glob, so names with ``*``, ``[``, ``#`` or spaces work.
 Names that begin with ``.`` or ``_`` belong to the programs that wrote them (snapshots, half-written
 output) and are left out, as Spark, Hive and Arrow do; ``_key=value`` is a partition nevertheless.
-The rules are the same for a folder and a glob, here and at a URL.
+The rules are the same for a folder and a glob, here and at a URL. Files of several formats in one
+are refused: they may hold the same table twice.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dpipe.common.credentials import check_url, safe_reason
-from dpipe.common.words import listed, nearest
+from dpipe.common.words import counted, listed, nearest
 from dpipe.errors import InputError
-from dpipe.model.inventory import CHECKPOINT, DECISIONS, MANIFEST, PAIRS, TABLE
+from dpipe.model.inventory import (
+    CHECKPOINT,
+    DECISIONS,
+    DECISIONS_CSV,
+    MANIFEST,
+    MEMORY_SAMPLES,
+    PAIRS,
+    TABLE,
+)
 from dpipe.options.kinds import expanded
 from dpipe.table.files import StorageOptions, filesystem, is_url
+from dpipe.table.formats import ENDINGS, codec_of, ending_of, format_of
 from dpipe.table.lake import refuse_lakes
 
-SUFFIXES = (".parquet", ".parq", ".pq")
-
+_RESULTS = (DECISIONS, DECISIONS_CSV, PAIRS, MEMORY_SAMPLES)
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -86,8 +95,8 @@ def find_files(
     Raises
     ------
     InputError
-        When a source does not exist, matches nothing, is a folder without Parquet files, or lies
-        in a lake table.
+        When a source does not exist, matches nothing, is a folder without files of a known format
+        or with files of several, or lies in a lake table.
     """
     paths: dict[str, str] = {}
     left_out = _LeftOut()
@@ -99,7 +108,7 @@ def find_files(
                 left_out.links.add(max(known, path))
                 paths[identity] = min(known, path)
     if not paths:
-        raise InputError("no input was given; name Parquet files, folders or globs.")
+        raise InputError("no input was given; name files, folders or globs.")
     files = sorted(paths.values())
     return Found(tuple(files), (*left_out.notes(), *_partition_notes(files)))
 
@@ -142,7 +151,7 @@ def _files_of(path: str, source: str, place: _Place, left_out: _LeftOut) -> list
     shown = source if is_url(source) else path
     if place.is_folder(path):
         matches, top = _search(path, place), path
-        nothing = f"the folder {shown} holds no Parquet file (a name that ends in {_ENDINGS})"
+        nothing = f"the folder {shown} holds no file of a known format ({_KNOWN})"
     elif place.exists(path):
         refuse_lakes([path], place.entries, place.address)
         return [path]
@@ -159,30 +168,47 @@ def _files_of(path: str, source: str, place: _Place, left_out: _LeftOut) -> list
         but = f" but files whose name or folder begins with . or _ ({listed(hidden)})"
         raise InputError(f"{nothing}{but if hidden else ''}.")
     left_out.hidden.update(hidden)
-    if place is not _LOCAL:
-        return files
-    results = {each for each in files if _is_result(each, top)}
+    results = {each for each in files if place is _LOCAL and _is_result(each, top)}
     left_out.results |= results
     if len(results) == len(files):
         raise InputError(f"{nothing} but results of runs of dpipe.")
-    return [each for each in files if each not in results]
+    files = [each for each in files if each not in results]
+    _refuse_several_formats(shown, files)
+    return files
 
 
-_ENDINGS = ", ".join(SUFFIXES)
+def _refuse_several_formats(shown: str, files: Iterable[str]) -> None:
+    by_format: dict[str, list[str]] = {}
+    for file in files:
+        kind = f"{format_of(file)}"
+        packed = (ending_of(file) or "").rpartition(".")[2]
+        kind += f" ({packed})" if codec_of(file) else ""
+        by_format.setdefault(kind, []).append(file)
+    if len(by_format) > 1:
+        told = ", ".join(
+            f"{counted(len(some), f'{kind} file')} ({listed(some, 1)})"
+            for kind, some in sorted(by_format.items())
+        )
+        raise InputError(
+            f"{shown} holds files of several formats: {told}; name those to read, as by a glob."
+        )
+
+
+_KNOWN = "Parquet, CSV, TSV or Feather, by a name that ends in .parquet, .csv, .csv.gz, ..."
 
 
 def _search(top: str, place: _Place) -> list[str]:
-    """The Parquet files below a folder."""
+    """The files of known formats below a folder."""
     return [
         f"{folder.rstrip('/')}/{name}"
         for folder, _, names in place.walk(top)
         for name in names
-        if name.lower().endswith(SUFFIXES)
+        if name.lower().endswith(ENDINGS)
     ]
 
 
 def _match(pattern: str, place: _Place) -> list[str]:
-    """Matches of a glob; a folder among them stands for the Parquet files in it."""
+    """Matches of a glob; a folder among them stands for the files in it."""
     pattern = _with_literal_start(pattern, place.exists)
     paths: dict[str, None] = {}
     for match in (each.rstrip("/") for each in place.glob(pattern)):
@@ -191,14 +217,14 @@ def _match(pattern: str, place: _Place) -> list[str]:
 
 
 def _without_private(paths: Iterable[str], top: str) -> tuple[list[str], list[str]]:
-    """The paths without private ones below `top`; and one Parquet file of each private folder."""
+    """The paths without private ones below `top`; and one file of each private folder."""
     files: list[str] = []
     hidden: dict[str, str] = {}
     for path in sorted(paths):
         private = _private_part(path[len(top) :])
         if private is None:
             files.append(path)
-        elif path.lower().endswith(SUFFIXES):
+        elif path.lower().endswith(ENDINGS):
             hidden.setdefault(private, path)
     return files, list(hidden.values())
 
@@ -227,7 +253,7 @@ def _with_literal_start(pattern: str, exists: Callable[[str], bool]) -> str:
 def _is_result(path: str, top: str) -> bool:
     """Whether a file was left by a run whose folder is `top` or lies below it."""
     folder, name = os.path.split(path)
-    folders = [folder] if name in (DECISIONS, PAIRS) else []
+    folders = [folder] if name in _RESULTS else []
     while len(folder) > len(top):
         folder, name = os.path.split(folder)
         folders += [folder] if name in (TABLE, CHECKPOINT) else []
@@ -277,8 +303,8 @@ class _Local:
     def walk(self, top: str) -> Iterator[tuple[str, Any, Any]]:
         """`os.walk` that follows links, each folder once, and does not hide what it cannot list.
 
-        A private folder is entered as far as its first Parquet file, so that what is left out can
-        be told; one that cannot be listed, or a snapshot of the whole disk, costs no more.
+        A private folder is entered as far as its first file of a known format, so that what is left
+        out can be told; one that cannot be listed, or a snapshot of the whole disk, costs no more.
         """
 
         def fail(error: OSError) -> None:
@@ -290,7 +316,7 @@ class _Local:
         seen: set[str] = set()
         for folder, inner, names in os.walk(top, followlinks=True, onerror=fail):
             is_known = _private_part(folder[len(top) :]) is not None and any(
-                name.lower().endswith(SUFFIXES) for name in names
+                name.lower().endswith(ENDINGS) for name in names
             )
             inner[:] = [
                 each
@@ -320,6 +346,10 @@ class _Remote:
         return bool(self._fs.exists(path))
 
     def is_folder(self, path: str) -> bool:
+        # A web server has no folders: fsspec reads the whole file, and takes text for one where
+        # there is a link in it.
+        if "http" in _as_tuple(self._fs.protocol) and ending_of(path):
+            return False
         return bool(self._fs.isdir(path))
 
     def glob(self, pattern: str) -> list[str]:

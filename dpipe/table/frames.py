@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -215,18 +215,29 @@ def write_stream(data: Any, path: _Path, reading: Reading = EVERYTHING) -> None:
         raise InputError(f"{type(data).__name__} is no table ({first_line(error)}).") from error
     check_names(reader.schema.names)
     schema = pa.schema([(each.name, _stored_type(each, reading)) for each in reader.schema])
+    write_batches(path, schema, (_plain(batch, schema) for batch in reader))
+
+
+def write_batches(path: _Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write batches of one schema, small ones together.
+
+    Raises
+    ------
+    ResourceError
+        When the disk is full.
+    """
     rows = piece_rows(len(schema))
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def pieces() -> Iterator[pa.RecordBatch]:
         waiting: list[pa.RecordBatch] = []
-        for batch in reader:
-            waiting.append(_plain(batch, schema))
+        for batch in batches:
+            waiting.append(batch)
             if sum(len(each) for each in waiting) >= rows:
                 yield from _joined(waiting)
                 waiting = []
         yield from _joined(waiting)
 
-    _write(path, schema, batches())
+    _write(path, schema, pieces())
 
 
 def stream_names(data: Any) -> tuple[str, ...]:

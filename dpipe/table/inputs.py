@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -24,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.common.words import listed, nearest
-from dpipe.errors import InputError, ResourceError
-from dpipe.options.kinds import expanded
+from dpipe.errors import InputError
 from dpipe.table import as_sources, frames
 from dpipe.table.frames import EVERYTHING, Reading
+from dpipe.table.scratch import Scratch, part_of
 
 
 class Kind(StrEnum):
@@ -87,7 +86,7 @@ def _advice(data: Any) -> str:
     if hasattr(data, "collect_schema"):
         return ": give data.collect(), or the files it scans"
     return (
-        ": give Parquet paths, a pandas, polars or pyarrow table, a two-dimensional NumPy array, "
+        ": give paths of files, a pandas, polars or pyarrow table, a two-dimensional NumPy array, "
         "a Dask DataFrame or a Dask Array"
     )
 
@@ -150,9 +149,12 @@ def as_files(
     if kind is Kind.PATHS:
         yield _paths(data)
         return
-    with _scratch(folder) as scratch:
-        _WRITERS[kind](data, columns, scratch, client, reading)
-        yield [scratch]
+    scratch = Scratch(folder)
+    try:
+        _WRITERS[kind](data, columns, scratch.path, client, reading)
+        yield [scratch.path]
+    finally:
+        scratch.remove()
 
 
 def _paths(data: Any) -> list[str]:
@@ -163,34 +165,14 @@ def _paths(data: Any) -> list[str]:
     return as_sources(sources)
 
 
-@contextmanager
-def _scratch(parent: str | os.PathLike[str] | None) -> Iterator[str]:
-    where = None if parent is None or "://" in os.fspath(parent) else expanded(parent)
-    try:
-        if where is not None:
-            os.makedirs(where, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".dpipe-input-", dir=where)
-    except OSError as error:
-        raise ResourceError(
-            f"{where or tempfile.gettempdir()} cannot be written ({error.strerror}); "
-            "--scratch-dir names another place."
-        ) from error
-    with folder as path:
-        yield os.path.abspath(path)
-
-
-def _part(folder: str, number: int) -> str:
-    return os.path.join(folder, f"part-{number:08d}.parquet")
-
-
 def _write_frame(data: Any, _: Any, folder: str, __: Any, reading: Reading) -> None:
     frames.check_names(list(data.columns))
     _check_rows(len(data))
-    frames.write_frame(data, _part(folder, 0), reading)
+    frames.write_frame(data, part_of(folder, 0), reading)
 
 
 def _write_arrow(data: Any, _: Any, folder: str, __: Any, reading: Reading) -> None:
-    frames.write_stream(data, _part(folder, 0), reading)
+    frames.write_stream(data, part_of(folder, 0), reading)
 
 
 def _write_array(
@@ -198,7 +180,7 @@ def _write_array(
 ) -> None:
     frames.check_array(data.shape, data.dtype)
     _check_rows(len(data))
-    frames.write_array(data, _array_names(data.shape[1], columns), _part(folder, 0))
+    frames.write_array(data, _array_names(data.shape[1], columns), part_of(folder, 0))
 
 
 def _check_rows(count: int) -> None:
@@ -226,7 +208,7 @@ def _write_dask_frame(data: Any, _: Any, folder: str, client: Any, reading: Read
 
 def _write_partition(frame: Any, folder: str, reading: Reading, partition_info: Any = None) -> Any:
     """Task: write one partition, which becomes one file; the columns of it without rows."""
-    frames.write_frame(frame, _part(folder, partition_info["number"]), reading)
+    frames.write_frame(frame, part_of(folder, partition_info["number"]), reading)
     return frame.iloc[:0]
 
 
@@ -259,7 +241,7 @@ def _write_block(
     block: NDArray[Any], folder: str, names: Sequence[str], block_id: Any = None
 ) -> NDArray[np.int64]:
     """Task: write one block of rows, which becomes one file; how many rows it has."""
-    frames.write_array(np.asanyarray(block), names, _part(folder, block_id[0]))
+    frames.write_array(np.asanyarray(block), names, part_of(folder, block_id[0]))
     return np.array([[len(block)]])
 
 

@@ -1,7 +1,7 @@
 """The record of an open table: its files, columns, notes and fingerprint, as plain JSON.
 
-Covers: `Table` and `TableFile`, and their JSON, which workers read. Credentials are carried by the
-table and never part of its JSON.
+Covers: `Table`, `TableFile` and `Origin`, and their JSON, which workers read. Credentials are
+carried by the table and never part of its JSON.
 Does not cover: building it (see `dpipe.table.scan`).
 """
 
@@ -13,12 +13,14 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Self
 
 from dpipe.common.credentials import Secrets
 from dpipe.common.words import nearest
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, Note
 from dpipe.model.records import Column, Role
+from dpipe.table.scratch import Scratch
 
 _FORMAT = "dpipe-table"
 _VERSION = 1
@@ -47,12 +49,27 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file of the user that a Parquet file was made of.
+
+    ``path`` is absolute (or a URL), ``size`` in bytes, ``mtime`` in nanoseconds (0 where the file
+    system tells none), ``digest`` the sha256 of its bytes.
+    """
+
+    path: str
+    size: int
+    mtime: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class TableFile:
     """One Parquet file of a table.
 
     ``path`` is absolute (or a URL), ``size`` in bytes, ``mtime`` in nanoseconds (0 where the file
     system tells none), ``row_groups`` the rows of each row group, ``footer_hash`` the sha256 of
-    the bytes of the footer, ``layout`` the number of its layout in the table's ``layouts``.
+    the bytes of the footer, ``layout`` the number of its layout in the table's ``layouts``,
+    ``origin`` the file that it was made of, where the user's is of another format.
     """
 
     path: str
@@ -62,6 +79,12 @@ class TableFile:
     row_groups: tuple[int, ...]
     footer_hash: str
     layout: int = 0
+    origin: Origin | None = None
+
+    @property
+    def named(self) -> str:
+        """The path of the user's file."""
+        return self.path if self.origin is None else self.origin.path
 
 
 @dataclass(frozen=True)
@@ -70,8 +93,8 @@ class Table:
 
     ``notes`` tell the user about drift, widening and whatever was left out, one sentence each;
     ``skipped`` are files left out because they were bad, with the reason; ``coerced`` are the text
-    columns that are read as numbers. ``storage_options`` open its files; they are no part of the
-    JSON.
+    columns that are read as numbers. ``storage_options`` open its files, and ``scratch`` holds
+    those that were made for it as long as it lives; they are no part of the JSON.
     """
 
     files: tuple[TableFile, ...]
@@ -81,6 +104,15 @@ class Table:
     skipped: tuple[tuple[str, str], ...] = ()
     coerced: tuple[str, ...] = ()
     storage_options: Secrets = field(default_factory=Secrets, repr=False, compare=False)
+    scratch: Scratch | None = field(default=None, repr=False, compare=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the files that were made for the table."""
+        if self.scratch is not None:
+            self.scratch.remove()
 
     @cached_property
     def n_rows(self) -> int:
@@ -110,13 +142,17 @@ class Table:
     def fingerprint(self) -> str:
         """Sha256 over names, sizes, times, row counts and footer hashes of the files.
 
-        Only the last part of a path takes part, so that a table keeps its fingerprint when its
-        folder is reached under another name.
+        Of a file in another format than Parquet it is the hash of the whole file, which does not
+        depend on how it was made into Parquet. Only the last part of a path takes part, so that a
+        table keeps its fingerprint when its folder is reached under another name.
         """
         digest = hashlib.sha256()
         for file in self.files:
-            name = file.path.rsplit("/", 1)[-1]
+            name = file.named.rsplit("/", 1)[-1]
             facts = [name, file.size, file.mtime, file.n_rows, file.footer_hash]
+            if file.origin is not None:
+                own = file.origin
+                facts = [name, own.size, own.mtime, file.n_rows, own.digest]
             digest.update(json.dumps(facts).encode())
         return digest.hexdigest()
 
@@ -145,8 +181,8 @@ class Table:
 
     def to_json(self) -> str:
         """The record as JSON text, for tasks to read."""
-        record = dataclasses.asdict(self)
-        del record["storage_options"]
+        record = dataclasses.asdict(dataclasses.replace(self, scratch=None))
+        del record["storage_options"], record["scratch"]
         return json.dumps({"format": _FORMAT, "version": _VERSION, **record})
 
     @classmethod
@@ -178,7 +214,13 @@ def _parse(text: str) -> Table:
         raise ValueError("not a table record of this version of dpipe")
     return Table(
         files=tuple(
-            TableFile(**{**file, "row_groups": tuple(file["row_groups"])})
+            TableFile(
+                **{
+                    **file,
+                    "row_groups": tuple(file["row_groups"]),
+                    "origin": Origin(**file["origin"]) if file["origin"] else None,
+                }
+            )
             for file in record["files"]
         ),
         columns=tuple(

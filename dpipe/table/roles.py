@@ -207,7 +207,7 @@ class Roles:
         numeric: set[str] = set()
         for file in self._files:
             try:
-                numeric.update(self._numbers_in_first_rows(file, by_file.get(file.path, [])))
+                numeric.update(self._numbers_in_first_rows(file, by_file.get(file.named, [])))
             except BadFile:
                 # A page that only a hint would need is bad: say nothing here. Whoever reads
                 # the column in earnest meets the error.
@@ -274,7 +274,7 @@ class Roles:
         for name, numbers in absent.items():
             stories[tuple(numbers)].append(name)
         for where, names in stories.items():
-            paths = [file.path for file in self._files if file.layout in where]
+            paths = [file.named for file in self._files if file.layout in where]
             yield (
                 f"{columns_phrase(names)}: not in {counted(len(paths), 'file')} "
                 f"({listed(paths, 2)}); counted as missing there."

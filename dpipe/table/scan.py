@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,9 +36,11 @@ from dpipe.table.files import (
     read_footer,
 )
 from dpipe.table.find import find_files
-from dpipe.table.record import Layout, Table, TableFile
+from dpipe.table.foreign import Made, make_parquet, notes_of
+from dpipe.table.record import Layout, Origin, Table, TableFile
 from dpipe.table.roles import Roles, Use, check_budget, check_options
 from dpipe.table.schema import count_leaves
+from dpipe.table.scratch import Scratch
 
 _THREADS = 8
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
@@ -53,17 +55,26 @@ def open_table(
     *,
     options: Options,
     storage_options: StorageOptions = None,
+    scratch: str | os.PathLike[str] | None = None,
+    analysed: Collection[str] | None = None,
 ) -> Table:
-    """Open Parquet files as one table.
+    """Open files as one table.
 
     Parameters
     ----------
     sources : sequence of str or path
         Files, folders (searched recursively), globs and fsspec URLs, in any order.
     options : Options
-        ``id_columns``, ``exclude``, ``keep``, ``prefer``, ``on_bad_file`` and ``coerce_strings``.
+        ``id_columns``, ``exclude``, ``keep``, ``prefer``, ``on_bad_file``, ``coerce_strings`` and
+        ``scratch_dir``.
     storage_options : mapping or None
         Passed to fsspec for URLs; the table carries them, and writes them nowhere.
+    scratch
+        Where a Parquet file is made of each file of another format, if ``scratch_dir`` does not
+        say; the system's temporary folder when None. They live as long as the table, which can be
+        closed by ``with``.
+    analysed
+        The columns whose numbers are needed, if not all: text elsewhere may look like anything.
 
     Returns
     -------
@@ -75,6 +86,8 @@ def open_table(
     InputError
         When nothing is found, a file is bad, there are no rows, no numeric column, duplicate
         names in a file, or an option names a column that does not exist.
+    ResourceError
+        When there is no room for what has to be made.
 
     Examples
     --------
@@ -86,11 +99,31 @@ def open_table(
     >>> table.n_rows, table.features, table.column("x").dtype
     (2, ('x',), 'double')
     """
-    storage_options = Secrets(storage_options)
+    room = Scratch(options.scratch_dir or scratch)
+    try:
+        return _open(sources, options, Secrets(storage_options), room, analysed)
+    except BaseException:
+        room.remove()
+        raise
+
+
+def _open(
+    sources: Sequence[str | os.PathLike[str]],
+    options: Options,
+    storage_options: Secrets,
+    room: Scratch,
+    analysed: Collection[str] | None,
+) -> Table:
     inputs = find_files(sources, storage_options)
-    scans, skipped = _scan_all(inputs.paths, options.on_bad_file, storage_options)
+    left_out = {*options.exclude, *options.id_columns}
+
+    def is_analysed(name: str) -> bool:
+        return name not in left_out and (analysed is None or name in analysed)
+
+    made = make_parquet(inputs.paths, room, is_analysed, storage_options)
+    scans, skipped = _scan_all(inputs.paths, made, options.on_bad_file, storage_options)
     if not any(scan.n_rows for scan in scans):
-        paths = [scan.path for scan in scans]
+        paths = [scan.named for scan in scans]
         raise InputError(
             f"there are no rows in {counted(len(paths), 'file')} ({listed(paths, 2)})."
         )
@@ -104,10 +137,16 @@ def open_table(
         files=files,
         columns=roles.columns,
         layouts=layouts,
-        notes=(*inputs.notes, *_file_notes(files), *roles.notes()),
+        notes=(
+            *inputs.notes,
+            *notes_of(each for each in made.values() if isinstance(each, Made)),
+            *_file_notes(files),
+            *roles.notes(),
+        ),
         skipped=tuple(skipped),
         coerced=roles.coerced,
         storage_options=storage_options,
+        scratch=room,
     )
     _check_features(table)
     check_budget(options, table.features)
@@ -142,10 +181,15 @@ class _Scan:
     digest: str
     row_groups: tuple[int, ...]
     schema: _Schema
+    origin: Origin | None
 
     @property
     def n_rows(self) -> int:
         return sum(self.row_groups)
+
+    @property
+    def named(self) -> str:
+        return self.path if self.origin is None else self.origin.path
 
     def file(self, layout: int) -> TableFile:
         return TableFile(
@@ -156,16 +200,20 @@ class _Scan:
             row_groups=self.row_groups,
             footer_hash=self.digest,
             layout=layout,
+            origin=self.origin,
         )
 
 
 def _scan_all(
-    paths: Sequence[str], on_bad_file: str, storage_options: StorageOptions
+    paths: Sequence[str],
+    made: Mapping[str, Made | BadFile],
+    on_bad_file: str,
+    storage_options: StorageOptions,
 ) -> tuple[list[_Scan], list[tuple[str, str]]]:
     scans: list[_Scan] = []
     skipped: list[tuple[str, str]] = []
     schemas: dict[bytes, _Schema] = {}
-    scan_one = partial(_scan_or_error, storage_options=storage_options, schemas=schemas)
+    scan_one = partial(_scan_or_error, made=made, storage_options=storage_options, schemas=schemas)
     for result in in_threads(scan_one, paths):
         if isinstance(result, _Scan):
             scans.append(result)
@@ -180,9 +228,18 @@ def _scan_all(
 
 
 def _scan_or_error(
-    path: str, storage_options: StorageOptions, schemas: dict[bytes, _Schema]
+    path: str,
+    made: Mapping[str, Made | BadFile],
+    storage_options: StorageOptions,
+    schemas: dict[bytes, _Schema],
 ) -> _Scan | BadFile:
     """What to keep of one file; `schemas` holds those met so far by their serialised form."""
+    stands_for = made.get(path)
+    if isinstance(stands_for, BadFile):
+        return stands_for
+    origin = None
+    if stands_for is not None:
+        path, origin = stands_for.path, stands_for.origin
     try:
         footer = read_footer(path, storage_options)
         if sum(footer.row_groups) != footer.n_rows or min(footer.row_groups, default=0) < 0:
@@ -194,7 +251,7 @@ def _scan_or_error(
         return error
     except (*STORAGE_ERRORS, UnicodeDecodeError):
         return BadFile(path, "is damaged: its schema cannot be read")
-    return _Scan(path, footer.size, footer.mtime, footer.digest, footer.row_groups, schema)
+    return _Scan(path, footer.size, footer.mtime, footer.digest, footer.row_groups, schema, origin)
 
 
 def _schema_of(path: str, footer: Footer) -> _Schema:
@@ -238,7 +295,7 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
     uses: dict[str, Use] = {}
     without_rows: dict[str, Use] = {}
     for group in groups.values():
-        schema, paths = group[0].schema, [scan.path for scan in group]
+        schema, paths = group[0].schema, [scan.named for scan in group]
         for name, kind in zip(schema.layout.names, schema.types, strict=True):
             use = uses.setdefault(name, Use())
             use.is_index |= name in schema.index
@@ -251,7 +308,7 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
 
 
 def _file_notes(files: Sequence[TableFile]) -> Iterator[str]:
-    empty = [file.path for file in files if not file.n_rows]
+    empty = [file.named for file in files if not file.n_rows]
     if empty:
         yield f"{counted(len(empty), 'file')} without rows: {listed(empty, 2)}."
 

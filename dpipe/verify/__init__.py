@@ -109,7 +109,14 @@ def _verify(
     _refuse(run_dir, _altered(folder))
     options = _options(run)
     _refuse_unknown(run_dir, options)
-    table = open_table(_sources(run, sources), options=options, storage_options=storage_options)
+    opened = open_table(_sources(run, sources), options=options, storage_options=storage_options)
+    with opened as table:
+        return _recomputed(folder, run_dir, run, table, options)
+
+
+def _recomputed(
+    folder: RunFolder, run_dir: str, run: Mapping[str, Any], table: Table, options: Options
+) -> VerifyReport:
     _refuse(run_dir, _changed(table, run))
     claims = Claims(
         table=table,
