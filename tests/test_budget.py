@@ -172,7 +172,7 @@ def test_when_fewer_are_left_all_stay_and_a_sentence_says_so(data: Path, here: A
     assert len(result.selected) == 12
     notes = [event.text for event in events if isinstance(event, Note)]
     assert "12 columns are left for pass 5, fewer than --max-columns 50: all stay." in notes
-    assert any("explain 100% of the variance of the columns" in note for note in notes)
+    assert any("explain 100 % of the variance of the columns" in note for note in notes)
 
 
 @pytest.mark.parametrize("budget", [0, -3, 1.5, "many"])

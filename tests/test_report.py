@@ -121,7 +121,7 @@ LEDGER = tuple(
 
 def record(passes: Sequence[tuple[int, int, int]] = (), **sections: Any) -> dict[str, Any]:
     """What run.json says of passes (number, columns in, columns kept)."""
-    names = {1: "prepare", 2: "spearman", 3: "prediction", 4: "nonlinear"}
+    names = {1: "prepare", 2: "spearman", 3: "prediction", 4: "nonlinear", 5: "budget"}
     return {
         "versions": {"dpipe": "0.1.0"},
         "options": {"spearman_threshold": 0.95, "nonlinear_threshold": 0.9, "seed": 7},
@@ -227,6 +227,27 @@ def full_run(path: Path, names: Sequence[str] = ("a", "b", "c", "d", "e")) -> Pa
         {m: (named, correlations(len(named))) for m in ("spearman", "hsic", "rdc")},
         (named, codes),
     )
+
+
+def targeted_run(path: Path, names: Sequence[str] = ("a", "b", "c", "d")) -> Path:
+    """Four columns and a target: a and b were taken, b for the similar c; d is over the budget."""
+    a, b, c, d, *more = names
+    over = {"reason": "over budget", "measure": "r2", "threshold": None, "community": None}
+    decisions = [
+        decision(a, relevance=0.81),
+        decision(b, relevance=0.405, reason="representative of 1 column"),
+        dropped(c, b, relevance=0.425),
+        dropped(d, a, 5, value=0.25, relevance=0.4, **over),
+        *(dropped(name, a, 5, value=None, relevance=None, **over) for name in more),
+        decision("y", decision="target", reason="what is to be predicted"),
+    ]
+    total = len(decisions) - 1
+    chosen = [
+        {"column": a, "table": 0.5, "target": 0.6},
+        {"column": b, "table": 0.75, "target": 0.625},
+    ]
+    run = record([(1, total, total), (2, total, total - 1), (5, total - 1, 2)], chosen=chosen)
+    return write_run(path, decisions, run)
 
 
 class Page(HTMLParser):
@@ -519,6 +540,8 @@ EDGES: dict[str, Callable[[Path], Path]] = {
     "one reading": lambda path: write_run(
         path, [decision("a")], record([(1, 1, 1)], ledger=[vars(LEDGER[0])])
     ),
+    "a target and a budget": lambda path: targeted_run(path),
+    "names of a target": lambda path: targeted_run(path, NASTY),
     "names": lambda path: full_run(path, NASTY),
     "everything": full_run,
 }
@@ -592,6 +615,42 @@ def test_page_of_a_real_run(tmp_path: Path, client: Any) -> None:
     assert data["ledger"]
     assert "planned" in page.text
     assert RunFolder(tmp_path / "run").verify_checksums() == ()
+
+
+def test_what_tells_of_the_target_and_what_stands_for_it(tmp_path: Path) -> None:
+    page = page_of(targeted_run(tmp_path))
+    assert "Of the 4 most relevant columns 2 were kept." in page.text
+    assert "Of the others c (0.425) loses most: what stands for it, b, has 0.405." in page.text
+    assert {"#target", "#chosen"} <= {attrs.get("href") for _, attrs in page.tags}
+    assert page.data()["columns"]["relevance"] == [0.81, 0.405, 0.425, 0.4, None]
+
+
+def test_a_run_without_target_and_budget_has_no_section_on_them(tmp_path: Path) -> None:
+    page = page_of(full_run(tmp_path))
+    assert not {"target", "chosen"} & {attrs.get("id") for _, attrs in page.tags}
+    assert not {"#target", "#chosen"} & {attrs.get("href") for _, attrs in page.tags}
+
+
+def test_the_curve_of_a_budget_goes_through_what_was_recorded(tmp_path: Path) -> None:
+    page = page_of(targeted_run(tmp_path))
+    assert (
+        "2 columns explain 75 % of the variance of the columns that were left to choose from and "
+        "62 % of the target's" in page.text
+    )
+    lines = {
+        attrs["class"]: [
+            tuple(map(float, point.split(","))) for point in str(attrs["points"]).split()
+        ]
+        for tag, attrs in page.tags
+        if tag == "polyline"
+    }
+    for name, shares in (("table", [0, 0.5, 0.75]), ("target", [0, 0.6, 0.625])):
+        (x0, y0), *others = lines[name]
+        widths = [x - x0 for x, _ in others]
+        assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)
+        heights = [y0 - y for _, y in lines[name]]
+        assert heights[1] / heights[2] == pytest.approx(shares[1] / shares[2], abs=0.01)
+    assert page.data()["chosen"] == [[0, 0.5, 0.6], [1, 0.75, 0.625]]
 
 
 # Safety
@@ -881,6 +940,22 @@ def test_table_is_searched_sorted_and_filtered(browser: Browser, tmp_path: Path)
     browser.one(f"{table} td button.open").click()
     assert browser.texts("#column h3") == ["c2999"]
     browser.run("document.querySelector(arguments[0]).scrollTop = 1e6", f"{table} .scroll")
+    assert browser.complaints() == []
+
+
+@needs_browser
+def test_tables_of_the_target_and_of_the_budget(browser: Browser, tmp_path: Path) -> None:
+    browser.open(write_report(targeted_run(tmp_path)))
+    assert browser.texts("[data-table=relevance] tr[data-row] td")[:12] == [
+        *("a", "0.8100", "kept", "", "", ""),
+        *("c", "0.4250", "dropped", "b", "0.4050", "0.0200"),
+    ]
+    chosen = browser.texts("[data-table=chosen] tr[data-row] td")
+    assert chosen[5:] == ["2", "b", "75.0 %", "62.5 %", "0.4050"]
+    browser.one("#find").send_keys("d")
+    browser.one("#columns [role=option]").click()
+    assert "Of the columns kept the most similar is:" in browser.texts("#asked")[0]
+    assert "limit" not in browser.texts("#asked")[0]
     assert browser.complaints() == []
 
 

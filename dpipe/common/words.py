@@ -147,3 +147,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_case = [other for other in candidates if other.casefold() == name.casefold()]
     matches = by_case or difflib.get_close_matches(name, candidates, n=1)
     return f" (did you mean {quoted(matches[0])}?)" if matches else ""
+
+
+def percent(share: float) -> str:
+    """A share in whole percent.
+
+    Examples
+    --------
+    >>> percent(0.274)
+    '27 %'
+    """
+    return f"{100 * share:.0f} %"

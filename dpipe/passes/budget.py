@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.common.words import counted
+from dpipe.common.words import counted, percent
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.gram import Gram, gram_of, order_of
 from dpipe.engine.memory import prediction_bytes
@@ -97,14 +97,10 @@ def _say_what_is_explained(context: Context, steps: Sequence[Step]) -> None:
         return
     last = steps[-1]
     explain = "explains" if len(steps) == 1 else "explain"
-    target = "" if last.target is None else f" and {last.target:.0%} of the target's"
-    context.emit(
-        Note(
-            f"{counted(len(steps), 'column')} {explain} {last.table:.0%} of the variance of the "
-            f"columns that pass 5 chose from{target}, on normal scores.",
-            "notice",
-        )
-    )
+    target = "" if last.target is None else f" and {percent(last.target)} of the target's"
+    of = "the variance of the columns that pass 5 chose from"
+    told = f"{counted(len(steps), 'column')} {explain} {percent(last.table)} of {of}{target}"
+    context.emit(Note(f"{told}, on normal scores.", "notice"))
 
 
 def _drops(this: Pass, gram: Gram, kept: set[str], gone: Sequence[str]) -> list[Drop]:

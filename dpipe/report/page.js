@@ -83,6 +83,10 @@
   // drop several kept columns determine together.
   const joint = (number) => data.passes[number]?.pairwise === false;
   const jointly = (i) => chain(i).some((k) => joint(columns.pass[k]));
+  // A pass that keeps a number of columns says nothing of that: what it drops is like the next at most.
+  const rations = (number) => data.passes[number]?.rations === true;
+  const rationed = (i) => chain(i).some((k) => rations(columns.pass[k]));
+  const rationing = [...new Set(columns.pass.filter(rations))].join(" and ");
   const jointPasses = `pass ${[...new Set(columns.pass.filter(joint))].sort().join(" and ")}`;
   const similar = new Int32Array(n);
   for (let i = 0; i < n; i++) if (root[i] !== i && !jointly(i)) similar[root[i]]++;
@@ -335,11 +339,12 @@
     const i = asked;
     const way = chain(i).slice(1, -1).flatMap((k, place) => [place ? " and " : " By way of ", nameOf(k)]);
     byId("asked").replaceChildren(nameOf(i), " was ", make("b", { class: "is-gone" }, "dropped"), ` ${whyDropped(i)}.`, ...way, way.length ? ", " : " ",
-      jointly(i) ? (way.length ? "kept columns" : "Kept columns") + " determine it together; the one that shares most with it is:"
+      rationed(i) ? (way.length ? "of the columns kept" : "Of the columns kept") + " the most similar is:"
+        : jointly(i) ? (way.length ? "kept columns" : "Kept columns") + " determine it together; the one that shares most with it is:"
         : (way.length ? "this" : "This") + " column stands for it:");
   }
   const whyDropped = (i) =>
-    `by pass ${columns.pass[i]} – ${text(columns.reason, i)}${columns.value[i] === null ? "" : ` (${measured(i)}, limit ${digits(columns.threshold[i])})`}`;
+    `by pass ${columns.pass[i]} – ${text(columns.reason, i)}${columns.value[i] === null ? "" : ` (${measured(i)}${columns.threshold[i] === null ? "" : `, limit ${digits(columns.threshold[i])}`})`}`;
 
   /** The values of a column in a line. */
   function valuesOf(i) {
@@ -373,6 +378,7 @@
           fact("missing", share(missingShare(i))),
           fact("different", digits(columns.unique[i]), "different values"),
         ] : []),
+        ...(columns.relevance[i] === null ? [] : [fact("relevance", digits(columns.relevance[i]), "what it tells of the target")]),
         ...(columns.min[i] === null ? [] : [
           fact("minimum", digits(columns.min[i])), fact("mean", digits(columns.mean[i])), fact("maximum", digits(columns.max[i])),
         ])));
@@ -388,7 +394,8 @@
     pane.append(place);
     if (more) {
       pane.append(make("p", { class: "hint" },
-        `What ${jointPasses} drops, several kept columns determine together; it is listed with the one that shares most with it.`));
+        rationing ? `What pass ${rationing} drops goes for the number of columns alone; it is listed with the column that it is most similar to.`
+          : `What ${jointPasses} drops, several kept columns determine together; it is listed with the one that shares most with it.`));
     }
     alternatives = new DataTable(place, {
       label: "Alternatives", rows: others.slice(), sort: null, height: 172, noun: "column", title,
@@ -706,10 +713,14 @@
         { label: "Value", width: "124px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
         { label: "Representative", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
         { label: "Community", width: "100px", right: true, key: (i) => columns.community[i], cell: (i) => (columns.community[i] === null ? "" : digits(columns.community[i])) },
+        ...(columns.relevance.some((value) => value !== null) ? [{ label: "Relevance", width: "94px", right: true, falling: true, title: "what it tells of the target", key: (i) => columns.relevance[i], cell: (i) => (columns.relevance[i] === null ? "" : similarity(columns.relevance[i])) }] : []),
         { label: "Missing", width: "78px", right: true, falling: true, key: missingShare, cell: (i) => share(missingShare(i)) },
         { label: "Different", width: "82px", right: true, falling: true, title: "different values", key: (i) => columns.unique[i], cell: (i) => digits(columns.unique[i]) },
       ],
     });
+
+    if (place("relevance")) drawRelevance(every);
+    if (place("chosen")) drawChosen();
 
     if (place("near")) {
       const pairs = data.near;
@@ -750,6 +761,48 @@
         ],
       });
     }
+  }
+
+  /** Every column by what it tells of the target, beside the one that stands for it. */
+  function drawRelevance(every) {
+    const own = (i) => columns.relevance[i];
+    const less = (i) => (root[i] === i || columns.relevance[root[i]] === null ? null : own(i) - columns.relevance[root[i]]);
+    const number = (value) => (value === null ? "" : similarity(value));
+    const rows = every.filter((i) => own(i) !== null);
+    new DataTable(place("relevance"), {
+      label: "Relevance of every column", rows, sort: [1, true], height: 420, noun: "column", open: jumpTo,
+      search: (i) => lower[i], filter: [{ options: [["All columns", () => true], ["Kept", isKept], ["Dropped", isDropped]]
+        .map(([label, test]) => ({ label: `${label} (${whole.format(rows.filter(test).length)})`, test })) }],
+      fields: [
+        { label: "Column", width: "24%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+        { label: "Relevance", width: "17%", falling: true, key: own, cell: (i) =>
+          make("span", {}, make("span", { class: "meter", "aria-hidden": "true" }, make("i", { class: isDropped(i) ? "gone" : "", style: `width:${100 * own(i)}%` })), number(own(i))) },
+        { label: "Decision", width: "15%", key: (i) => decided(i), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
+        { label: "Stands for it", width: "22%", key: (i) => (root[i] === i ? null : columns.name[root[i]]), cell: (i) => (root[i] === i ? "" : opener(root[i], jumpTo)) },
+        { label: "Its relevance", width: "11%", right: true, falling: true, key: (i) => (root[i] === i ? null : columns.relevance[root[i]]), cell: (i) => (root[i] === i ? "" : number(columns.relevance[root[i]])) },
+        { label: "Less by", width: "11%", right: true, falling: true, key: less, cell: (i) => number(less(i)) },
+      ],
+    });
+  }
+
+  /** The columns of a budget in the order they were taken, with what they explain together. */
+  function drawChosen() {
+    const rows = data.chosen.map((step, at) => [at + 1, ...step]);
+    const part = (label, at, title) => ({ label, width: "17%", right: true, title, key: (row) => row[at], cell: (row) => (row[at] === null ? "" : share(row[at])) });
+    const told = ([, i]) => columns.relevance[i];
+    new DataTable(place("chosen"), {
+      label: "Columns in the order they were taken", rows, sort: [0, false], height: 420, noun: "column", open: ([, i]) => jumpTo(i),
+      search: ([, i]) => lower[i],
+      fields: [
+        { label: "Taken", width: "12%", right: true, key: (row) => row[0], cell: (row) => whole.format(row[0]) },
+        { label: "Column", width: "36%", key: ([, i]) => columns.name[i], cell: ([, i]) => opener(i, jumpTo) },
+        part("Of the table", 2, "share of the variance of all columns that the columns up to this one explain"),
+        ...(rows.some((row) => row[3] !== null) ? [
+          part("Of the target", 3, "share of the variance of the target that the columns up to this one explain"),
+          { label: "Relevance", width: "17%", right: true, falling: true, key: told, cell: (row) => (told(row) === null ? "" : similarity(told(row))) },
+        ] : []),
+      ],
+    });
   }
 
   /** The ledger, when it is looked at: a table has no size while it is folded away. */

@@ -22,7 +22,7 @@ from dpipe.model.events import PassDone
 from dpipe.model.records import Decision, MemoryReading
 from dpipe.model.registry import PASSES, usual_passes
 from dpipe.options import Options
-from dpipe.report import figures, words
+from dpipe.report import figures, target, words
 from dpipe.report.payload import dump, payload
 from dpipe.report.results import PassRecord, Results
 from dpipe.report.words import DROPPED, KEPT, NOTHING, count, operations_of
@@ -55,6 +55,8 @@ def render(results: Results) -> str:
         facts=escape(_facts(results)),
         warnings=_warnings(results),
         funnel=_funnel(results),
+        target=target.sections(results),
+        target_links=target.links(results),
         similarity=_similarity(results),
         near=_near(results),
         missing=_missing(results),

@@ -43,6 +43,11 @@ def payload(results: Results) -> dict[str, Any]:
             if a in index and b in index
         ],
         "passes": _passes(results),
+        "chosen": [
+            [index[step.column], _number(step.table), _number(step.target)]
+            for step in results.chosen
+            if step.column in index
+        ],
         "decisions": {KEPT: KEPT, DROPPED: DROPPED} | {role.value: role.label for role in Role},
         "sample": _sample(results, index),
         "ledger": [
@@ -74,6 +79,7 @@ def _passes(results: Results) -> dict[str, dict[str, Any]]:
             "title": entry.title,
             "threshold": results.options.get(entry.threshold or ""),
             "pairwise": entry.pairwise,
+            "rations": entry.rations,
         }
         for number, entry in PASSES.items()
     }
@@ -108,6 +114,7 @@ def _columns(results: Results, index: Mapping[str, int]) -> dict[str, Any]:
             for d in decisions
         ],
         "community": listed("community"),
+        "relevance": listed("relevance"),
         "valid": listed("n_valid"),
         "missing": listed("n_missing"),
         "nan": listed("n_nan"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dpipe.errors import InputError
 from dpipe.model.events import PassDone, PlannedPass
 from dpipe.model.inventory import RANK_SAMPLE, RUN, STATISTICS, matrix_files
-from dpipe.model.records import ColumnStatistics, Decision, MemoryReading
+from dpipe.model.records import ColumnStatistics, Decision, MemoryReading, Step
 from dpipe.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Results:
     measures: Mapping[str, Label]
     matrices: tuple[Matrix, ...]
     sample: Sample | None
+    chosen: tuple[Step, ...]
     troubles: tuple[str, ...]
 
 
@@ -125,6 +126,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
             measures=_measures(record),
             matrices=tuple(_matrices(run, record, troubles)),
             sample=_sample(run, troubles),
+            chosen=tuple(Step(**step) for step in record.get("chosen") or ()),
             troubles=tuple(troubles),
         )
     except _BROKEN as error:
