@@ -1,15 +1,16 @@
-"""Does a model miss what dpipe takes away? Scores with all columns and with selections.
+"""Does a model miss what a selection takes away? Scores with all columns and with selections.
 
 Gradient boosting, which ignores columns that it has no use for and so has least to gain from a
-selection. The selection is fitted on the training rows of each fold alone and never sees the
-target. Beside each selection stands as many columns drawn blindly: a selection that does not beat
-them has done nothing but save columns.
+selection. Every selection is fitted on the training rows of each fold alone. Beside each stands as
+many columns drawn blindly: a selection that does not beat them has done nothing but save columns.
 
 Covers: R^2 of a regression, or area under the ROC curve with --classify; the paired difference
-between each selection and all columns, fold by fold.
+between each selection and all columns, fold by fold; dpipe without and with the target, with a
+budget, and the selectors that people use instead at the same number of columns.
 
 Usage: ``python -m benchmarks.downstream [TABLE... --target COLUMN --leave-out NAMES]
-[--setting "spearman_threshold: 0.8, passes: [1, 2]"]``; without a table it takes examples/nci.
+[--setting "spearman_threshold: 0.8, passes: [1, 2]"] [--columns 50,200] [--peers all]``; without a
+table it takes examples/nci.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import fnmatch
 import glob
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,15 @@ from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
 
 import dpipe
 from benchmarks import common
+from benchmarks.selectors import BY_CORRELATION, PEERS, smart_correlated
 
 EXAMPLE = "examples/nci/*.parquet"
 EXAMPLE_TARGET = "tpsa_reference"
 EXAMPLE_COPIES = "id,smiles,TopoPSA*,rdkit_TPSA"
 """The example table, its target, and what is no descriptor or is the target under another name."""
+
+Select = Callable[[pd.DataFrame, pd.Series], Sequence[str]]
+"""Names of the columns that a selection keeps, from training rows and their target."""
 
 
 def read(sources: Sequence[str], target: str, leave_out: str) -> tuple[pd.DataFrame, pd.Series]:
@@ -53,6 +59,37 @@ def parse_setting(text: str) -> dict[str, Any]:
     return values
 
 
+def select(frame: pd.DataFrame, target: pd.Series, **options: Any) -> Sequence[str]:
+    """What dpipe keeps of the training rows."""
+    fitted = dpipe.DescriptorSelector(**options).fit(frame, target)
+    return [str(name) for name in fitted.get_feature_names_out()]
+
+
+def contenders(arguments: Any) -> dict[str, Select]:
+    """The selections that are compared, by the name they have in the table."""
+    settings = {"passes 1, 2": {"passes": (1, 2)}, "defaults": {}} | {
+        text: parse_setting(text) for text in arguments.setting
+    }
+    counts = [int(count) for count in filter(None, arguments.columns.split(","))]
+    found: dict[str, Select] = {
+        name: partial(select, use_y=False, **options) for name, options in settings.items()
+    }
+    found["with the target"] = select
+    for count in counts:
+        found[f"{count} columns"] = partial(select, use_y=False, max_columns=count)
+        found[f"with the target, {count} columns"] = partial(select, max_columns=count)
+    chosen = {*PEERS, BY_CORRELATION} if arguments.peers == "all" else arguments.peers.split(",")
+    if BY_CORRELATION in chosen:
+        found[BY_CORRELATION] = smart_correlated
+    for name, peer in PEERS.items():
+        if name in chosen:
+            for count in counts:
+                found[f"{name}, {count} columns"] = partial(
+                    peer, count=count, classify=arguments.classify
+                )
+    return found
+
+
 def score(
     model: Any, x: np.ndarray, y: np.ndarray, fold: tuple[np.ndarray, np.ndarray], classify: bool
 ) -> float:
@@ -67,29 +104,32 @@ def score(
 
 
 def measure(
-    frame: pd.DataFrame, target: pd.Series, settings: Mapping[str, dict[str, Any]], arguments: Any
+    frame: pd.DataFrame, target: pd.Series, selections: Mapping[str, Select], arguments: Any
 ) -> dict[str, list[dict[str, float]]]:
-    """Setting -> one record a fold: columns, their score, the score of as many drawn blindly."""
+    """Selection -> one record a fold: columns, seconds, score, that of as many drawn blindly."""
     how = {"n_splits": arguments.folds, "n_repeats": arguments.repeats, "random_state": 0}
     folds = RepeatedStratifiedKFold(**how) if arguments.classify else RepeatedKFold(**how)
     kind = HistGradientBoostingClassifier if arguments.classify else HistGradientBoostingRegressor
     model = kind(max_iter=arguments.trees, random_state=0)
-    x = frame.to_numpy(dtype=float)
+    x = frame.to_numpy(dtype=float, copy=True)
     x[~np.isfinite(x)] = np.nan  # the model takes missing cells, but no infinite ones
     y = target.to_numpy()
     generator = np.random.default_rng(0)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("all columns", *settings)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("all columns", *selections)}
     for fold in folds.split(x, y):
         every = score(model, x, y, fold, arguments.classify)
         found["all columns"].append({"columns": x.shape[1], "score": every, "blind": every})
-        for name, options in settings.items():
-            selector = dpipe.DescriptorSelector(**options).fit(frame.iloc[fold[0]])
-            kept = np.flatnonzero(selector.get_support())
+        for name, selection in selections.items():
+            began = time.monotonic()
+            kept = np.sort(
+                frame.columns.get_indexer(selection(frame.iloc[fold[0]], target.iloc[fold[0]]))
+            )
+            record: dict[str, float] = {"columns": len(kept), "seconds": time.monotonic() - began}
             blind = np.sort(generator.choice(x.shape[1], len(kept), replace=False))
-            record: dict[str, float] = {"columns": len(kept)}
             for what, chosen in (("score", kept), ("blind", blind)):
                 record[what] = score(model, x[:, chosen], y, fold, arguments.classify)
             found[name].append(record)
+            print(f"  {name}: {record}", flush=True)
         print(f"fold {len(found['all columns'])}: {every:.4f} with all columns", flush=True)
     return found
 
@@ -112,16 +152,17 @@ def main() -> None:
         default=[],
         help='options of one more selection, such as "passes: [1, 2]"; repeat for more',
     )
+    parser.add_argument("--columns", default="", help="budgets to compare at, such as 50,200")
+    parser.add_argument(
+        "--peers", default="", help=f"{', '.join((BY_CORRELATION, *PEERS))}, or all of them"
+    )
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trees", type=int, default=100)
     arguments = parser.parse_args()
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
     frame, target = read(arguments.sources, arguments.target, arguments.leave_out)
-    settings = {"passes 1, 2": {"passes": (1, 2)}, "defaults": {}} | {
-        text: parse_setting(text) for text in arguments.setting
-    }
-    found = measure(frame, target, settings, arguments)
+    found = measure(frame, target, contenders(arguments), arguments)
     metric = "area under the curve" if arguments.classify else "R^2"
     print(
         f"\n{arguments.target}: {len(frame)} rows, {frame.shape[1]} columns, "
@@ -135,8 +176,10 @@ def main() -> None:
         share = f"{columns:.0f} ({100 * columns / frame.shape[1]:.0f} %)"
         change = spread(list(100 * (scores / every - 1)), 2)
         drawn = spread([fold["blind"] for fold in folds])
-        rows.append((name, share, spread(list(scores)), change, drawn))
-    common.show(("selection", "columns", metric, "change, %", "as many drawn blindly"), rows)
+        seconds = f"{np.median([fold.get('seconds', 0) for fold in folds]):.1f}"
+        rows.append((name, share, spread(list(scores)), change, drawn, seconds))
+    heads = ("selection", "columns", metric, "change, %", "as many drawn blindly", "seconds")
+    common.show(heads, rows)
     common.finish(arguments, {"target": arguments.target, "folds": found})
 
 

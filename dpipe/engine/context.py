@@ -53,7 +53,29 @@ PAIRS_FROM = 0.7
 
 @dataclass(frozen=True)
 class Context:
-    """A run as its passes see it; pass 4 looks at ``nonlinear_rows`` alone (all when None)."""
+    """A run as its passes see it.
+
+    Attributes
+    ----------
+    session
+        The Dask cluster.
+    store
+        The rank store.
+    options
+        What the user asked for.
+    emit
+        Who hears what happens.
+    n_rows
+        Rows that take part.
+    folder
+        Where matrices and pairs go, None where nobody wants them.
+    nonlinear_rows
+        The rows that pass 4 looks at, None for all of them.
+    priority
+        The user's wishes and the relevance of columns.
+    limits
+        The sizes that the plan keeps to.
+    """
 
     session: Session
     store: Store

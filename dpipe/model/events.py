@@ -113,7 +113,15 @@ class PassStarted:
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A pass submits `tasks` tasks called `name` (ranking, moments, re-ranking ...)."""
+    """A pass submits tasks.
+
+    Attributes
+    ----------
+    name
+        What they are called: ranking, moments, re-ranking ...
+    tasks
+        How many there are.
+    """
 
     name: str
     tasks: int
@@ -121,7 +129,13 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """One task of the current stage has finished."""
+    """One task of the current stage has finished.
+
+    Attributes
+    ----------
+    name
+        The stage.
+    """
 
     name: str
 
@@ -154,16 +168,27 @@ class PassDone:
 
 @dataclass(frozen=True)
 class MemoryRead:
-    """The session looked at the memory of its processes."""
+    """The session looked at the memory of its processes.
+
+    Attributes
+    ----------
+    readings
+        What it saw, one for each process.
+    """
 
     readings: tuple[MemoryReading, ...]
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something a user should know: one sentence. `level`: "info", "notice" or "warning".
+    """Something a user should know.
 
-    An "info" is shown to who asks for more (``--verbose``).
+    Attributes
+    ----------
+    text
+        One sentence.
+    level
+        "info" (shown to who asks for more by ``--verbose``), "notice" or "warning".
     """
 
     text: str
@@ -174,9 +199,17 @@ class Note:
 class Fault:
     """Something failed, and the run goes on.
 
-    ``kind`` is "worker lost", "task repeated" (it ran on such a worker, or its result went with
-    it) or "stalled"; ``stage`` names the tasks of the time, ``details`` is text for whoever looks
-    into it.
+    Attributes
+    ----------
+    kind
+        "worker lost", "task repeated" (it ran on such a worker, or its result went with it) or
+        "stalled".
+    stage
+        The tasks of the time.
+    count
+        How often.
+    details
+        Text for whoever looks into it.
     """
 
     kind: str

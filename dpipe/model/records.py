@@ -56,7 +56,17 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the unified schema: its name, Arrow type as text, and role."""
+    """One column of the unified schema.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    dtype
+        Its Arrow type as text.
+    role
+        What it is to dpipe.
+    """
 
     name: str
     dtype: str
@@ -67,9 +77,33 @@ class Column:
 class ColumnStatistics:
     """Exact statistics of one feature column (pass 1). Counts are rows; NaN where undefined.
 
-    ``rank_hash`` is the same for columns that rank the rows alike or in reverse; ``first_sign``,
-    of the first centred rank that is not 0, tells which. ``n_rounded`` counts the cells that may
-    have been rounded to float64 before they were ranked, so that different ones may seem equal.
+    Attributes
+    ----------
+    name
+        The column.
+    n_rows
+        Rows that take part.
+    n_valid
+        Rows with a finite value.
+    n_null, n_nan, n_inf
+        Rows without one, by kind.
+    n_unique
+        Different valid values.
+    minimum, maximum, mean, variance
+        Of the valid values; the variance is that of a population.
+    normalised_variance
+        The variance over the square of the width of the middle 95 %.
+    q025, q975
+        Their 2.5 % and 97.5 % quantiles.
+    top_share
+        The share of the commonest value.
+    rank_hash
+        The same for columns that rank the rows alike or in reverse.
+    first_sign
+        The sign of the first centred rank that is not 0; it tells the one from the other.
+    n_rounded
+        Cells that may have been rounded to float64 before they were ranked, so that different ones
+        may seem equal.
     """
 
     name: str
@@ -99,10 +133,14 @@ class ColumnStatistics:
 
 @dataclass(frozen=True)
 class Edges:
-    """Pairs of columns whose |similarity| reaches a threshold, by index, with i < j.
+    """Pairs of columns whose |similarity| reaches a threshold, sorted by (i, j).
 
-    ``i`` and ``j`` are int64 indices into the pass's column list, ``value`` the signed float64
-    similarity. Sorted by (i, j), so that equal inputs give equal records.
+    Attributes
+    ----------
+    i, j
+        (m,) indices into the pass's column list, i < j.
+    value
+        (m,) the signed similarity.
     """
 
     i: NDArray[np.int64]
@@ -322,7 +360,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Similarity:
-    """A symmetric all-pairs matrix: ``values`` (p, p) float32, NaN where undefined."""
+    """A symmetric all-pairs matrix.
+
+    Attributes
+    ----------
+    values
+        (p, p), NaN where undefined.
+    columns
+        The names of its rows and columns.
+    """
 
     values: NDArray[np.float32]
     columns: tuple[str, ...]
@@ -332,10 +378,26 @@ class Similarity:
 class MemoryReading:
     """Memory of one process at one moment, in bytes.
 
-    ``moment`` is "start", "after" (a pass) or "recycled" (after a restart);
-    ``peak`` is the highest resident size since that process began, ``device`` the bytes in use on
-    its GPU (None without one), by whomever, and ``device_peak`` the most that Dask saw there, twice
-    a second, since the process began.
+    Attributes
+    ----------
+    moment
+        "start", "after" (a pass) or "recycled" (after a restart).
+    pass_number
+        The pass of the moment.
+    process
+        "client", or "worker" and its name.
+    pid
+        Its process number.
+    rss
+        Its resident size.
+    peak
+        The highest resident size since the process began.
+    device
+        Bytes in use on its GPU, by whomever; None without one.
+    seconds
+        When, since the session began.
+    device_peak
+        The most that Dask saw on the GPU, twice a second, since the process began.
     """
 
     moment: str
