@@ -2,12 +2,12 @@
 
 Covers: mutations of small sound files through `open_table` and `read_block`, in child processes
 that may die without taking the count with them; drawn options through `options_from`, the command
-line and YAML.
+line and YAML; drawn columns, whose ranks are compared with those of pandas (`odd_columns`).
 Does not cover: what is read from sound files (see `test_table`).
 
 By hand, as long as one likes, each case repeatable by its seed::
 
-    python tests/fuzz.py --mutations 20000 --options 2000 --first-seed 0
+    python tests/fuzz.py --mutations 20000 --options 2000 --columns 20000 --first-seed 0
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import odd_columns
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -398,6 +399,15 @@ def _invoke(words: list[str]) -> int:
 
 def fuzz_options(first: int, count: int, seconds: float = float("inf")) -> Report:
     """Option sets `first` to `first + count`, or as many as fit into `seconds`."""
+    return _fuzz_here(option_case, first, count, seconds)
+
+
+def fuzz_columns(first: int, count: int, seconds: float = float("inf")) -> Report:
+    """Columns `first` to `first + count`, or as many as fit into `seconds`."""
+    return _fuzz_here(odd_columns.case, first, count, seconds)
+
+
+def _fuzz_here(case: Callable[[int, Path], str], first: int, count: int, seconds: float) -> Report:
     report = Report()
     deadline = time.monotonic() + seconds
     folder = Path(tempfile.mkdtemp(prefix="dpipe-fuzz-"))
@@ -406,7 +416,7 @@ def fuzz_options(first: int, count: int, seconds: float = float("inf")) -> Repor
             if time.monotonic() > deadline:
                 break
             try:
-                report.outcomes[option_case(seed, folder)] += 1
+                report.outcomes[case(seed, folder)] += 1
             except Exception:
                 report.outcomes["traceback"] += 1
                 report.failures.append((seed, traceback.format_exc()))
@@ -420,6 +430,7 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--mutations", type=int, default=20_000)
     parser.add_argument("--options", type=int, default=2_000)
+    parser.add_argument("--columns", type=int, default=2_000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for each kind")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -432,6 +443,7 @@ def run() -> int:
     for title, fuzz, count in (
         ("Parquet mutations", fuzz_parquet, words.mutations),
         ("option sets", fuzz_options, words.options),
+        ("columns", fuzz_columns, words.columns),
     ):
         began = time.monotonic()
         report = fuzz(words.first_seed, count, words.seconds)

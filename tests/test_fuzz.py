@@ -1,7 +1,7 @@
 """A few seconds of `fuzz`: enough to see that it works and that nothing is broken grossly.
 
-Covers: some hundred damaged files, some dozen option sets, and that a crash, a hang and a
-traceback would be counted.
+Covers: some hundred damaged files, some dozen option sets, some hundred columns, and that a crash,
+a hang and a traceback would be counted.
 Does not cover: the long run (``python tests/fuzz.py``).
 """
 
@@ -35,6 +35,12 @@ def test_options_are_taken_or_refused() -> None:
     report = fuzz.fuzz_options(random.randrange(10**6), 60, SECONDS)
     assert report.failures == []
     assert report.cases > 0
+
+
+def test_columns_of_every_type_are_ranked_as_pandas_ranks_them() -> None:
+    report = fuzz.fuzz_columns(random.randrange(10**6), 200, SECONDS)
+    assert report.failures == []
+    assert report.outcomes["exact"] > 0
 
 
 def test_sound_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

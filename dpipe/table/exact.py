@@ -153,7 +153,8 @@ def _times(read: NDArray[np.float64], scale: int) -> tuple[NDArray[np.bool_], Wh
     """Which are finite, and 10**`scale` times these; None where some is no exact whole number."""
     valid = np.isfinite(read)
     power = 10.0**scale
-    whole = np.rint(np.where(valid, read, 0) * power)
+    with np.errstate(over="ignore"):  # infinite is too large as well
+        whole = np.rint(np.where(valid, read, 0) * power)
     limit = 10.0**_EXACT_DIGITS if scale else 2.0**63
     if (valid & (whole / power != read)).any() or (np.abs(whole) >= limit).any():
         return valid, None
