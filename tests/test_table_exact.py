@@ -148,10 +148,11 @@ def test_a_fraction_makes_large_neighbours_inexact(tmp_path: Path) -> None:
 
 
 def test_a_real_number_beyond_any_whole_one_is_read_beside_decimals(tmp_path: Path) -> None:
-    cents = pa.array([Decimal("1.25"), None], pa.decimal128(38, 2))
-    cells, n_rounded = read_chunks(tmp_path / "t", cents, pa.array([1.7e308, -3.0]))
-    assert cells == [Fraction(5, 4), None, Fraction(1.7e308), Fraction(-3)]
-    assert n_rounded == 0
+    cents = Decimal(LARGE + 1) / 10**9
+    chunks = pa.array([1.7e308, -3.0]), pa.array([cents], pa.decimal128(38, 9))
+    cells, n_rounded = read_chunks(tmp_path / "t", *chunks)
+    assert cells == [Fraction(1.7e308), Fraction(-3), Fraction(float(cents))]
+    assert n_rounded == 1
 
 
 def test_a_missing_column_stays_missing_beside_large_numbers(tmp_path: Path) -> None:
