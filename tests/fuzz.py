@@ -311,7 +311,7 @@ _OF_KIND: dict[type, tuple[Any, ...]] = {
     Number: (0, 0.5, 0.95, 1, 1.5, -0.1, 10, "0.9", "nan", "inf", "1e-3"),
     Place: ("~/out", "out", "s3://b/c", "s3://u:p@b", "", "\0"),
     Text: ("tcp://h:1", "file.json", "s3://b/c", "s3://u:p@b", "", "\0"),
-    Weights: ("hsic=1", "hsic=0.5,rdc=0.5", {"dcor": 1}, "hsic=0", "x=1", "hsic", "hsic=nan", ""),
+    Weights: ("hsic=1", "hsic=0.5,rdc=0.5", {"dcor": 1}, "hsic=0", "hsic", "hsic=nan", ""),
     Whole: (1, 2, 5, 100, 0, -1, "7", "1e3", 2**70, 1.5, "1_000", "5%"),
 }
 _STRANGE = (

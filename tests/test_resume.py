@@ -22,7 +22,10 @@ from dpipe.pipeline import resume
 from dpipe.runfolder import RunFolder, files
 from dpipe.runfolder.plain import digest_of
 
-start = functools.partial(trials.start, verbose=True)
+# One worker: what is killed here is the client, and a process less starts thirty times.
+start = functools.partial(
+    trials.start, verbose=True, where=("--workers", "1", "--device", "cpu", "--restart", "never")
+)
 
 # In the order a run comes by them: every kind of file in every pass, of workers and of the client.
 KILLS = (
@@ -120,7 +123,7 @@ def test_ranks_that_a_crash_of_the_machine_lost_are_ranked_again(
 def test_an_interrupted_run_ends_at_once_and_continues(
     reference: Reference, tmp_path: Path
 ) -> None:
-    trial = trials.start(reference.table, tmp_path / "run", seconds=0.5)
+    trial = start(reference.table, tmp_path / "run", seconds=0.5)
     wait_for(lambda: trial.files("block-*.json"), "the first finished block")
     trial.interrupt()
     assert trial.finish() == 130, trial.errors

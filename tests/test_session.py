@@ -29,6 +29,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, Scheduler, get_client, wait
 from distributed.system import MEMORY_LIMIT
+from trials import wait_for
 
 from dpipe.device import card
 from dpipe.engine.plan import Machine
@@ -56,7 +57,7 @@ from dpipe.session import (
 from dpipe.session import session as module
 from dpipe.session.cards import CardMemory
 from dpipe.session.decision import Others, Restart, Tidy, decide_restart
-from dpipe.session.worker import process_memory
+from dpipe.session.worker import AWAKE, expect_restart, process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1024**2
@@ -896,8 +897,13 @@ def impatient(capfd: pytest.CaptureFixture[str]) -> Iterator[LocalCluster]:
     ):
         yield cluster
         time.sleep(0.6)  # the last clocks run out
-        assert len(cluster.workers) == len(cluster.scheduler_info["workers"]) == 2
-        assert cluster.scheduler_info["workers"].keys() == cluster.scheduler.workers.keys()
+        wait_for(
+            lambda: (
+                len(cluster.workers) == len(cluster.scheduler_info["workers"]) == 2
+                and cluster.scheduler_info["workers"].keys() == cluster.scheduler.workers.keys()
+            ),
+            "the cluster object to know of its two workers",
+        )
         assert not hasattr(cluster.scheduler, "dpipe_let_go")
         assert capfd.readouterr().err == ""
 
@@ -914,6 +920,20 @@ def test_restarts_in_a_row_cost_a_cluster_no_worker_and_alarm_nobody(
             assert not now & seen
             seen |= now
     assert heard == []
+
+
+def test_a_worker_about_to_be_restarted_does_not_warn_of_the_task_that_kept_it_awake(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = logging.getLogger("distributed.worker.state_machine")
+    before = list(log.filters)
+    expect_restart()
+    try:
+        for key in (f"{AWAKE}1", "a task of somebody else"):
+            log.warning("Async instruction for <Task cancelled name=\"execute('%s')\"> ended", key)
+    finally:
+        log.filters[:] = before
+    assert [record.args for record in caplog.records] == [("a task of somebody else",)]
 
 
 def test_a_clock_that_somebody_else_started_does_no_harm(
@@ -1246,7 +1266,7 @@ def test_a_worker_without_a_limit_counts_its_share_of_its_host() -> None:
 
 def test_the_peak_of_a_process_outlives_its_memory() -> None:
     code = """
-        from dpipe.session.worker import process_memory
+        from dpipe.session.worker import AWAKE, expect_restart, process_memory
         block = b"x" * 300_000_000
         del block
         rss, peak = process_memory()

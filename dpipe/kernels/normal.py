@@ -133,7 +133,7 @@ def untied_normal_sums(n: int) -> MarginalSums:
     Examples
     --------
     >>> untied_normal_sums(3).total.round(3).tolist()
-    [[0.0, 1.871]]
+    [[0.0, 1.872]]
     """
     return MarginalSums(np.array([float(n)]), np.array([[0.0, _untied_square(n)]]))
 

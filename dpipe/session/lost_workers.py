@@ -25,6 +25,7 @@ from distributed import Client, SpecCluster
 from distributed.core import Status
 
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
+from dpipe.session.worker import AWAKE, expect_restart
 
 
 @contextlib.contextmanager
@@ -41,6 +42,8 @@ def kept_from_clock(client: Client, addresses: Sequence[str], seconds: float) ->
     OSError, TimeoutError, RuntimeError
         When the scheduler does not answer.
     """
+    with contextlib.suppress(Exception):  # whatever a worker raised: it would warn, no more
+        within(client, PROBE_SECONDS, "run", expect_restart, workers=list(addresses))
     within(client, PROBE_SECONDS, "run_on_scheduler", _hold(list(addresses), seconds))
     try:
         yield
@@ -76,6 +79,8 @@ def _runs(cluster: SpecCluster, address: str) -> bool:
 
 
 def _hold(addresses: list[str], seconds: float) -> Callable[..., None]:
+    waking = AWAKE
+
     def hold(dask_scheduler: Any) -> None:
         import asyncio
         import logging
@@ -88,7 +93,7 @@ def _hold(addresses: list[str], seconds: float) -> Callable[..., None]:
         def is_news(record: logging.LogRecord) -> bool:
             text = record.getMessage()
             if "already computed task(s)" in text:
-                return "dpipe-awake-" not in text
+                return waking not in text
             return not text.startswith(("Restarting worker (", "Worker process still alive"))
 
         loggers = [logging.getLogger(f"distributed.{name}") for name in ("scheduler", "nanny")]

@@ -1,6 +1,7 @@
 """What runs inside a worker process for a session.
 
-Covers: what a worker says about itself, memory handed back, threads held to one a task.
+Covers: what a worker says about itself, memory handed back, threads held to one a task, alarms that
+a planned restart would raise.
 Does not cover: tasks (`dpipe.engine.tiles`), asking the workers (`dpipe.session.Session`).
 """
 
@@ -24,12 +25,34 @@ from distributed.system import MEMORY_LIMIT
 from dpipe.device import cache, card
 from dpipe.device.arrays import free_device_memory
 
+AWAKE = "dpipe-awake-"
+"""How the key of the task begins that keeps a cluster from sending its last worker away."""
+
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What one worker process says about itself; sizes in bytes, ``limit`` None without a limit.
+    """What one worker process says about itself.
 
-    ``holders`` are the processes that compute on its card, as far as the driver tells.
+    Attributes
+    ----------
+    address, name, pid, host
+        Which process it is, and where.
+    rss, peak
+        Resident bytes, now and at most since it began.
+    device, device_peak
+        Bytes in use on its card, now and at most; None without one.
+    threads
+        Tasks it runs at a time.
+    limit
+        Bytes it may use, None without a limit.
+    nanny
+        Whether something starts it again.
+    host_memory
+        Bytes of its machine.
+    has_gpu
+        Whether it can compute on a card.
+    holders
+        The processes that compute on its card, as far as the driver tells.
     """
 
     address: str
@@ -111,6 +134,19 @@ def look(dask_worker: Any, gpu: bool) -> WorkerFacts:
         device_peak=None if used is None else max([used, *(int(n) for n in seen if n)]),
         holders=card.holders() if has_card else (),
     )
+
+
+def expect_restart() -> None:
+    """Have this process, which is about to be restarted, not warn of what that cancels.
+
+    The task that keeps the cluster awake is run anew wherever a worker is left, and that one is
+    about to close as well.
+    """
+    logging.getLogger("distributed.worker.state_machine").addFilter(_is_not_about_waking)
+
+
+def _is_not_about_waking(record: logging.LogRecord) -> bool:
+    return AWAKE not in record.getMessage()
 
 
 def give_memory_back() -> int:
