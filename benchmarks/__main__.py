@@ -18,6 +18,7 @@ QUICK = {
     "comparison": ["--repeats=1", "--contenders=dpipe,SciPy"],
     "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
+    "verification": ["--rows=20000", "--columns=12"],
     "guest": ["--rows=10000", "--columns=12", "--calls=2"],
 }
 

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.session.environment import ONE_THREAD, worker_environment
+from dpipe.common.environment import ONE_THREAD, worker_environment
 
 ROW_GROUP = 65536
 _FACTORS = 20

@@ -35,6 +35,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("scaling", ["--rows=600", "--columns=8", "--steps=1", "--workers=1"]),
         ("big", ["--rows=3000", "--columns=12"]),
         ("leak", ["--rows=600", "--columns=8"]),
+        ("verification", ["--rows=3000", "--columns=8"]),
         ("guest", ["--rows=10000", "--columns=8"]),
     ],
 )

@@ -76,14 +76,13 @@ MEASURE = Measure(
 
 
 def unit_scores(argument: np.ndarray, options: Any) -> Column:
-    centred = argument - argument.mean()
-    return Column([(centred / centred.std())[None]])
+    mean, scale = argument.mean(), argument.std()
+    return Column([lambda rows: ((rows - mean) / scale)[None]])
 
 
 FORMULA = Formula(
     column=unit_scores,
-    pair=lambda left, right: abs(float(np.mean(left.functions[0] * right.functions[0]))),
-    width=lambda options: 1,
+    pair=lambda joint: abs(float(joint.covariances[0][0, 0])),
 )
 
 

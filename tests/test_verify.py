@@ -6,9 +6,16 @@ inverses), so that the check is itself checked by something else than dpipe's en
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -16,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import dense_nhsic, published_rdc, uniform_ranks
@@ -33,18 +42,19 @@ from dpipe.choice.certificate import alternatives, decide, follow_chain
 from dpipe.choice.communities import find_communities
 from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
-from dpipe.errors import InputError, VerificationError
+from dpipe.errors import InputError, ResourceError, VerificationError
 from dpipe.kernels.draws import rdc_draws
 from dpipe.model.inventory import DECISIONS, MANIFEST
 from dpipe.model.records import ColumnStatistics, Decision, Drop, Edges, PassResult
 from dpipe.model.registry import Reason
-from dpipe.options import Options
+from dpipe.options import Options, parse_size
 from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import dependence, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
+from dpipe.verify.crew import Crew, cores, crew_for
 from dpipe.verify.dependence import Nonlinear, similar_pairs, spearman
-from dpipe.verify.prediction import Scores
+from dpipe.verify.prediction import Scores, normal_scores
 
 Rows = tuple[Decision, ...]
 
@@ -674,7 +684,8 @@ def test_many_failures_are_counted(run: Run, tmp_path: Path) -> None:
 
 def ranked(frame: pd.DataFrame, folder: Path) -> RankedColumns:
     write(frame, folder / "t.parquet")
-    return rank_columns(open_table([folder / "t.parquet"], options=Options()), None)
+    table = open_table([folder / "t.parquet"], options=Options())
+    return rank_columns(table, table.features, None, folder, Crew())
 
 
 def dirty_frame(n: int = 400) -> pd.DataFrame:
@@ -701,9 +712,8 @@ def test_similar_pairs_are_those_of_pandas(
     monkeypatch.setattr("dpipe.verify.pairs._ROWS_AT_ONCE", 111)
     frame = dirty_frame()
     columns = ranked(frame, tmp_path)
-    found = {
-        frozenset(pair[:2]): pair[2] for pair in similar_pairs(columns, names_of(frame), 0.6, 50)
-    }
+    pairs = similar_pairs(columns, names_of(frame), 0.6, 50, Crew())
+    found = {frozenset(pair[:2]): pair[2] for pair in pairs}
     values = frame.replace([np.inf, -np.inf], np.nan)
     rho = values.corr(method="spearman", min_periods=50).to_numpy()
     names = names_of(frame)
@@ -718,7 +728,7 @@ def test_similar_pairs_are_those_of_pandas(
 
 def test_nonlinear_similarity_is_that_of_the_definitions(tmp_path: Path) -> None:
     frame = dirty_frame()[["base0", "square0", "count0", "flag", "noisy1_2"]]
-    measure = Nonlinear(ranked(frame, tmp_path), None, OPTIONS)
+    measure = Nonlinear(ranked(frame, tmp_path), OPTIONS)
     expected = nonlinear_by_hand(frame, OPTIONS)
     for i, a in enumerate(names_of(frame)):
         for j, b in enumerate(names_of(frame)[:i]):
@@ -742,10 +752,14 @@ def test_nonlinear_pairs_are_those_found_one_by_one(
     monkeypatch.setattr("dpipe.verify.pairs._WIDTH", 30)
     monkeypatch.setattr("dpipe.verify.pairs._ROWS_AT_ONCE", 111)
     frame = dirty_frame()
-    rows = np.arange(0, 400, 2) if changes.get("nonlinear_rows") else None
-    measure = Nonlinear(ranked(frame, tmp_path), rows, OPTIONS.replace(**changes))
+    monkeypatch.setattr("dpipe.verify.pairs._ROWS_OF_A_TASK", 222)
+    monkeypatch.setattr("dpipe.verify.dependence._ROWS_AT_ONCE", 100)
     names = names_of(frame)
-    found = {frozenset(pair[:2]): pair[2] for pair in measure.similar_pairs(names, 0.5)}
+    columns = ranked(frame, tmp_path)
+    if changes.get("nonlinear_rows"):
+        columns = columns.on(np.arange(0, 400, 2), names, Crew())
+    measure = Nonlinear(columns, OPTIONS.replace(**changes))
+    found = {frozenset(pair[:2]): pair[2] for pair in measure.similar_pairs(names, 0.5, Crew())}
     one_by_one = {
         frozenset((a, b)): measure.similarity(a, b) for k, a in enumerate(names) for b in names[:k]
     }
@@ -758,7 +772,7 @@ def test_nonlinear_pairs_are_those_found_one_by_one(
 def test_vif_and_r_squared_are_those_of_statsmodels_on_normal_scores(tmp_path: Path) -> None:
     frame = dirty_frame()[["base0", "noisy0_2", "count0", "holes0", "tail1", "square1"]]
     names = names_of(frame)
-    scores = Scores(ranked(frame, tmp_path), names)
+    scores = Scores(ranked(frame, tmp_path), names, Crew())
     values = frame.replace([np.inf, -np.inf], np.nan)
     table = filled_scores(values).assign(const=1.0).to_numpy()
     expected = [variance_inflation_factor(table, k) for k in range(frame.shape[1])]
@@ -781,17 +795,143 @@ def test_ranks_and_facts(tmp_path: Path) -> None:
         assert facts.n_inf == np.isinf(frame[name]).sum()
         u = uniform_ranks(values[name].dropna().to_numpy())
         np.testing.assert_allclose((ranks[valid] / facts.n_valid + 1) / 2, u, atol=1e-14)
-    assert columns.signature("base0") == columns.signature("copy0")
-    assert columns.signature("base0") != columns.signature("holes0")
+        assert facts.normalised_variance == pytest.approx(
+            normalised_variance_by_hand(frame[name].to_numpy()[valid]), rel=1e-12, nan_ok=True
+        )
+    assert columns.marks["base0"].signature == columns.marks["copy0"].signature
+    assert columns.marks["base0"].signature != columns.marks["holes0"].signature
 
 
-def test_large_tables_are_ranked_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = dirty_frame(60)
-    in_memory = ranked(frame, tmp_path)
-    monkeypatch.setattr("dpipe.verify.columns._CELLS_IN_MEMORY", 0)
-    on_disk = ranked(frame, tmp_path)
-    assert isinstance(on_disk.ranks, np.memmap)
-    np.testing.assert_array_equal(on_disk.ranks, in_memory.ranks)
+def normalised_variance_by_hand(values: np.ndarray) -> float:
+    if not len(values) or np.ptp(values) == 0:
+        return 0.0 if len(values) else np.nan
+    lower, upper = np.quantile(values, [0.025, 0.975])
+    width = upper - lower if upper > lower else np.ptp(values)
+    return float(np.var(values) / width**2)
+
+
+def test_normal_scores_are_the_quantiles() -> None:
+    for n in (1, 2, 7, 1000, 10**7):
+        k = np.unique(np.linspace(1 - n, n - 1, 1001).astype(np.int32))
+        expected = -np.sign(k) * scipy.stats.norm.ppf((n - abs(k)) / (2 * n))
+        np.testing.assert_allclose(normal_scores(k, n), expected, rtol=0, atol=1e-11)
+
+
+# Several processes, some decisions, little memory
+
+
+def test_every_verdict_is_the_same_whatever_the_number_of_processes(
+    run: Run, tmp_path: Path
+) -> None:
+    run.write(tmp_path / "true")
+    run.write(
+        tmp_path / "false", decisions=lambda rows: tuple(replace(row, n_unique=77) for row in rows)
+    )
+    alone, told = verify(tmp_path / "true"), []
+    several = verify(tmp_path / "true", workers=2)
+    assert several.lines == alone.lines
+    assert several.differences == pytest.approx(alone.differences, abs=1e-12)
+    for workers in (1, 2):
+        with pytest.raises(VerificationError) as refused:
+            verify(tmp_path / "false", workers=workers)
+        told.append(str(refused.value))
+    assert told[0] == told[1]
+
+
+def test_a_sample_of_decisions_reads_what_they_name_and_says_what_it_left_out(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write(tmp_path)
+    read: list[str] = []
+
+    def noted(table: Table, names: Sequence[str], *rest: Any) -> RankedColumns:
+        read.extend(names)
+        return rank_columns(table, names, *rest)
+
+    monkeypatch.setattr("dpipe.verify.rank_columns", noted)
+    seen = set()
+    for n in range(1, 22, 4):
+        read.clear()
+        report = verify(tmp_path, n_drawn=n)
+        assert report == verify(tmp_path, n_drawn=n)
+        assert (report.n_drawn, report.seed) == (n, OPTIONS.seed)
+        assert f"{n} decisions, drawn by seed {OPTIONS.seed}, were recomputed" in report.lines[1]
+        assert report.lines[0].endswith("what was drawn of the certificate holds.")
+        assert n <= report.compared["columns"] == len(set(read))
+        seen |= report.compared.keys()
+    assert {"drops of pass 2", "drops of pass 3", "drops of pass 4"} <= seen
+    assert verify(tmp_path, n_drawn=10**6).n_drawn is None
+
+
+def test_a_sample_finds_the_lies_among_what_it_draws(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path, decisions=lambda rows: tuple(replace(row, n_unique=77) for row in rows))
+    with pytest.raises(VerificationError, match="has n_unique"):
+        verify(tmp_path, n_drawn=3)
+
+
+def test_memory_that_is_too_little_is_refused_with_a_size_that_is_enough_when_typed() -> None:
+    for rows, columns in ((10**3, 5), (10**7, 60), (10**6, 2000)):
+        with pytest.raises(ResourceError, match="verifying") as refused:
+            crew_for(rows, columns, 4, 2**27)
+        (named,) = re.findall("--memory-limit to at least ([^ ]+)[.]$", str(refused.value))
+        assert crew_for(rows, columns, 4, parse_size(named)).workers == 1
+
+
+def test_processes_are_as_many_as_memory_cores_and_columns_allow() -> None:
+    assert crew_for(1000, 60, None, 2**40).workers == 1  # it would take longer to start them
+    assert crew_for(1000, 60, 3, 2**40).workers == 3
+    assert crew_for(10**7, 60, None, 2**40).workers == cores()
+    assert crew_for(10**7, 2, 64, 2**40).workers == 2
+    assert crew_for(10**7, 60, 64, 3 * 2**30).workers == 2
+
+
+def test_a_process_that_is_killed_ends_in_one_sentence() -> None:
+    with (
+        pytest.raises(ResourceError, match=r"one of the 2 processes .* was killed"),
+        Crew(2) as crew,
+    ):
+        list(crew.each(kill_itself, [()]))
+    assert not multiprocessing.active_children()
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_interrupt_ends_the_processes_at_once() -> None:
+    def sleeping() -> Iterator[tuple[float]]:
+        yield (1000.0,)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Crew(2) as crew:
+        list(crew.each(time.sleep, sleeping()))
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_the_one_that_started_them_and_hear_no_ctrl_c(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from dpipe.verify.crew import Crew\n"
+        "if __name__ == '__main__':\n"
+        "    with Crew(2) as crew:\n"
+        "        pids = list(crew.each(os.getpid, [()] * 4))\n"
+        "        for pid in set(pids): os.kill(pid, signal.SIGINT)\n"
+        "        assert list(crew.each(abs, [(-1,)] * 8)) == [1] * 8\n"
+        "        print(*set(pids), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert pids
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(60)
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
 
 
 # Runs of the pipeline

@@ -29,6 +29,7 @@ from dpipe.cli.request import need_sources, settle, storage_options_from, whole_
 from dpipe.errors import InputError
 from dpipe.model.registry import Reason
 from dpipe.options import Section
+from dpipe.options.kinds import parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -407,6 +408,7 @@ def report(
     examples="""
     dpipe verify out
     dpipe verify out --input /moved/data/
+    dpipe verify out --sample 200
     """,
 )
 @click.argument("folder", metavar="DIR")
@@ -419,18 +421,50 @@ def report(
     help="the input, where it is not where the run found it",
 )
 @storage_option
+@own_option(
+    Section.WORKERS,
+    "--sample",
+    metavar="N",
+    help="recompute N decisions alone, drawn by the seed of the run",
+)
+@own_option(
+    Section.WORKERS,
+    "--workers",
+    metavar="N",
+    help="number of processes; by default as many as cores, of a small table one",
+)
+@own_option(
+    Section.WORKERS,
+    "--memory-limit",
+    metavar="SIZE",
+    help="memory of all of them together; by default what the workers of the run had, if it is "
+    "free",
+)
 @verbose_option
 def verify(
     folder: str,
     sources: tuple[str, ...],
     storage_options: tuple[str, ...],
+    sample: str | None,
+    workers: str | None,
+    memory_limit: str | None,
     verbose: bool | None,
 ) -> None:
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
+    storage = storage_options_from(storage_options) or None
+    n_drawn, processes = whole_number(sample, "--sample"), whole_number(workers, "--workers")
+    limit = None if memory_limit is None else parse_size(memory_limit)
     from dpipe.verify import verify as recompute
 
-    storage = storage_options_from(storage_options) or None
-    for line in recompute(folder, sources or None, storage).lines:
+    report = recompute(
+        folder,
+        sources or None,
+        storage,
+        n_drawn=n_drawn,
+        workers=processes,
+        memory_limit=limit,
+    )
+    for line in report.lines:
         click.echo(line)
 
 

@@ -33,12 +33,12 @@ from distributed import Client, LocalCluster, SpecCluster, core
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
+from dpipe.common.environment import worker_environment
 from dpipe.common.words import first_line, sized
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
 from dpipe.options import Options
 from dpipe.session.device import LocalWorkers
-from dpipe.session.environment import worker_environment
 from dpipe.session.spawn import advice, check_that_processes_can_start
 from dpipe.session.worker import QuietShutdown
 

@@ -2,7 +2,7 @@
 
 Covers: registering the limit, taking it back.
 Does not cover: what it does in a worker (`dpipe.session.worker.ThreadPin`), workers that dpipe
-starts (`dpipe.session.environment`).
+starts (`dpipe.common.environment`).
 """
 
 from __future__ import annotations

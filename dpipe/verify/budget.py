@@ -50,8 +50,10 @@ class Targets:
     count: int
 
 
-def targets_of(table: Table, options: Options, rows: NDArray[np.int64] | None) -> Targets:
-    """Read and rank the targets on the rows that take part."""
+def targets_of(
+    table: Table, options: Options, rows: NDArray[np.int64] | None, path: str
+) -> Targets:
+    """Read and rank the targets on the rows that take part, into a file."""
     values: dict[str, Floats] = {}
     weights: list[float] = []
     for name in options.target:
@@ -66,7 +68,7 @@ def targets_of(table: Table, options: Options, rows: NDArray[np.int64] | None) -
             values[f"{name}\0{number}"] = np.where(valid, own, math.nan)
             share = np.count_nonzero(own) / np.count_nonzero(valid)
             weights.append(math.sqrt((1 - share) / (len(target.classes) - 1)))
-    return Targets(rank_values(values), np.array(weights), len(options.target))
+    return Targets(rank_values(values, path), np.array(weights), len(options.target))
 
 
 @dataclass(frozen=True)

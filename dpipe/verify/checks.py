@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,15 @@ from dpipe.table import Table
 from dpipe.table.sample import nonlinear_sample
 from dpipe.verify.budget import Targets, of_table, of_targets, targets_of
 from dpipe.verify.columns import Facts, RankedColumns
-from dpipe.verify.dependence import Nonlinear, similar_pairs, spearman
+from dpipe.verify.crew import Crew
+from dpipe.verify.dependence import (
+    Nonlinear,
+    Pair,
+    rhos,
+    similar_pairs,
+    similarities,
+    values_of,
+)
 from dpipe.verify.prediction import DEPENDENT, Scores
 
 if TYPE_CHECKING:
@@ -51,6 +60,7 @@ Rule = tuple[str | None, float | None]
 class Claims:
     """The decisions of a run in the ways the checks look at them.
 
+    Of ``drawn`` columns alone the values are recomputed, of all when it is None; ``crew`` does it.
     ``compared`` counts what was recomputed, per kind, and ``differences`` holds the largest
     difference found between a recorded and a recomputed value, per measure.
     """
@@ -61,6 +71,8 @@ class Claims:
     decisions: tuple[Decision, ...]
     communities: Mapping[str, Any]
     chosen: Sequence[Mapping[str, Any]] = ()
+    crew: Crew = field(default_factory=Crew)
+    drawn: frozenset[str] | None = None
     compared: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     differences: dict[str, float] = field(default_factory=dict)
 
@@ -78,8 +90,24 @@ class Claims:
         self._survivors: dict[int, frozenset[str]] = {}
 
     def dropped_by(self, number: int) -> list[Decision]:
-        """The columns that a pass dropped, in input order."""
-        return [d for d in self.decisions if d.decision == "dropped" and d.pass_number == number]
+        """The columns that a pass dropped and whose values are recomputed, in input order."""
+        return [
+            d
+            for d in self.decisions
+            if d.decision == "dropped" and d.pass_number == number and self._is_drawn(d.column)
+        ]
+
+    def _is_drawn(self, name: str) -> bool:
+        return self.drawn is None or name in self.drawn
+
+    @property
+    def named(self) -> list[str]:
+        """The feature columns drawn and those that their drops name, in input order."""
+        names = set(self.table.features if self.drawn is None else self.drawn)
+        for name in sorted(self.drawn or ()):
+            named = self.entry(name).get("predictors", {})
+            names |= {str(self.row[name].representative), *named}
+        return [name for name in self.table.features if name in names]
 
     def survivors(self, number: int) -> list[str]:
         """The feature columns that were left after a pass, in input order."""
@@ -251,7 +279,7 @@ def check_prepare(
 ) -> Failures:
     """The counts of every column, and that exactly the columns that break a rule were dropped."""
     options = claims.options
-    for name in claims.table.features:
+    for name in columns.index:
         row, facts = claims.row[name], columns.facts[name]
         claims.compared["columns"] += 1
         for counted in ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique"):
@@ -307,16 +335,18 @@ def _check_duplicates(claims: Claims, columns: RankedColumns) -> Failures:
             if columns.facts[row.column].n_rounded or columns.facts[other].n_rounded:
                 yield f"{row.column!r} or {other!r} was rounded: nothing tells that they are alike"
                 continue
-            if columns.signature(row.column) != columns.signature(other):
+            own, others = columns.marks[row.column], columns.marks[other]
+            if own.signature != others.signature:
                 yield f"column {row.column!r} does not rank the rows as {other!r} does"
                 continue
-            rho = columns.first_sign(row.column) * columns.first_sign(other)
+            rho = own.first_sign * others.first_sign
             if row.value != rho:
                 yield f"the rho of {row.column!r} and its duplicate {other!r} is {rho:g}"
     same: dict[bytes, list[str]] = defaultdict(list)
     for name in claims.survivors(1):
-        if columns.facts[name].n_unique > 1 and not columns.facts[name].n_rounded:
-            same[columns.signature(name)].append(name)
+        facts = columns.facts.get(name)
+        if facts is not None and facts.n_unique > 1 and not facts.n_rounded:
+            same[columns.marks[name].signature].append(name)
     for group in same.values():
         if len(set(group) - claims.asked) > (0 if claims.asked & set(group) else 1):
             yield f"columns {group[0]!r} and {group[1]!r} rank the rows alike and both stayed"
@@ -329,15 +359,13 @@ def check_spearman(
     claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None
 ) -> Failures:
     """The rho of every drop of pass 2, and that no two kept columns reach the threshold."""
-    options = claims.options
-
-    def rho(first: str, second: str) -> float:
-        return spearman(columns.of(first), columns.of(second), options.required_rows)
-
-    yield from _check_drops(claims, 2, rho, SPEARMAN_TOLERANCE)
+    options, crew = claims.options, claims.crew
+    measure = partial(rhos, min_valid=options.required_rows)
+    yield from _check_drops(claims, 2, columns, measure, SPEARMAN_TOLERANCE)
     limit = options.spearman_threshold + SPEARMAN_TOLERANCE
-    pairs = similar_pairs(columns, claims.selected, limit, options.required_rows)
-    yield from _check_kept(claims, pairs, "spearman", options.spearman_threshold)
+    kept = [name for name in claims.selected if name in columns.index]
+    pairs = similar_pairs(columns, kept, limit, options.required_rows, crew)
+    yield from _check_kept(claims, kept, pairs, "spearman", options.spearman_threshold)
 
 
 def check_nonlinear(
@@ -345,23 +373,29 @@ def check_nonlinear(
 ) -> Failures:
     """The fused similarity of every drop of pass 4, and that no two kept columns reach it."""
     options = claims.options
-    measure = Nonlinear(columns, nonlinear_sample(claims.table, rows, options), options)
-    yield from _check_drops(claims, 4, measure.similarity, NONLINEAR_TOLERANCE)
+    drawn = nonlinear_sample(claims.table, rows, options)
+    if drawn is not None:
+        columns = columns.on(drawn, list(columns.index), claims.crew)
+    measure = partial(similarities, options=options)
+    yield from _check_drops(claims, 4, columns, measure, NONLINEAR_TOLERANCE)
     limit = options.nonlinear_threshold + NONLINEAR_TOLERANCE
-    pairs = measure.similar_pairs(claims.selected, limit)
-    yield from _check_kept(claims, pairs, _fused(options), options.nonlinear_threshold)
+    kept = [name for name in claims.selected if name in columns.index]
+    pairs = Nonlinear(columns, options).similar_pairs(kept, limit, claims.crew)
+    yield from _check_kept(claims, kept, pairs, _fused(options), options.nonlinear_threshold)
 
 
 def _check_drops(
     claims: Claims,
     number: int,
-    measure: Callable[[str, str], float],
+    columns: RankedColumns,
+    measure: Callable[[RankedColumns, Sequence[Pair]], list[float]],
     tolerance: float,
 ) -> Failures:
     # By representative, so that what was worked out for it is used again at once.
-    for row in sorted(claims.dropped_by(number), key=lambda row: str(row.representative)):
-        other, threshold = str(row.representative), float(row.threshold or 0)
-        computed, recorded = measure(row.column, other), row.value
+    drops = sorted(claims.dropped_by(number), key=lambda row: str(row.representative))
+    pairs = [(str(row.representative), row.column) for row in drops]
+    for row, computed in zip(drops, values_of(columns, pairs, measure, claims.crew), strict=True):
+        other, threshold, recorded = row.representative, float(row.threshold or 0), row.value
         name = f"the {row.measure} of {row.column!r} and its representative {other!r}"
         claims.compared[f"drops of pass {number}"] += 1
         if recorded is None or math.isnan(computed):
@@ -373,9 +407,13 @@ def _check_drops(
 
 
 def _check_kept(
-    claims: Claims, pairs: Iterator[tuple[str, str, float]], measure: str, threshold: float
+    claims: Claims,
+    kept: Sequence[str],
+    pairs: Iterator[tuple[str, str, float]],
+    measure: str,
+    threshold: float,
 ) -> Failures:
-    claims.compared[f"pairs of kept columns, {measure}"] = math.comb(len(claims.selected), 2)
+    claims.compared[f"pairs of kept columns, {measure}"] = math.comb(len(kept), 2)
     for first, second, value in pairs:
         if not ({first, second} <= claims.asked or {first, second} & claims.back):
             yield (
@@ -401,16 +439,24 @@ def _rules_of_prediction(options: Options) -> dict[str, Rule]:
 def check_prediction(
     claims: Claims, columns: RankedColumns, rows: NDArray[np.int64] | None
 ) -> Failures:
-    """What predicts every drop of pass 3, also on the final selection, and VIFs where asked for."""
+    """What predicts every drop of pass 3, also on the final selection, and VIFs where asked for.
+
+    What takes all kept columns is no matter of some decisions: only named predictors are.
+    """
     drops = claims.dropped_by(3)
-    kept = [name for name in claims.survivors(3) if columns.facts[name].n_unique > 1]
+    if claims.drawn is not None:
+        drops = [row for row in drops if claims.entry(row.column).get("predictors")]
+    known = [name for name in claims.survivors(3) if name in columns.index]
+    kept = [name for name in known if columns.facts[name].n_unique > 1]
     inflated = [row for row in drops if row.reason == _INFLATED]
-    scores = Scores(columns, [*kept, *(row.column for row in drops)])
+    scores = Scores(columns, [*kept, *(row.column for row in drops)], claims.crew)
     predicted = [row for row in drops if row.reason != _INFLATED]
     swept = [*kept, *(row.column for row in inflated)]
     for row in predicted:
         claims.compared["drops of pass 3"] += 1
         yield from _check_predicted(claims, row, scores, swept)
+    if claims.drawn is not None:
+        return
     yield from _check_final(claims, predicted, scores)
     limit = claims.options.vif_threshold
     if limit is not None:
@@ -518,9 +564,14 @@ def check_budget(
     if len(claims.selected) != wanted:
         yield f"{len(claims.selected)} columns were kept by pass 5, and not {wanted}"
         return
+    if claims.drawn is not None:  # it takes all columns to say what some explain
+        return
     varying = [name for name in received if columns.facts[name].n_unique > 1]
-    targets = targets_of(claims.table, claims.options, rows) if claims.options.target else None
-    scores = Scores(columns, varying, None if targets is None else targets.columns)
+    targets = None
+    if claims.options.target:
+        place = f"{columns.path}-targets"
+        targets = targets_of(claims.table, claims.options, rows, place)
+    scores = Scores(columns, varying, claims.crew, None if targets is None else targets.columns)
     yield from _check_rest(claims, scores)
     yield from _check_choice(claims, varying, scores, targets, columns.n_rows)
 

@@ -4,30 +4,32 @@ Covers: reading the columns, their average ranks by sorting, and the facts pass 
 Does not cover: comparing columns (see `dpipe.verify.dependence`).
 
 Nothing here comes from `dpipe.kernels` or the rank store: the check would be worth little if it
-repeated their mistakes.
+repeated their mistakes. The ranks lie in a file, so that processes share them and no table is
+larger than memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpipe.table import Block, Table, read_block
+from dpipe.verify.crew import READ_BYTES, Crew
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MISSING = np.int32(np.iinfo(np.int32).min)
-"""What stands in `RankedColumns.ranks` for a missing cell."""
+"""What stands in `RankedColumns` for a missing cell."""
 
 _CELLS_AT_ONCE = 2**24
-_CELLS_IN_MEMORY = 2**29
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -47,136 +49,239 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class RankedColumns:
-    """The feature columns of a table.
+class Mark:
+    """How a column ranks the rows, in short.
 
     Attributes
     ----------
-    index
-        Position of each column by name.
-    facts
-        Facts of each column by name.
-    ranks
-        (p, n) int32: twice the average rank, less (valid rows + 1), so whole and centred; `MISSING`
-        where missing.
+    signature
+        Equal for two columns exactly when they rank the same valid rows alike or in reverse.
+    first_sign
+        The sign of the first rank off the middle; 0 without one.
     """
 
+    signature: bytes
+    first_sign: float
+
+
+@dataclass(frozen=True)
+class RankedColumns:
+    """Feature columns of a table.
+
+    Attributes
+    ----------
+    path
+        The file of the ranks, (p, n) int32: twice the average rank, less (valid rows + 1), so whole
+        and centred; `MISSING` where missing.
+    n_rows
+        Rows that take part.
+    index
+        Position of each column in the file, by name.
+    facts, marks
+        What is known of each column, by name.
+    """
+
+    path: str
+    n_rows: int
     index: Mapping[str, int]
     facts: Mapping[str, Facts]
-    ranks: NDArray[np.int32]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows that take part."""
-        return int(self.ranks.shape[1])
+    marks: Mapping[str, Mark]
 
     def of(self, name: str) -> NDArray[np.int32]:
         """The ranks of one column, (n,)."""
-        column: NDArray[np.int32] = self.ranks[self.index[name]]
+        column: NDArray[np.int32] = self.several([name])[0]
         return column
+
+    def several(self, names: Sequence[str], rows: slice = _ALL) -> NDArray[np.int32]:
+        """The ranks of columns on some rows, (len(names), r)."""
+        start, stop, _ = rows.indices(self.n_rows)
+        ranks = np.empty((len(names), max(0, stop - start)), dtype=np.int32)
+        with open(self.path, "rb", buffering=0) as file:
+            for row, name in zip(ranks, names, strict=True):
+                file.seek(4 * (self.index[name] * self.n_rows + start))
+                file.readinto(row)  # type: ignore[arg-type]
+        return ranks
+
+    def n_valid(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """Valid rows of columns."""
+        return np.array([self.facts[name].n_valid for name in names], dtype=np.float64)
 
     def is_complete(self, name: str) -> bool:
         """Whether no cell of the column is missing."""
         return self.facts[name].n_missing == 0
 
-    def signature(self, name: str) -> bytes:
-        """Equal for two columns exactly when they rank the same valid rows alike or in reverse."""
-        ranks = self.of(name)
-        turned = np.where(is_valid(ranks) & (self.first_sign(name) > 0), -ranks, ranks)
-        return hashlib.sha256(turned.tobytes()).digest()
+    def part(self, names: Sequence[str]) -> RankedColumns:
+        """Some of the columns: what a process needs to know."""
+        index, facts, marks = (
+            {name: known[name] for name in names} for known in (self.index, self.facts, self.marks)
+        )
+        return RankedColumns(self.path, self.n_rows, index, facts, marks)  # type: ignore[arg-type]
 
-    def first_sign(self, name: str) -> float:
-        """The sign of the first rank off the middle; 0 without one."""
-        ranks = self.of(name)
-        off = np.flatnonzero(is_valid(ranks) & (ranks != 0))
-        return float(np.sign(ranks[off[0]])) if len(off) else 0.0
+    def on(self, rows: NDArray[np.int64], names: Sequence[str], crew: Crew) -> RankedColumns:
+        """Columns with the ranks they have here, on some rows alone."""
+        path = f"{self.path}-some"
+        _make_room(path, len(names), len(rows))
+        tasks = ((self.part([name]), name, rows, path, place) for place, name in enumerate(names))
+        for _ in crew.each(_take, tasks):
+            pass
+        part = self.part(names)
+        index = {name: place for place, name in enumerate(names)}
+        return RankedColumns(path, len(rows), index, part.facts, part.marks)
 
 
-def rank_columns(table: Table, rows: NDArray[np.int64] | None) -> RankedColumns:
-    """Read and rank every feature column of `table` on `rows` (None: all of them)."""
-    names = table.features
+def rank_columns(
+    table: Table,
+    names: Sequence[str],
+    rows: NDArray[np.int64] | None,
+    folder: str | Path,
+    crew: Crew,
+) -> RankedColumns:
+    """Read and rank columns of `table` on `rows` (None: all of them), into a file of `folder`."""
     n = table.n_rows if rows is None else len(rows)
-    ranks = _room(len(names), n)
-    facts: dict[str, Facts] = {}
-    step = max(1, _CELLS_AT_ONCE // max(n, 1))
-    for start in range(0, len(names), step):
-        part = names[start : start + step]
-        block = read_block(table, part, rows)
-        for offset, name in enumerate(part):
-            values, counted = block.column(offset)
-            valid = np.isfinite(values) if counted is None else counted
-            ranks[start + offset], n_unique = _centred_ranks(values, valid)
-            facts[name] = _facts(block, offset, values[valid], n_unique)
-    return RankedColumns({name: k for k, name in enumerate(names)}, facts, ranks)
+    path = str(Path(folder) / "ranks")
+    _make_room(path, len(names), n)
+    cells = min(_CELLS_AT_ONCE, max(1, crew.room // READ_BYTES))
+    step = max(1, min(cells // max(n, 1), math.ceil(len(names) / (4 * crew.workers))))
+    starts = range(0, len(names), step)
+    tasks = ((table, names[start : start + step], rows, path, start, n) for start in starts)
+    known = [facts for part in crew.each(_rank_some, tasks) for facts in part]
+    return RankedColumns(
+        path,
+        n,
+        {name: place for place, name in enumerate(names)},
+        {name: facts for name, (facts, _) in zip(names, known, strict=True)},
+        {name: mark for name, (_, mark) in zip(names, known, strict=True)},
+    )
 
 
-def rank_values(values: Mapping[str, NDArray[np.float64]]) -> RankedColumns:
-    """Rank columns that are in memory already, NaN where missing."""
-    ranks = np.empty((len(values), len(next(iter(values.values())))), dtype=np.int32)
+def rank_values(values: Mapping[str, NDArray[np.float64]], path: str) -> RankedColumns:
+    """Rank columns that are in memory already, NaN where missing, into a file."""
+    n_rows = len(next(iter(values.values())))
+    _make_room(path, len(values), n_rows)
     facts: dict[str, Facts] = {}
+    marks: dict[str, Mark] = {}
     for place, (name, column) in enumerate(values.items()):
-        valid = np.isfinite(column)
-        ranks[place], n_unique = _centred_ranks(column, valid)
-        n_valid = int(np.count_nonzero(valid))
-        missing = len(column) - n_valid
-        facts[name] = Facts(n_valid, missing, missing, 0, n_unique, 0, math.nan)
-    return RankedColumns({name: place for place, name in enumerate(values)}, facts, ranks)
+        ranks, ordered, n_unique = _centred_ranks(column, np.isfinite(column))
+        missing = n_rows - len(ordered)
+        facts[name] = Facts(len(ordered), missing, missing, 0, n_unique, 0, math.nan)
+        marks[name] = _mark(ranks)
+        _put(path, place, ranks)
+    index = {name: place for place, name in enumerate(values)}
+    return RankedColumns(path, n_rows, index, facts, marks)
 
 
-def _room(columns: int, rows: int) -> NDArray[np.int32]:
-    """An array of ranks; on disk where memory might not hold it."""
-    if columns * rows <= _CELLS_IN_MEMORY:
-        return np.empty((columns, rows), dtype=np.int32)
-    with tempfile.TemporaryFile() as file:  # its space is freed when the mapping goes
-        return np.memmap(file, dtype=np.int32, mode="w+", shape=(columns, rows))
+def _make_room(path: str, columns: int, rows: int) -> None:
+    with open(path, "wb") as file:
+        file.truncate(4 * columns * rows)
+
+
+def _put(path: str, place: int, ranks: NDArray[np.int32]) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(4 * place * len(ranks))
+        left = ranks.view(np.uint8).data
+        while len(left):  # a write may take only a part
+            left = left[file.write(left) :]
+
+
+def _take(
+    columns: RankedColumns, name: str, rows: NDArray[np.int64], path: str, place: int
+) -> None:
+    _put(path, place, columns.of(name)[rows])
+
+
+def _rank_some(
+    table: Table,
+    names: Sequence[str],
+    rows: NDArray[np.int64] | None,
+    path: str,
+    first: int,
+    n_rows: int,
+) -> list[tuple[Facts, Mark]]:
+    """Rank columns into their places in the file."""
+    known = []
+    block = read_block(table, names, rows)
+    for offset in range(len(names)):
+        values, counted = block.column(offset)
+        valid = np.isfinite(values) if counted is None else counted
+        ranks, ordered, n_unique = _centred_ranks(values, valid)
+        facts = _facts(block, offset, ordered, n_unique)
+        del ordered
+        _put(path, first + offset, ranks)
+        known.append((facts, _mark(ranks)))
+    return known
+
+
+def _mark(ranks: NDArray[np.int32]) -> Mark:
+    off = ranks != 0
+    off &= is_valid(ranks)
+    place = int(off.argmax()) if len(off) else 0
+    sign = float(np.sign(ranks[place])) if len(off) and off[place] else 0.0
+    if sign > 0:
+        ranks = np.where(is_valid(ranks), -ranks, ranks)
+    return Mark(hashlib.sha256(ranks.data).digest(), sign)
 
 
 def _centred_ranks(
     values: NDArray[Any], is_there: NDArray[np.bool_]
-) -> tuple[NDArray[np.int32], int]:
-    """Ranks as `RankedColumns` holds them, and the number of distinct values."""
-    valid = np.flatnonzero(is_there)
-    order = np.argsort(values[valid], kind="stable")
-    ordered = values[valid][order]
+) -> tuple[NDArray[np.int32], NDArray[Any], int]:
+    """Ranks as `RankedColumns` holds them, the sorted values, the number of distinct ones."""
+    complete = bool(is_there.all())
+    valid = values if complete else values[is_there]
+    order = np.argsort(valid)
+    ordered = valid[order]
+    del valid
     is_first = np.ones(len(ordered), dtype=bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
     first = np.flatnonzero(is_first)
-    last = np.append(first[1:], len(ordered)) - 1
-    group = np.cumsum(is_first) - 1
-    # The mean of ranks first + 1 to last + 1, twice, less the number of valid rows + 1.
-    twice = (first + last + 2) - (len(ordered) + 1)
+    counts = np.diff(first, append=len(ordered))
+    # The mean of ranks first + 1 to first + counts, twice, less the number of valid rows + 1.
+    twice = (2 * first + counts - len(ordered)).astype(np.int32)
+    n_unique = len(first)
+    del first
+    among = np.empty(len(ordered), dtype=np.int32)
+    among[order] = np.repeat(twice, counts)
+    if complete:
+        return among, ordered, n_unique
     ranks = np.full(len(values), MISSING, dtype=np.int32)
-    ranks[valid[order]] = twice[group]
-    return ranks, len(first)
+    ranks[is_there] = among
+    return ranks, ordered, n_unique
 
 
-def _facts(block: Block, row: int, values: NDArray[Any], n_unique: int) -> Facts:
-    if values.dtype.kind != "f" and len(values):  # distances are exact where values are not
-        values = (values - values.min()).view(np.uint64).astype(np.float64)
-    low, high = (float(values.min()), float(values.max())) if len(values) else (math.nan,) * 2
+def _facts(block: Block, row: int, ordered: NDArray[Any], n_unique: int) -> Facts:
+    if ordered.dtype.kind != "f" and len(ordered):  # distances are exact where values are not
+        ordered = (ordered - ordered[0]).view(np.uint64).astype(np.float64)
     return Facts(
-        n_valid=len(values),
-        n_missing=block.values.shape[1] - len(values),
+        n_valid=len(ordered),
+        n_missing=block.values.shape[1] - len(ordered),
         n_nan=int(block.n_nan[row]),
         n_inf=int(block.n_inf[row]),
         n_unique=n_unique,
         n_rounded=int(block.n_rounded[row]),
-        normalised_variance=_normalised_variance(values, low, high),
+        normalised_variance=_normalised_variance(ordered),
     )
 
 
-def _normalised_variance(values: NDArray[np.float64], low: float, high: float) -> float:
+def _normalised_variance(ordered: NDArray[np.float64]) -> float:
     """Variance over the squared range of the middle 95 %, or of all where that is 0."""
+    if not len(ordered):
+        return math.nan
+    low, high = float(ordered[0]), float(ordered[-1])
     if not low < high:
-        return math.nan if math.isnan(low) else 0.0
+        return 0.0
     # Powers of two change no digit and keep squares within float64.
-    exponent = math.frexp(max(abs(low), abs(high)))[1]
-    scaled = np.ldexp(values, -exponent)
-    lower, upper = np.quantile(scaled, [0.025, 0.975])
-    width = upper - lower if upper > lower else scaled.max() - scaled.min()
+    scaled = np.ldexp(ordered, -math.frexp(max(abs(low), abs(high)))[1])
+    lower, upper = (_quantile(scaled, share) for share in (0.025, 0.975))
+    width = upper - lower if upper > lower else float(scaled[-1] - scaled[0])
     if width == 0:
         return math.inf
     return float((np.std(scaled) / width) ** 2)
+
+
+def _quantile(ordered: NDArray[np.float64], share: float) -> float:
+    """The quantile of sorted values, interpolated linearly (type 7 of Hyndman and Fan)."""
+    place = share * (len(ordered) - 1)
+    below = min(int(place), len(ordered) - 2)
+    return float(ordered[below] + (place - below) * (ordered[below + 1] - ordered[below]))
 
 
 def is_valid(ranks: NDArray[np.int32]) -> NDArray[np.bool_]:

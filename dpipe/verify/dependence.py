@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,18 @@ from numpy.polynomial import legendre
 from dpipe.kernels.draws import rdc_draws
 from dpipe.options import Options
 from dpipe.verify.columns import RankedColumns, in_order, is_valid
+from dpipe.verify.crew import Crew
 from dpipe.verify.pairs import all_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dpipe.verify.pairs import Piece
+
     Floats = NDArray[np.float64]
     Found = Iterator[tuple[str, str, float]]
+
+Pair = tuple[str, str]
 
 FUNCTIONS = 12
 BANDWIDTH = 1 - 1 / math.sqrt(2)
@@ -41,8 +47,11 @@ _COARSE_MISS = 1e-3  # and what HSIC may then lack
 _SMALLEST_VARIANCE = 1e-9  # of a column's largest; smaller directions are left out
 _CONSTANT = 1e-12  # own HSIC of a column that does not vary, but for rounding
 _SMALL_CELLS = 10**8
-_CACHE_BYTES = 2**30
-_ROWS_AT_ONCE = 4096
+_FITTED = 256  # columns whose functions a task remembers
+_ROWS_AT_ONCE = 2**15
+_BYTES_HELD = 2**26  # of functions evaluated, which a task may need again
+_USUAL_WIDTH = 32  # functions of a column, all measures together
+_CELLS_IN_CACHE = 2**14
 
 
 # Spearman
@@ -53,10 +62,15 @@ def spearman(left: NDArray[np.int32], right: NDArray[np.int32], min_valid: int) 
 
     NaN with fewer than `min_valid` common rows, or where a column is constant on them.
     """
-    joint = is_valid(left) & is_valid(right)
-    if np.count_nonzero(joint) < min_valid:
+    joint = is_valid(left)
+    joint &= is_valid(right)
+    n = int(np.count_nonzero(joint))
+    if n < min_valid:
         return math.nan
-    first, second = (_ranked_again(column[joint]) for column in (left, right))
+    if n == len(joint):  # the ranks are what ranking again would give
+        first, second = (column / max(1, n) for column in (left, right))
+    else:
+        first, second = (_ranked_again(column[joint]) for column in (left, right))
     scale = math.sqrt(float(first @ first)) * math.sqrt(float(second @ second))
     return float(first @ second) / scale if scale > 0 else math.nan
 
@@ -65,13 +79,37 @@ def _ranked_again(ranks: NDArray[np.int32]) -> Floats:
     """Centred average ranks of some of a column's rows; counting is enough, as ranks are whole."""
     from_zero = ranks.astype(np.int64) - int(ranks.min(initial=0))
     counts = np.bincount(from_zero)
-    twice = 2 * np.cumsum(counts) - counts - len(ranks)
+    twice = np.cumsum(counts)
+    twice *= 2
+    twice -= counts
+    del counts
+    twice -= len(ranks)
     again: Floats = twice[from_zero] / max(1, len(ranks))
     return again
 
 
+def rhos(columns: RankedColumns, pairs: Sequence[Pair], min_valid: int) -> list[float]:
+    """Rho of pairs of columns."""
+    ranks = lru_cache(maxsize=2)(columns.of)
+    return [spearman(ranks(first), ranks(second), min_valid) for first, second in pairs]
+
+
+def values_of(
+    columns: RankedColumns,
+    pairs: Sequence[Pair],
+    measure: Callable[[RankedColumns, Sequence[Pair]], list[float]],
+    crew: Crew,
+) -> Iterator[float]:
+    """The value of every pair, in order; pairs that share a column had better be neighbours."""
+    step = max(1, math.ceil(len(pairs) / (4 * crew.workers)))
+    parts = [pairs[start : start + step] for start in range(0, len(pairs), step)]
+    tasks = ((columns.part(sorted({*chain(*part)})), part) for part in parts)
+    for values in crew.each(measure, tasks):
+        yield from values
+
+
 def similar_pairs(
-    columns: RankedColumns, names: Sequence[str], threshold: float, min_valid: int
+    columns: RankedColumns, names: Sequence[str], threshold: float, min_valid: int, crew: Crew
 ) -> Found:
     """Every pair of `names` whose |rho| reaches `threshold`, with its rho.
 
@@ -82,29 +120,33 @@ def similar_pairs(
     names = in_order(names, columns)
     incomplete = sum(not columns.is_complete(name) for name in names)
     is_small = incomplete * len(names) * columns.n_rows <= _SMALL_CELLS
-
-    def read(part: Sequence[str], rows: slice) -> tuple[Floats, NDArray[np.bool_]]:
-        ranks = np.stack([columns.of(name)[rows] for name in part])
-        return _scores(ranks, [columns.facts[name].n_valid for name in part])[:, None], is_valid(
-            ranks
-        )
-
-    for left, right, sums in all_pairs(names, columns.n_rows, 1, read):
+    for left, right, sums in all_pairs(columns, names, 1, _read_scores, crew):
         whole = all(columns.is_complete(name) for name in (*left, *right))
         low: float | Floats = threshold - 1e-9 if whole else -math.inf
         if not whole and not is_small:
             low = _least_by_marginal_ranks(
-                threshold, sums.count, *(_n_valid(columns, s) for s in (left, right))
+                threshold, sums.count, *(columns.n_valid(side) for side in (left, right))
             )
         may_reach = (np.abs(sums.correlation()) >= low) & (sums.count >= min_valid)
-        for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
-            rho = spearman(columns.of(left[i]), columns.of(right[j]), min_valid)
+        measure = partial(rhos, min_valid=min_valid)
+        for first, second, rho in _settled(columns, left, right, may_reach, measure, crew):
             if abs(rho) >= threshold:
-                yield left[i], right[j], rho
+                yield first, second, rho
 
 
-def _n_valid(columns: RankedColumns, names: Sequence[str]) -> Floats:
-    return np.array([columns.facts[name].n_valid for name in names], dtype=np.float64)
+def _settled(
+    columns: RankedColumns,
+    left: Sequence[str],
+    right: Sequence[str],
+    may_reach: NDArray[np.bool_],
+    measure: Callable[[RankedColumns, Sequence[Pair]], list[float]],
+    crew: Crew,
+) -> Found:
+    """The value of every pair of two blocks, or of one with itself, that may reach a threshold."""
+    places = np.argwhere(np.triu(may_reach, 1) if left == right else may_reach)
+    pairs = [(left[i], right[j]) for i, j in places]
+    for pair, value in zip(pairs, values_of(columns, pairs, measure, crew), strict=True):
+        yield *pair, value
 
 
 def _least_by_marginal_ranks(
@@ -116,10 +158,11 @@ def _least_by_marginal_ranks(
     return np.asarray(np.cos(np.minimum(turned, math.pi / 2)) - 1e-9)
 
 
-def _scores(ranks: NDArray[np.int32], n_valid: Sequence[int]) -> Floats:
-    """Centred ranks (b, n) on the scale of u, 0 (the mean rank) where missing."""
-    scores = np.where(is_valid(ranks), ranks, 0) / (2 * np.maximum(n_valid, 1))[:, None]
-    return np.asarray(scores, dtype=np.float64)
+def _read_scores(columns: RankedColumns, names: Sequence[str], rows: slice) -> Piece:
+    ranks = columns.several(names, rows)
+    valid = is_valid(ranks)
+    scores = np.where(valid, ranks, 0) / (2 * np.maximum(columns.n_valid(names), 1))[:, None]
+    return scores[:, None], valid
 
 
 # The measures of pass 4
@@ -132,13 +175,34 @@ class Column:
     Attributes
     ----------
     functions
-        Arrays (d, n) of functions of its rows, whose covariances with another column's it needs.
+        Functions whose covariances with another column's it needs: each takes 2 u - 1 of any rows
+        (n,) and returns values (d, n). They are asked for a piece of the rows at a time.
     sizes
         Numbers of the column alone.
     """
 
-    functions: list[Floats]
+    functions: list[Callable[[Floats], Floats]]
     sizes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What a measure gets of a pair of columns.
+
+    Attributes
+    ----------
+    covariances
+        Of the functions of both, on the joint rows: an array (d, e) for each.
+    n_rows
+        The joint rows.
+    left, right
+        Sizes of the columns.
+    """
+
+    covariances: list[Floats]
+    n_rows: int
+    left: tuple[float, ...]
+    right: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -150,15 +214,11 @@ class Formula:
     column
         (2 u - 1 of the valid rows (n,), options) -> what it needs of the column.
     pair
-        (left, right) -> its value, the functions being those of the joint rows; NaN where it is
-        undefined.
-    width
-        Functions of a column altogether, at most.
+        What the two columns have in common -> the value; NaN where it is undefined.
     """
 
     column: Callable[[Floats, Options], Column]
-    pair: Callable[[Column, Column], float]
-    width: Callable[[Options], int]
+    pair: Callable[[Joint], float]
 
 
 class Nonlinear:
@@ -167,105 +227,150 @@ class Nonlinear:
     Parameters
     ----------
     columns
-        The ranked input.
-    rows
-        Sorted positions of the rows pass 4 looked at; None for all.
+        The ranked input, on the rows that pass 4 looked at.
     options
         Weights, fewest common rows, and what the measures read.
     """
 
-    def __init__(
-        self, columns: RankedColumns, rows: NDArray[np.int64] | None, options: Options
-    ) -> None:
+    def __init__(self, columns: RankedColumns, options: Options) -> None:
         self.columns = columns
-        self.rows = rows
         self.options = options
-        self.n_rows = columns.n_rows if rows is None else len(rows)
         self._weights = {name: weight for name, weight in options.shares.items() if weight > 0}
-        width = sum(FORMULAS[name].width(options) for name in self._weights)
-        held = max(4, _CACHE_BYTES // (8 * self.n_rows * width))
-        self._features = lru_cache(maxsize=held)(self._work_out)
+        self._fitted = lru_cache(maxsize=_FITTED)(self._fit)
+        held = _BYTES_HELD // (8 * _USUAL_WIDTH * max(1, min(columns.n_rows, _ROWS_AT_ONCE)))
+        self._values = lru_cache(maxsize=max(2, held))(self._evaluate)
 
     def similarity(self, first: str, second: str) -> float:
         """The fused similarity of two columns; NaN where a measure is undefined."""
-        (valid, left), (other, right) = self._features(first), self._features(second)
-        joint = valid & other
-        if np.count_nonzero(joint) < self.options.required_rows:
+        fitted = self._fitted(first), self._fitted(second)
+        sums = {name: _Covariances() for name in self._weights}
+        n_joint = 0
+        for start in range(0, self.columns.n_rows, _ROWS_AT_ONCE):
+            (valid, left), (other, right) = self._values(first, start), self._values(second, start)
+            joint = valid & other
+            n_joint += int(np.count_nonzero(joint))
+            for name, covariances in sums.items():
+                covariances.add(_on(joint, left[name]), _on(joint, right[name]))
+        if n_joint < self.options.required_rows:
             return math.nan
         values = {
-            name: FORMULAS[name].pair(_on(joint, left[name]), _on(joint, right[name]))
+            name: FORMULAS[name].pair(
+                Joint(sums[name].values(), n_joint, *(side[name].sizes for side in fitted))
+            )
             for name in self._weights
         }
-        return float(self._fused(values))
+        return float(self.fused(values))
 
-    def similar_pairs(self, names: Sequence[str], threshold: float) -> Found:
+    def similar_pairs(self, names: Sequence[str], threshold: float, crew: Crew) -> Found:
         """Every pair of `names` whose similarity reaches `threshold`, with it.
 
         No measure exceeds 1, so HSIC alone tells which pairs may reach the threshold.
         """
         names = in_order(names, self.columns)
-        own = {name: self._own_hsic(name) for name in names}
-        root = _kernel_root(_COARSE)
-
-        def read(part: Sequence[str], rows: slice) -> tuple[Any, NDArray[np.bool_]]:
-            ranks = np.stack([self._ranks(name)[rows] for name in part])
-            valid = is_valid(ranks)
-            argument = 2 * _scores(ranks, [self.columns.facts[name].n_valid for name in part])
-            functions = np.matmul(root.T, _psi(argument).transpose(1, 0, 2))
-            return (functions * valid[:, None]).astype(np.float32), valid
-
-        for left, right, sums in all_pairs(names, self.n_rows, root.shape[1], read):
+        functions = _kernel_root(_COARSE).shape[1]
+        measure = partial(similarities, options=self.options)
+        own: dict[str, float] = {}
+        for left, right, sums in all_pairs(self.columns, names, functions, _read_kernel, crew):
+            if left == right:
+                squares = (sums.own_covariance() ** 2).sum(axis=(1, 2))
+                own.update(zip(left, squares.tolist(), strict=True))
             norms = np.sqrt(np.outer([own[a] for a in left], [own[b] for b in right]))
             squares = (sums.covariance() ** 2).sum(axis=(2, 3))
             varies = norms > _CONSTANT
             hsic = np.minimum(squares / np.where(varies, norms, 1) + _COARSE_MISS, 1)
             at_most: dict[str, Any] = {**dict.fromkeys(self._weights, 1.0), "hsic": hsic}
-            may_reach = varies & (self._fused(at_most) >= threshold)
-            for i, j in np.argwhere(np.triu(may_reach, 1) if left is right else may_reach):
-                value = self.similarity(left[i], right[j])
-                if value >= threshold:
-                    yield left[i], right[j], value
+            may_reach = varies & (self.fused(at_most) >= threshold)
+            for pair in _settled(self.columns, left, right, may_reach, measure, crew):
+                if pair[2] >= threshold:
+                    yield pair
 
-    def _ranks(self, name: str) -> NDArray[np.int32]:
-        """Ranks of a column among all its rows, on the rows of pass 4."""
-        ranks = self.columns.of(name)
-        return ranks if self.rows is None else ranks[self.rows]
-
-    def _fused(self, values: Mapping[str, Any]) -> Any:
+    def fused(self, values: Mapping[str, Any]) -> Any:
+        """The weighted mean of the measures."""
         weighted = [weight * values[name] for name, weight in self._weights.items()]
         return sum(weighted) / sum(self._weights.values())
 
-    def _argument(self, name: str) -> tuple[NDArray[np.bool_], Floats]:
-        """Which rows are valid, and 2 u - 1 on them."""
-        ranks = self._ranks(name)
+    def _evaluate(self, name: str, start: int) -> tuple[NDArray[np.bool_], dict[str, list[Floats]]]:
+        """Which of some rows are valid, and the functions of each measure on these rows."""
+        ranks = self.columns.several([name], slice(start, start + _ROWS_AT_ONCE))[0]
         valid = is_valid(ranks)
-        return valid, ranks[valid] / max(1, self.columns.facts[name].n_valid)
+        argument = np.where(valid, ranks, 0) / max(1, self.columns.facts[name].n_valid)
+        fitted = self._fitted(name)
+        return valid, {m: [f(argument) for f in fitted[m].functions] for m in self._weights}
 
-    def _own_hsic(self, name: str) -> float:
-        _, argument = self._argument(name)
-        return _hsic_column(argument, self.options).sizes[0]
+    def _fit(self, name: str) -> dict[str, Column]:
+        """What each measure needs of the column."""
+        ranks = self.columns.of(name)
+        argument = ranks[is_valid(ranks)] / max(1, self.columns.facts[name].n_valid)
+        del ranks
+        return {m: FORMULAS[m].column(argument, self.options) for m in self._weights}
 
-    def _work_out(self, name: str) -> tuple[NDArray[np.bool_], dict[str, Column]]:
-        """Which rows are valid, and what each measure needs of the column, on all rows."""
-        valid, argument = self._argument(name)
 
-        def spread(functions: Floats) -> Floats:
-            everywhere = np.zeros((len(functions), len(valid)))
-            everywhere[:, valid] = functions
-            return everywhere
+def similarities(columns: RankedColumns, pairs: Sequence[Pair], options: Options) -> list[float]:
+    """The fused similarity of pairs of columns."""
+    measure = Nonlinear(columns, options)
+    return [measure.similarity(first, second) for first, second in pairs]
 
-        columns = {}
-        for measure in self._weights:
-            column = FORMULAS[measure].column(argument, self.options)
-            columns[measure] = Column([spread(f) for f in column.functions], column.sizes)
-        return valid, columns
+
+def _on(rows: NDArray[np.bool_], values: list[Floats]) -> list[Floats]:
+    """Functions on some rows; not copied when these are all."""
+    return values if rows.all() else [value[:, rows] for value in values]
+
+
+class _Covariances:
+    """Covariances of functions of two columns, added up piece by piece."""
+
+    def __init__(self) -> None:
+        self._sums: list[tuple[Floats, Floats, Floats]] = []
+        self._n = 0
+
+    def add(self, left: Sequence[Floats], right: Sequence[Floats]) -> None:
+        """Take the values (d, n) of the functions of either column on some joint rows in."""
+        self._n += left[0].shape[1]
+        more = [(f @ g.T, f.sum(axis=1), g.sum(axis=1)) for f, g in zip(left, right, strict=True)]
+        if self._sums:
+            pairs = zip(self._sums, more, strict=True)
+            more = [(a + x, b + y, c + z) for (a, b, c), (x, y, z) in pairs]
+        self._sums = more
+
+    def values(self) -> list[Floats]:
+        """A covariance matrix for each pair of functions."""
+        n = max(1, self._n)
+        return [product / n - np.outer(a / n, b / n) for product, a, b in self._sums]
+
+
+def _pieces(n_rows: int) -> Iterator[slice]:
+    """Pieces of the rows; of none, one that is empty."""
+    for start in range(0, max(1, n_rows), _ROWS_AT_ONCE):
+        yield slice(start, min(start + _ROWS_AT_ONCE, n_rows))
+
+
+def _read_kernel(columns: RankedColumns, names: Sequence[str], rows: slice) -> Piece:
+    """Functions whose squared covariances nearly add up to HSIC, 0 where missing."""
+    root = _kernel_root(_COARSE).T
+    ranks = columns.several(names, rows)
+    valid = is_valid(ranks)
+    scales = np.maximum(columns.n_valid(names), 1)[:, None]
+    functions = np.empty((len(names), len(root), ranks.shape[1]))
+    at_once = max(1, _CELLS_IN_CACHE // max(1, ranks.shape[1]))
+    for start in range(0, len(names), at_once):
+        some = slice(start, start + at_once)
+        argument = np.where(valid[some], ranks[some], 0) / scales[some]
+        values = root @ _psi(argument.ravel())
+        values *= valid[some].ravel()
+        functions[some] = values.reshape(len(root), *argument.shape).transpose(1, 0, 2)
+    return functions, valid
 
 
 def _psi(argument: Floats) -> Floats:
-    """Orthonormal Legendre functions 1 to 12 at 2 u - 1: (12, ...)."""
-    values = np.moveaxis(legendre.legvander(argument, FUNCTIONS), -1, 0)
-    degrees = np.arange(FUNCTIONS + 1).reshape(-1, *[1] * argument.ndim)
-    return np.asarray((values * np.sqrt(2 * degrees + 1))[1:])
+    """Orthonormal Legendre functions 1 to 12 at 2 u - 1 (n,): (12, n)."""
+    values = np.empty((FUNCTIONS, *argument.shape))
+    values[0] = argument
+    for k in range(1, FUNCTIONS):  # (k + 1) P_(k+1) = (2 k + 1) x P_k - k P_(k-1)
+        np.multiply(argument, values[k - 1], out=values[k])
+        values[k] *= (2 * k + 1) / (k + 1)
+        values[k] -= k / (k + 1) * (values[k - 2] if k > 1 else 1)
+    values *= np.sqrt(2 * np.arange(1, FUNCTIONS + 1) + 1)[:, None]
+    return values
 
 
 @lru_cache
@@ -288,31 +393,25 @@ def _kernel_functions(argument: Floats) -> Floats:
     return np.asarray(_kernel_root(1e-9).T @ _psi(argument))
 
 
-def _covariance(left: Floats, right: Floats) -> Floats:
-    """Of functions (K, n) and (L, n): (K, L)."""
-    n = max(1, left.shape[1])
-    means = np.outer(left.sum(axis=1) / n, right.sum(axis=1) / n)
-    return np.asarray(left @ right.T / n - means)
-
-
-def _on(rows: NDArray[np.bool_], column: Column) -> Column:
-    """A column on some rows; not copied when these are all."""
-    if rows.all():
-        return column
-    return Column([functions[:, rows] for functions in column.functions], column.sizes)
+def _own_covariance(function: Callable[[Floats], Floats], argument: Floats) -> Floats:
+    """Of a column's functions among themselves."""
+    covariances = _Covariances()
+    for rows in _pieces(len(argument)):
+        values = [function(argument[rows])]
+        covariances.add(values, values)
+    return covariances.values()[0]
 
 
 def _hsic_column(argument: Floats, options: Options) -> Column:
-    kernel = _kernel_functions(argument)
-    return Column([kernel], (float((_covariance(kernel, kernel) ** 2).sum()),))
+    own = _own_covariance(_kernel_functions, argument)
+    return Column([_kernel_functions], (float((own**2).sum()),))
 
 
-def _hsic(left: Column, right: Column) -> float:
-    scale = math.sqrt(left.sizes[0] * right.sizes[0])
+def _hsic(pair: Joint) -> float:
+    scale = math.sqrt(pair.left[0] * pair.right[0])
     if scale <= _CONSTANT:
         return math.nan
-    between = _covariance(left.functions[0], right.functions[0])
-    return min(1.0, float((between**2).sum()) / scale)
+    return min(1.0, float((pair.covariances[0] ** 2).sum()) / scale)
 
 
 def _dcor_column(argument: Floats, options: Options) -> Column:
@@ -320,93 +419,145 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
 
     The distances of a column act on its polynomials of degree 12 alone, under its distribution.
     """
-    psi = _psi(argument)
-    centred = psi - psi.mean(axis=1, keepdims=True) if psi.size else psi
-    variances, directions = np.linalg.eigh(centred @ centred.T / max(1, centred.shape[1]))
+    variances, directions = np.linalg.eigh(_own_covariance(_psi, argument))
     varies = variances > _SMALLEST_VARIANCE * variances[-1]
     if variances[-1] <= _CONSTANT:
-        return Column([psi[:0]], (0.0, 0.0, 0.0))
-    functions = (directions[:, varies] / np.sqrt(variances[varies])).T @ centred
-    places, which, counts = np.unique(argument, return_inverse=True, return_counts=True)
-    steps = np.diff(places) / 2
-    below = np.cumsum(counts)[:-1] / len(argument)
-    summed = np.stack([np.bincount(which, f, len(places)) for f in functions]) / len(argument)
-    running = np.cumsum(summed, axis=1)[:, :-1]
-    distances = 2 * (running * steps) @ running.T
+        return Column([_none], (0.0, 0.0, 0.0))
+    turn = (directions[:, varies] / np.sqrt(variances[varies])).T
+    places, counts = np.unique(argument, return_counts=True)
+    # In pieces of the different values, and of the steps between them.
+    middle = np.zeros(len(turn))
+    for rows in _pieces(len(places)):
+        middle += (turn @ _psi(places[rows])) @ counts[rows] / len(argument)
+    below, before = 0.0, np.zeros(len(turn))
+    distances = np.zeros((len(turn), len(turn)))
+    mean = 0.0
+    for rows in _pieces(len(places) - 1):
+        steps = (places[rows.start + 1 : rows.stop + 1] - places[rows]) / 2
+        shares = counts[rows] / len(argument)
+        summed = (turn @ _psi(places[rows]) - middle[:, None]) * shares
+        running = before[:, None] + np.cumsum(summed, axis=1)
+        share_below = below + np.cumsum(shares)
+        distances += 2 * (running * steps) @ running.T
+        mean += float(2 * (steps * share_below * (1 - share_below)).sum())
+        if len(shares):
+            before, below = running[:, -1], float(share_below[-1])
     weights, axes = np.linalg.eigh(distances)
-    root = axes * np.sqrt(np.clip(weights, 0, None))
-    mean = float(2 * (steps * below * (1 - below)).sum())
+    root = (axes * np.sqrt(np.clip(weights, 0, None))).T @ turn
     sizes = (mean, float(np.trace(distances)), float(np.linalg.norm(distances)))
-    return Column([root.T @ functions], sizes)
+    return Column([partial(_turned, root, _psi)], sizes)
 
 
-def _dcor(left: Column, right: Column) -> float:
+def _none(argument: Floats) -> Floats:
+    return np.empty((0, len(argument)))
+
+
+def _turned(
+    root: Floats,
+    functions: Callable[[Floats], Floats],
+    argument: Floats,
+    centre: float | Floats = 0,
+) -> Floats:
+    """Combinations of functions (m, n), each less its centre."""
+    return np.asarray(root @ (functions(argument) - centre))
+
+
+def _dcor(pair: Joint) -> float:
     """Distance correlation; what the polynomials miss is taken for chance."""
-    size = left.sizes[2] * right.sizes[2]
+    size = pair.left[2] * pair.right[2]
     if size <= 0:
         return math.nan
-    first, second = left.functions[0], right.functions[0]
-    beyond = left.sizes[0] * right.sizes[0] - left.sizes[1] * right.sizes[1]
-    squares = float((_covariance(first, second) ** 2).sum()) + beyond / max(1, first.shape[1])
+    beyond = pair.left[0] * pair.right[0] - pair.left[1] * pair.right[1]
+    squares = float((pair.covariances[0] ** 2).sum()) + beyond / max(1, pair.n_rows)
     return math.sqrt(min(1.0, max(0.0, squares / size)))
 
 
 def _rdc_column(argument: Floats, options: Options) -> Column:
     """Functions that span those RDC looks at, for each draw; `argument` is 2 u - 1."""
     if options.rdc_degree is not None:
-        return Column([_orthonormal(_psi(argument)[: options.rdc_degree])])
-    u = (argument + 1) / 2
+        return Column([_orthonormal(partial(_first_psi, options.rdc_degree), argument)])
     draws = rdc_draws(options.seed, options.rdc_seeds)
-    spans = (np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None])) for w, b in draws)
-    return Column([_orthonormal(span) for span in spans])
+    return Column([_orthonormal(partial(_waves, w, b), argument) for w, b in draws])
 
 
-def _rdc(left: Column, right: Column) -> float:
+def _first_psi(degree: int, argument: Floats) -> Floats:
+    return _psi(argument)[:degree]
+
+
+def _waves(w: Floats, b: Floats, argument: Floats) -> Floats:
+    """The random features of one draw at 2 u - 1 (n,): (20, n)."""
+    u = (argument + 1) / 2
+    return np.asarray(np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None])))
+
+
+def _rdc(pair: Joint) -> float:
     """Largest canonical correlation, the median over the draws."""
     values = []
-    for first, second in zip(left.functions, right.functions, strict=True):
-        if 0 in (len(first), len(second)):
+    for covariance in pair.covariances:
+        if 0 in covariance.shape:
             return math.nan
-        values.append(min(1.0, float(np.linalg.norm(_covariance(first, second), 2))))
+        values.append(min(1.0, float(np.linalg.norm(covariance, 2))))
     return float(np.median(values))
 
 
-def _orthonormal(features: Floats) -> Floats:
-    """Centred functions (d, n) of unit variance with the span of `features` (m, n).
+def _orthonormal(
+    features: Callable[[Floats], Floats], argument: Floats
+) -> Callable[[Floats], Floats]:
+    """Centred functions (d, n) of unit variance on `argument`, with the span of `features` there.
 
     Orthogonalisation with pivoting, stopped at the relative tolerance of R's ``cancor``; none for
-    a constant.
+    a constant. It works on the triangle of a QR factorisation, piece by piece, which has the
+    lengths and angles of the features themselves; the column of ones takes their means.
     """
-    m, n = features.shape
+    n = len(argument)
     if n == 0:
-        return features[:0]
-    residual = features - features.mean(axis=1, keepdims=True)
+        return _none
+    triangle: Floats | None = None
+    largest = 0.0
+    for rows in _pieces(n):
+        values = features(argument[rows])
+        largest = max(largest, float(np.abs(values).max()))
+        more = np.vstack([np.ones(values.shape[1]), values]).T
+        stacked = more if triangle is None else np.concatenate([triangle, more])
+        triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
+    assert triangle is not None, "there are rows"
+    means = triangle[0, 1:] / triangle[0, 0]
     # A constant's features differ from their mean by rounding alone.
-    smallest = 1e-13 * math.sqrt(n) * float(np.abs(features).max())
+    recipe = _pivoted(triangle[1:, 1:].T, 1e-13 * math.sqrt(n) * largest)
+    if not len(recipe):
+        return _none
+    return partial(_turned, recipe * math.sqrt(n), features, centre=means[:, None])
+
+
+def _pivoted(residual: Floats, smallest: float) -> Floats:
+    """Combinations (d, m) of vectors (m, k) that are orthonormal, the largest left one first."""
+    residual, made = residual.copy(), np.eye(len(residual))
     directions: list[Floats] = []
-    while len(directions) < m:
+    recipes: list[Floats] = []
+    while len(directions) < len(residual):
         norms = np.sqrt(np.einsum("mn,mn->m", residual, residual))
         pivot = int(np.argmax(norms))
         if norms[pivot] <= smallest:
             break
         if not directions:
             smallest = max(smallest, RDC_TOLERANCE * float(norms[pivot]))
-        direction = residual[pivot] / norms[pivot]
-        for earlier in directions:
-            direction = direction - (direction @ earlier) * earlier
-        direction /= np.linalg.norm(direction)
-        residual -= np.outer(residual @ direction, direction)
+        direction, recipe = residual[pivot] / norms[pivot], made[pivot] / norms[pivot]
+        for earlier, its_recipe in zip(directions, recipes, strict=True):
+            shared = direction @ earlier
+            direction, recipe = direction - shared * earlier, recipe - shared * its_recipe
+        length = np.linalg.norm(direction)
+        direction, recipe = direction / length, recipe / length
+        shares = residual @ direction
+        residual -= np.outer(shares, direction)
+        made -= np.outer(shares, recipe)
         directions.append(direction)
-    return np.stack(directions) * math.sqrt(n) if directions else features[:0]
+        recipes.append(recipe)
+    return np.array(recipes)
 
 
 FORMULAS: dict[str, Formula] = {
-    "hsic": Formula(_hsic_column, _hsic, width=lambda options: FUNCTIONS),
-    "dcor": Formula(_dcor_column, _dcor, width=lambda options: FUNCTIONS),
-    "rdc": Formula(
-        _rdc_column,
-        _rdc,
-        width=lambda options: 4 * (1 if options.rdc_degree else options.rdc_seeds),
-    ),
+    "hsic": Formula(_hsic_column, _hsic),
+    "dcor": Formula(_dcor_column, _dcor),
+    "rdc": Formula(_rdc_column, _rdc),
 }
 """The measures of pass 4 that can be computed again, by name."""

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dpipe.verify.columns import RankedColumns
+from dpipe.verify.crew import Crew
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Piece = tuple[NDArray[Any], NDArray[np.bool_]]
-    Read = Callable[[Sequence[str], slice], Piece]
+    Piece = tuple[NDArray[np.float64], NDArray[np.bool_]]
+    Read = Callable[[RankedColumns, Sequence[str], slice], Piece]
 
 _ROWS_AT_ONCE = 4096
+_ROWS_OF_A_TASK = 2**19
 _WIDTH = 1024  # functions of a block of columns
 
 
@@ -28,6 +32,8 @@ class Sums:
 
     ``product`` (b_i, K, b_j, K), ``count`` (b_i, b_j), ``sum_i`` (b_i, K, b_j), ``sum_j``
     (b_j, K, b_i); of the first function's square ``square_i`` (b_i, b_j), ``square_j`` (b_j, b_i).
+    Of a block with itself also the products of each column alone, ``own`` (b, K, K), and the sums
+    of its functions ``own_sum`` (b, K), in float64 throughout.
     """
 
     product: NDArray[np.float64]
@@ -36,6 +42,8 @@ class Sums:
     sum_j: NDArray[np.float64]
     square_i: NDArray[np.float64]
     square_j: NDArray[np.float64]
+    own: NDArray[np.float64] | None = None
+    own_sum: NDArray[np.float64] | None = None
 
     def covariance(self) -> NDArray[np.float64]:
         """(b_i, b_j, K, K); meaningless where no row is common."""
@@ -45,6 +53,15 @@ class Sums:
         centred: NDArray[np.float64] = self.product.transpose(0, 2, 1, 3) / count[..., None, None]
         centred -= mean_i[..., :, None] * mean_j[..., None, :]
         return centred
+
+    def own_covariance(self) -> NDArray[np.float64]:
+        """(b, K, K) of each column of a block."""
+        assert self.own is not None, "only a block with itself has them"
+        assert self.own_sum is not None
+        count = np.maximum(np.diagonal(self.count), 1)
+        mean = self.own_sum / count[:, None]
+        centred: NDArray[np.float64] = self.own / count[:, None, None]
+        return centred - mean[:, :, None] * mean[:, None, :]
 
     def correlation(self) -> NDArray[np.float64]:
         """(b_i, b_j) correlation of the first functions; NaN where one does not vary."""
@@ -57,39 +74,76 @@ class Sums:
 
 
 def all_pairs(
-    names: Sequence[str], n_rows: int, functions: int, read: Read
+    columns: RankedColumns, names: Sequence[str], functions: int, read: Read, crew: Crew
 ) -> Iterator[tuple[list[str], list[str], Sums]]:
-    """Sums of every pair of blocks of columns, each pair of blocks once, a block with itself too.
+    """Sums of every pair of blocks of columns, each pair of blocks once.
+
+    A block with itself comes first, and those before any two different ones.
 
     Parameters
     ----------
+    columns
+        The ranked input.
     names
-        The columns.
-    n_rows
-        Rows to sum over.
+        The columns to look at.
     functions
         K, the functions of a column.
     read
-        (columns, rows) -> functions (b, K, r), 0 where missing, and validity (b, r). Products are
-        formed in the type of the functions and summed in float64.
+        (input, names, rows) -> functions (b, K, r), 0 where missing, and validity (b, r). The
+        products of more than one function are formed in float32; all are summed in float64.
+    crew
+        Who does it.
     """
     width = max(1, _WIDTH // functions)
     blocks = [list(names[start : start + width]) for start in range(0, len(names), width)]
-    for index, left in enumerate(blocks):
-        for right in blocks[index:]:
-            total: list[NDArray[np.float64]] | None = None
-            for start in range(0, n_rows, _ROWS_AT_ONCE):
-                rows = slice(start, min(start + _ROWS_AT_ONCE, n_rows))
-                first = read(left, rows)
-                more = _add(first, first if left is right else read(right, rows))
-                total = more if total is None else [a + b for a, b in zip(total, more, strict=True)]
-            if total is not None:
-                yield left, right, Sums(*total)
+    pairs = [(block, block) for block in blocks]
+    pairs += [(left, right) for k, left in enumerate(blocks) for right in blocks[k + 1 :]]
+    starts = range(0, columns.n_rows, _ROWS_OF_A_TASK)
+    tasks = (
+        (columns.part([*left, *right]), left, right, slice(start, start + _ROWS_OF_A_TASK), read)
+        for left, right in pairs
+        for start in starts
+    )
+    parts = crew.each(_sum_of_rows, tasks)
+    for left, right in pairs:
+        total: list[NDArray[np.float64]] | None = None
+        for _ in starts:
+            total = _added(total, next(parts))
+        if total is not None:
+            yield left, right, Sums(*total)
 
 
-def _add(left: Piece, right: Piece) -> list[NDArray[np.float64]]:
-    """What some rows add to each field of `Sums`."""
-    (f, v), (g, w) = ((values, valid.astype(values.dtype)) for values, valid in (left, right))
+def _sum_of_rows(
+    columns: RankedColumns, left: Sequence[str], right: Sequence[str], rows: slice, read: Read
+) -> list[NDArray[np.float64]]:
+    """The fields of `Sums` over some rows."""
+    total: list[NDArray[np.float64]] | None = None
+    stop = min(rows.stop, columns.n_rows)
+    for start in range(rows.start, stop, _ROWS_AT_ONCE):
+        some = slice(start, min(start + _ROWS_AT_ONCE, stop))
+        first = read(columns, left, some)
+        more = _own(first) if left == right else []
+        second = first if left == right else read(columns, right, some)
+        total = _added(total, [*_products(first, second), *more])
+    assert total is not None, "a task has rows"
+    return total
+
+
+def _added(
+    total: list[NDArray[np.float64]] | None, more: list[NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    if total is None:
+        return more
+    for there, new in zip(total, more, strict=True):
+        there += new
+    return total
+
+
+def _products(left: Piece, right: Piece) -> list[NDArray[np.float64]]:
+    """What some rows add to the sums of two blocks."""
+    (f, v), (g, w) = (
+        (_narrow(*left), _narrow(*right)) if left is not right else (_narrow(*left),) * 2
+    )
     (b_i, k, r), b_j = f.shape, g.shape[0]
     flat_f, flat_g = f.reshape(b_i * k, r), g.reshape(b_j * k, r)
     sums = [
@@ -101,3 +155,15 @@ def _add(left: Piece, right: Piece) -> list[NDArray[np.float64]]:
         g[:, 0] ** 2 @ v.T,
     ]
     return [array.astype(np.float64, copy=False) for array in sums]
+
+
+def _narrow(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:  # type: ignore[type-arg]
+    """Functions and validity in the type of their products."""
+    dtype = np.float64 if values.shape[1] == 1 else np.float32
+    return values.astype(dtype, copy=False), valid.astype(dtype)
+
+
+def _own(piece: Piece) -> list[NDArray[np.float64]]:
+    """What some rows add to the sums of each column alone."""
+    values, _ = piece
+    return [np.matmul(values, values.transpose(0, 2, 1)), values.sum(axis=2)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpipe.verify.columns import RankedColumns, is_valid
+from dpipe.verify.crew import Crew
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +27,8 @@ DEPENDENT = 1e-10
 """1 - R^2 of a column that others determine."""
 
 _ROWS_AT_ONCE = 4096
+_ROWS_OF_A_TASK = 2**18
+_NODES = 2**14
 
 
 class Scores:
@@ -41,19 +44,24 @@ class Scores:
         The ranked input.
     names
         The columns, none of them constant.
+    crew
+        Who reads them.
     targets
         More ranked columns, which are known by their names as well.
     """
 
     def __init__(
-        self, columns: RankedColumns, names: Sequence[str], targets: RankedColumns | None = None
+        self,
+        columns: RankedColumns,
+        names: Sequence[str],
+        crew: Crew,
+        targets: RankedColumns | None = None,
     ) -> None:
-        sources = dict.fromkeys(names, columns)
-        if targets is not None:
-            sources |= dict.fromkeys(targets.index, targets)
-        self._n_valid = [source.facts[name].n_valid for name, source in sources.items()]
-        self._place = {name: place for place, name in enumerate(sources)}
-        self._factor = _factor(sources, columns.n_rows)
+        sources = [columns.part(names), *([] if targets is None else [targets])]
+        facts = {name: known for source in sources for name, known in source.facts.items()}
+        self._n_valid = [known.n_valid for known in facts.values()]
+        self._place = {name: place for place, name in enumerate(facts)}
+        self._factor = _factor(sources, crew)
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
@@ -116,41 +124,81 @@ def _basis(vectors: Floats) -> tuple[Floats, list[int]]:
     return basis[:, : len(places)], places
 
 
-def _factor(sources: Mapping[str, RankedColumns], n_rows: int) -> Floats:
+def _factor(sources: Sequence[RankedColumns], crew: Crew) -> Floats:
     """Triangle (at most p, p) of the QR factorisation of the centred scores, columns of norm 1."""
-    means = {name: _mean(source, name) for name, source in sources.items()}
-    factor: Floats = np.zeros((0, len(sources)))
-    for start in range(0, n_rows, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        scores = np.stack(
-            [
-                np.where(
-                    is_valid(source.of(name)[rows]), _of_rows(source, name, rows) - means[name], 0
-                )
-                for name, source in sources.items()
-            ],
-            axis=1,
-        )
-        factor = np.asarray(np.linalg.qr(np.concatenate([factor, scores]), mode="r"))
+    means = [dict.fromkeys(source.index, 0.0) for source in sources]
+    for source, known in zip(sources, means, strict=True):
+        # Scores of a column without ties add up to 0, by symmetry.
+        tied = [n for n, facts in source.facts.items() if facts.n_unique < facts.n_valid]
+        tasks = ((source.part([name]), name) for name in tied)
+        known.update(zip(tied, crew.each(_mean, tasks), strict=True))
+    width = sum(len(known) for known in means)
+    step = max(_ROWS_OF_A_TASK, 8 * width)
+    factor: Floats = np.zeros((0, width))
+    starts = range(0, sources[0].n_rows, step)
+    parts = ((sources, means, slice(start, start + step)) for start in starts)
+    for triangle in crew.each(_triangle, parts):
+        factor = np.asarray(np.linalg.qr(np.concatenate([factor, triangle]), mode="r"))
     norms = np.linalg.norm(factor, axis=0)
     return np.asarray(factor / np.where(norms > 0, norms, 1))
 
 
+def _triangle(
+    sources: Sequence[RankedColumns], means: Sequence[Mapping[str, float]], rows: slice
+) -> Floats:
+    """The triangle of some rows."""
+    factor: Floats = np.zeros((0, sum(len(known) for known in means)))
+    stop = min(rows.stop, sources[0].n_rows)
+    for start in range(rows.start, stop, _ROWS_AT_ONCE):
+        some = slice(start, min(start + _ROWS_AT_ONCE, stop))
+        scores = [_centred(*each, some) for each in zip(sources, means, strict=True)]
+        factor = np.asarray(np.linalg.qr(np.concatenate([factor, np.hstack(scores)]), mode="r"))
+    return factor
+
+
+def _centred(columns: RankedColumns, means: Mapping[str, float], rows: slice) -> Floats:
+    """Scores (r, p) of columns on some rows, less their means, 0 where missing."""
+    names = list(means)
+    ranks = columns.several(names, rows)
+    scores = normal_scores(ranks, columns.n_valid(names)[:, None])
+    centred = scores - np.array([*means.values()])[:, None]
+    return np.asarray(np.where(is_valid(ranks), centred, 0).T)
+
+
 def _mean(columns: RankedColumns, name: str) -> float:
-    scores = _of_rows(columns, name, slice(None))
-    return float(scores[is_valid(columns.of(name))].mean())
+    """The mean score of the valid rows of a column."""
+    total = 0.0
+    for start in range(0, columns.n_rows, _ROWS_OF_A_TASK):
+        ranks = columns.several([name], slice(start, start + _ROWS_OF_A_TASK))[0]
+        total += float(normal_scores(ranks[is_valid(ranks)], columns.facts[name].n_valid).sum())
+    return total / columns.facts[name].n_valid
 
 
-def _of_rows(columns: RankedColumns, name: str, rows: slice) -> Floats:
-    """Normal scores of some rows of a column, of no meaning where it is missing."""
-    ranks = columns.of(name)[rows]
-    quantiles = _quantiles(columns.facts[name].n_valid)
-    whole = np.where(is_valid(ranks), ranks, 0)
-    return np.asarray(np.sign(whole) * quantiles[np.abs(whole)])
+def normal_scores(ranks: NDArray[np.int32], n_valid: int | Floats) -> Floats:
+    """The standard normal quantile of (1 + k / n) / 2 for ranks k of n valid rows.
+
+    Of no meaning where a rank is missing.
+    """
+    tail = np.maximum(n_valid - np.abs(ranks, dtype=np.float64), 1) / (2 * n_valid)
+    # The quantile is smooth in the root of the tail's logarithm: parabolas miss by less than 1e-11.
+    place = (np.sqrt(-2 * np.log(tail)) - _FIRST) * (_NODES / (_LAST - _FIRST))
+    node = np.minimum(place.astype(np.int32), _NODES - 1)
+    place -= node
+    constant, slope, bend = _parabolas()
+    scores = (bend[node] * place + slope[node]) * place + constant[node]
+    return np.asarray(np.copysign(scores, ranks))
 
 
-@lru_cache(maxsize=64)
-def _quantiles(n: int) -> Floats:
-    """The standard normal quantile of (1 + k / n) / 2 for k = 0 to n - 1: of every whole rank."""
-    inverse = NormalDist().inv_cdf
-    return np.array([inverse((1 + k / n) / 2) for k in range(max(n, 1))])
+_FIRST, _LAST = math.sqrt(2 * math.log(2)), 7.0
+"""Of the table: a tail of one half, and of 2e-11, less than half a row of 2^31."""
+
+
+@lru_cache
+def _parabolas() -> Floats:
+    """Between any two nodes the parabola through them and their middle: coefficients (3, nodes)."""
+    grid = np.linspace(_FIRST, _LAST, 2 * _NODES + 1)
+    tails = np.exp(-(grid**2) / 2)
+    tails[0] = 0.5
+    values = -np.array([NormalDist().inv_cdf(tail) for tail in tails])
+    left, middle, right = values[:-1:2], values[1::2], values[2::2]
+    return np.stack([left, 4 * middle - 3 * left - right, 2 * (left + right - 2 * middle)])
