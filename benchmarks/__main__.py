@@ -19,6 +19,7 @@ QUICK = {
     "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
     "verification": ["--rows=20000", "--columns=12"],
+    "service": ["--rows=600", "--columns=8", "--fits=2", "--attached=2", "--reports=2"],
     "guest": ["--rows=10000", "--columns=12", "--calls=2"],
 }
 

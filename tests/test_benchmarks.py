@@ -37,6 +37,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("leak", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
         ("guest", ["--rows=10000", "--columns=8"]),
+        ("service", ["--rows=600", "--columns=8"]),
     ],
 )
 def test_benchmarks__run_small(name: str, more: list[str], tmp_path: Path) -> None:

@@ -22,10 +22,9 @@ from dpipe.pipeline import resume
 from dpipe.runfolder import RunFolder, files
 from dpipe.runfolder.plain import digest_of
 
-# One worker: what is killed here is the client, and a process less starts thirty times.
-start = functools.partial(
-    trials.start, verbose=True, where=("--workers", "1", "--device", "cpu", "--restart", "never")
-)
+ONE = ("--workers", "1", "--device", "cpu", "--restart", "never")
+"""What is killed here is the client, and a process less starts thirty times."""
+start = functools.partial(trials.start, verbose=True, where=ONE)
 
 # In the order a run comes by them: every kind of file in every pass, of workers and of the client.
 KILLS = (
@@ -65,7 +64,7 @@ KILLS = (
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     folder = tmp_path_factory.mktemp("resume")
-    return make_reference(make_table(folder / "table"), folder / "run")
+    return make_reference(make_table(folder / "table"), folder / "run", where=ONE)
 
 
 def test_a_client_killed_at_every_kind_of_write_continues(
