@@ -287,7 +287,8 @@ def _with_columns(data: Any, added: Mapping[str, NDArray[Any]]) -> Any:
     if kind_of(data) is Kind.ARRAY:
         return np.column_stack([data, *added.values()])
     if kind_of(data) is Kind.FRAME:
-        return data.assign(**added)
+        # Not by `assign`, which warns of a frame that many columns were added to one by one.
+        return data.reset_index(drop=True).join(type(data)(dict(added)))
     return data.with_columns(**added)
 
 

@@ -264,7 +264,10 @@ def test_every_verb_of_the_makefile_is_explained_and_has_something_to_run() -> N
 def test_the_two_commands_of_the_readme() -> None:
     text = (ROOT / "README.md").read_text().partition("<!-- ci: the two commands -->")[2]
     run, test = fences(text, "bash")[0].splitlines()
-    assert run == ('python -m pip install . && dpipe run "examples/nci/*.parquet" --output-dir out')
+    assert run == (
+        'python -m pip install . && dpipe run "examples/nci/*.parquet" '
+        "--target tpsa_reference --output-dir out"
+    )
     assert test == 'python -m pip install ".[test]" && python -m pytest'
     assert list((ROOT / "examples" / "nci").glob("*.parquet"))
 

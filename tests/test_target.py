@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,19 @@ def test_the_selector_uses_y(kind: str, here: Any) -> None:
         assert np.isnan(blind.relevance_).all()
     with pytest.raises(ValueError, match="y contains NaN"):
         fitted.fit(data, np.where(y > 1, np.nan, y))
+
+
+def test_the_selector_takes_a_frame_that_grew_column_by_column(here: Any) -> None:
+    """pandas warns of one more column there; its index says nothing about rows."""
+    values = np.random.default_rng(0).normal(size=(60, 120))
+    frame = pd.DataFrame(index=[7] * 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+        for place, column in enumerate(values.T):
+            frame[f"c{place}"] = column
+    selector = DescriptorSelector(client=here, passes=(1,))
+    grown = selector.fit(frame, values[:, 3]).relevance_
+    np.testing.assert_array_equal(grown, selector.fit(values, values[:, 3]).relevance_)
 
 
 def test_a_run_that_goes_on_knows_the_relevance(tmp_path: Path, here: Any) -> None:

@@ -305,7 +305,7 @@ def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
             names = [measured.columns[index] for index in told]
             context.emit(
                 Note(
-                    f"{columns_phrase(names)}: tells all of the target {quoted(target)} (relevance "
+                    f"{columns_phrase(names)} tells all of the target {quoted(target)} (relevance "
                     "1); leave it out by --exclude if it was made from the target.",
                     "warning",
                 )
