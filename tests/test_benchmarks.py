@@ -14,6 +14,7 @@ import pytest
 from benchmarks.__main__ import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = str(ROOT / "examples" / "nci" / "part-00000.parquet")
 PEERS = "dpipe,dpipe command,scipy,pandas,polars"
 
 
@@ -47,13 +48,25 @@ def test_benchmarks__run_small(name: str, more: list[str], tmp_path: Path) -> No
     assert json.loads(figures.read_text())["machine"].count("dpipe") == 1
 
 
+def test_benchmarks__whatif_finds_the_answers_of_fresh_runs(tmp_path: Path) -> None:
+    from benchmarks.common import table
+
+    figures = tmp_path / "figures.json"
+    small = str(table(tmp_path, 400, 24, missing=0.1, copies=0.4))
+    benchmark(
+        "whatif", small, "--thresholds=2", "--columns=50", "--pairs=300", f"--json={figures}",
+        folder=tmp_path,
+    )  # fmt: skip
+    answers = json.loads(figures.read_text())["answers"]
+    assert [line[-1] for line in answers] == ["2 of 2"] * 3
+
+
 def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
     out = benchmark("ranking", "--rows=20,3000", "--repeats=1", f"--other={ROOT}", folder=tmp_path)
     assert out.count("one far outlier") == 2
     assert "other / " in out
 
 
-EXAMPLE = str(ROOT / "examples" / "nci" / "part-00000.parquet")
 OURS = ("dpipe", "dpipe command")
 
 

@@ -35,7 +35,7 @@ from dpipe.errors import ResourceError
 from dpipe.kernels import contraction
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES
+from dpipe.kernels.measures import BASIS, MARGIN, MEASURES
 from dpipe.kernels.moments import (
     Moments,
     Piece,
@@ -47,7 +47,6 @@ from dpipe.kernels.moments import (
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.kernels.rerank import joint_spearman
 from dpipe.options import Options, options_from
-from dpipe.passes import nonlinear
 from dpipe.pipeline import run
 from dpipe.session import open_session, worker
 
@@ -381,7 +380,7 @@ def test_tf32__stays_within_the_margin_that_is_settled_again(missing: bool) -> N
         values = [MEASURES[name].contract(m, *changes, {}) for m in (exact, coarse)]
         errors[name] = float(np.max(np.abs(values[0] - values[1])))
         assert 1e-6 < errors[name] < 3e-3, name
-    assert sum(errors.values()) / 2 < nonlinear.MARGIN["tf32"] / 3
+    assert sum(errors.values()) / 2 < MARGIN["tf32"] / 3
 
 
 def test_select__asks_for_the_precision_it_was_given(

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from tables import mixed_table, write_parts
 
 import dpipe
+from dpipe.choice.certificate import came_back
 from dpipe.cli import main
 from dpipe.engine import grid
 from dpipe.errors import InputError
@@ -24,6 +25,7 @@ from dpipe.session import threads_here
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 FLOOR = 0.4
+WHOLE: dict[str, Any] = {**OPTIONS, "spearman_threshold": 0.98, "r2_threshold": 0.6}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,41 @@ def test_pass_2_keeps_what_a_run_at_that_threshold_keeps(
     assert run.what_if(threshold).kept == again.selected
 
 
+def test_pairs_of_each_measure_are_those_of_its_matrix(run: Selection) -> None:
+    pairs = run.pairs("pandas")
+    pairs = pairs[pairs["pass"] == 4]
+    assert list(pairs.measure.unique()) == ["hsic+rdc", "hsic", "rdc"]
+    assert not pairs.exact[pairs.measure != "hsic+rdc"].any()
+    for measure in ("hsic", "rdc"):
+        values = np.load(run.folder / f"{measure}.npy", allow_pickle=False)
+        columns = (run.folder / f"{measure}_columns.txt").read_text().splitlines()
+        expected = {
+            tuple(sorted((columns[i], columns[j]))): values[i, j]
+            for i, j in zip(*np.triu_indices(len(columns), 1), strict=True)
+            if round(float(values[i, j]), 6) >= FLOOR
+        }
+        found = pairs[pairs.measure == measure].set_index(["column_a", "column_b"]).value
+        assert set(found.index) == set(expected)
+        assert found.is_monotonic_decreasing or found.round(6).is_monotonic_decreasing
+        for pair, value in found.items():
+            assert value == pytest.approx(expected[pair], abs=1e-6)
+
+
+def test_a_measure_that_decides_alone_is_listed_once(table: Path, here: Any) -> None:
+    found = dpipe.select(
+        table,
+        client=here,
+        passes=(1, 4),
+        weights={"hsic": 1, "rdc": 0},
+        pairs_from=FLOOR,
+        **OPTIONS,
+    )
+    pairs = found.pairs("pandas")
+    assert list(pairs.measure.unique()) == ["hsic", "rdc"]
+    assert not pairs.duplicated(["measure", "column_a", "column_b"]).any()
+    assert found.what_if(0.5, 4).measure == "hsic"
+
+
 @pytest.mark.parametrize("threshold", [0.45, 0.6, 0.75])
 def test_pass_4_keeps_what_a_run_at_that_threshold_keeps(
     threshold: float, run: Selection, table: Path, here: Any
@@ -89,6 +126,38 @@ def test_pass_4_keeps_what_a_run_at_that_threshold_keeps(
     options = {**OPTIONS, "passes": (1, 2, 4), "nonlinear_threshold": threshold}
     again = dpipe.select(table, client=here, output_dir=table.parent / "again", **options)
     assert run.what_if(threshold, 4).kept == again.selected
+
+
+@pytest.fixture(scope="module")
+def whole(table: Path, here: Any) -> Selection:
+    """A run of all passes in which pass 3 drops columns and takes some of them back."""
+    return dpipe.select(
+        table, client=here, output_dir=table.parent / "whole", pairs_from=FLOOR, **WHOLE
+    )
+
+
+def test_a_what_if_says_what_takes_a_run_to_tell(run: Selection, whole: Selection) -> None:
+    assert run.what_if(0.75, 4).left_open == ""
+    assert run.what_if(0.9).left_open.startswith("what pass 4 would make of these")
+    assert whole.what_if(0.9).left_open.startswith("what pass 3 and pass 4 would make of these")
+    assert "that pass 3 dropped, those come back that" in whole.what_if(0.5, 4).left_open
+    assert whole.what_if(1.0, 4).left_open == ""  # nothing goes, so nothing comes back
+
+
+@pytest.mark.parametrize("threshold", [0.45, 0.6, 0.75])
+def test_pass_4_after_pass_3_keeps_what_it_keeps_in_a_run(
+    threshold: float, whole: Selection, table: Path, here: Any
+) -> None:
+    options = {**WHOLE, "nonlinear_threshold": threshold}
+    again = dpipe.select(table, client=here, output_dir=table.parent / "again", **options)
+    back = {d.column for d in again.decisions if came_back(d)}
+    kept = whole.what_if(threshold, 4).kept
+    assert kept == tuple(name for name in again.selected if name not in back)
+    predicted = {d.column for d in again.decisions if d.pass_number == 3} | back
+    assert predicted
+    assert not predicted & set(kept)
+    if threshold == 0.45:
+        assert back  # a what-if that left this out would be wrong
 
 
 def test_a_finished_run_is_opened_by_its_folder(run: Selection) -> None:
@@ -106,7 +175,9 @@ def test_the_command_prints_each_pass_and_marks_the_run(run: Selection) -> None:
     assert own["2"][:3] == ["2", "spearman", "0.95"]
     assert own["4"][2] == "0.6"
     assert int(own["4"][4]) == len(run.selected)
-    assert min(float(line[2]) for line in lines) == FLOOR
+    numbers = [float(line[2]) for line in lines if line[0] in "24"]
+    assert min(numbers) == FLOOR
+    assert done.stdout.endswith("pass 2: what pass 4 would make of these columns takes a run.\n")
 
 
 def test_too_many_pairs_raise_the_floor_and_it_is_said(
@@ -133,6 +204,7 @@ def test_too_many_pairs_raise_the_floor_and_it_is_said(
 def test_bad_wishes_are_refused_in_a_sentence(run: Selection, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--pairs-from 0\.97 is above --spearman-threshold 0\.95"):
         Options(pairs_from=0.97)
+    assert Options(pairs_from=0.93, passes=(1, 2)).pairs_from == 0.93  # above that of pass 4
     with pytest.raises(InputError, match=r"from 0\.4 on: a threshold of 0\.3 takes a run"):
         run.what_if(0.3)
     with pytest.raises(InputError, match="holds no pass 3"):
@@ -146,3 +218,5 @@ def test_bad_wishes_are_refused_in_a_sentence(run: Selection, tmp_path: Path) ->
 def test_a_run_of_pass_1_alone_leaves_no_pair(table: Path, here: Any) -> None:
     found = dpipe.select(table, client=here, passes=(1,), **OPTIONS)
     assert pq.read_table(found.folder / "pairs.parquet").num_rows == 0
+    with pytest.raises(InputError, match="holds no pass 2 that has a threshold"):
+        found.what_if(0.9)

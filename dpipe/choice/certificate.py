@@ -24,6 +24,11 @@ _FACTS = ("n_valid", "n_missing", "n_nan", "n_inf", "n_unique")
 _CAUSE = ("pass_number", "measure", "value", "threshold", "representative")
 
 
+def came_back(decision: Decision) -> bool:
+    """Whether a pass dropped a kept column and a later one took it back."""
+    return decision.decision == "kept" and decision.reason.startswith(CAME_BACK)
+
+
 def drops_by_column(passes: Iterable[PassResult]) -> dict[str, Drop]:
     """Every drop of a run by its column, but for those that came back; no column goes twice."""
     drops: dict[str, Drop] = {}

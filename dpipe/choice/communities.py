@@ -106,7 +106,8 @@ def _best_partition(
     import igraph  # it loads Matplotlib where there is one, which takes as long as all else
 
     starts = max(1, min(MOST_STARTS, EDGES_TO_SEARCH // len(weights)))
-    graph = igraph.Graph(n, np.ascontiguousarray(ends.T))
+    # Three times as fast as from an array.
+    graph = igraph.Graph(n, list(zip(ends[0].tolist(), ends[1].tolist(), strict=True)))
     weight_list = weights.tolist()
     candidates = []
     with _GENERATOR_LOCK:

@@ -1,7 +1,7 @@
 """From similar pairs to groups and to what is kept of them: the decision of passes 2 and 4.
 
 Covers: communities and representatives at one threshold, from edges alone.
-Does not cover: where the edges come from (`dpipe.passes`, `dpipe.selection.thresholds`), what is
+Does not cover: where the edges come from (`dpipe.passes`, `dpipe.runfolder.thresholds`), what is
 said of the columns that go.
 """
 

@@ -342,19 +342,22 @@ def transfer(
     short_help="Print what a finished run would keep at other thresholds.",
     examples="""
     dpipe thresholds out
+    dpipe thresholds s3://bucket/out --storage-options anon=true
     """,
 )
 @click.argument("folder", metavar="DIR")
+@storage_option
 @verbose_option
-def thresholds(folder: str, verbose: bool | None) -> None:
+def thresholds(folder: str, storage_options: tuple[str, ...], verbose: bool | None) -> None:
     """Print what each pass of the run in DIR would keep at other thresholds.
 
     Nothing is computed again: the answer comes from pairs.parquet, which reaches down to
-    --pairs-from of the run.
+    --pairs-from of the run. It is what the pass itself keeps; what takes a run to tell is said.
     """
     from rich.table import Table
 
-    from dpipe.selection.thresholds import passes_of, table_of
+    from dpipe.runfolder import mirror
+    from dpipe.runfolder.thresholds import passes_of, table_of
     from dpipe.watch.terminal import make_console
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -362,8 +365,15 @@ def thresholds(folder: str, verbose: bool | None) -> None:
     for name in ("threshold", "columns", "kept"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for finished in passes_of(folder):
+    open_ends: dict[str, None] = {}
+    with mirror.reading(folder, storage_options_from(storage_options) or None) as here:
+        passes = passes_of(here)
+    if not passes:
+        raise InputError(f"the run in {folder} compared no pairs of columns.")
+    for finished in passes:
         for found in table_of(finished):
+            if found.left_open:
+                open_ends[f"pass {found.number}: {found.left_open}"] = None
             remarks = ["this run"] if found.threshold == finished.threshold else []
             remarks += [f"{found.in_doubt:,} pairs in doubt"] if found.in_doubt else []
             table.add_row(
@@ -373,7 +383,10 @@ def thresholds(folder: str, verbose: bool | None) -> None:
                 f"{len(found.kept):,}",
                 ", ".join(remarks),
             )
-    make_console().print(table)
+    console = make_console()
+    console.print(table)
+    for sentence in open_ends:
+        console.print(sentence, soft_wrap=True, highlight=False)
 
 
 @main.command(

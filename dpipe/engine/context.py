@@ -37,7 +37,7 @@ class MatrixFolder(Protocol):
     ) -> AbstractContextManager[NDArray[np.float32]]:
         """A matrix assembled on disk in place, with its columns."""
 
-    def write_pairs(self, number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> None:
+    def write_pairs(self, number: int, columns: Sequence[str], listed: Mapping[str, Pairs]) -> None:
         """The similar pairs of a pass."""
 
     def write_statistics(self, statistics: Iterable[ColumnStatistics]) -> None:

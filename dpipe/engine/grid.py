@@ -158,7 +158,7 @@ def finished_tiles(context: Context, grid: Grid) -> Iterator[tuple[int, int, dic
 
 
 MOST_PAIRS = 5_000_000
-"""Pairs that are listed for a reader; the client holds some 50 bytes of each."""
+"""Pairs of a measure that are listed for a reader; the client holds some 50 bytes of each."""
 
 
 def settled_pairs(context: Context, grid: Grid) -> Pairs:
@@ -185,8 +185,21 @@ def settled_pairs(context: Context, grid: Grid) -> Pairs:
     return Pairs(edges, found["rows"][chosen], exact[chosen], floor)
 
 
-def _reported(context: Context, grid: Grid) -> tuple[dict[str, NDArray[Any]], float]:
-    """What the tiles say of their pairs, bounded, and the floor from which on it is complete."""
+def _single_pairs(context: Context, grid: Grid, measure: str) -> Pairs:
+    """The pairs of a measure that is part of the mean, as precise as the products of the grid."""
+    found, floor = _reported(context, grid, measure)
+    order = np.lexsort((found["j"], found["i"]))
+    edges = Edges(*(found[name][order] for name in ("i", "j", "value")))
+    return Pairs(edges, found["rows"][order], found["exact"][order], floor)
+
+
+def _reported(
+    context: Context, grid: Grid, measure: str | None = None
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """What the tiles say of their pairs, bounded, and the floor from which on it is complete.
+
+    Of a single measure where one is named; else of their mean.
+    """
     floor = grid.job.floor
     found: dict[str, NDArray[Any]] = {
         name: np.empty(0, dtype) for name, dtype in tiles.EDGE_ARRAYS.items()
@@ -197,11 +210,20 @@ def _reported(context: Context, grid: Grid) -> tuple[dict[str, NDArray[Any]], fl
         return {name: np.concatenate([part[name] for part in held]) for name in found}
 
     for _, _, arrays in finished_tiles(context, grid):
-        held.append({name: arrays[name] for name in found})
+        held.append(_pairs_of(arrays, measure))
         if sum(len(part["i"]) for part in held) > 2 * MOST_PAIRS:
             bounded, floor = _strongest(joined(), floor)
             held = [bounded]
     return _strongest(joined(), floor)
+
+
+def _pairs_of(arrays: Mapping[str, Any], measure: str | None) -> dict[str, NDArray[Any]]:
+    """The pairs of a tile, with the fields of `tiles.EDGE_ARRAYS`."""
+    if measure is None:
+        return {name: arrays[name] for name in tiles.EDGE_ARRAYS}
+    found = {name: arrays[f"{measure}_{name}"] for name in ("i", "j", "value", "rows")}
+    no = np.zeros(len(found["i"]), dtype=np.bool_)
+    return {**found, "exact": no, "decides": no, "most": np.abs(found["value"])}
 
 
 def _strongest(
@@ -220,18 +242,26 @@ def _strongest(
 
 
 def leave_pairs(context: Context, grid: Grid, number: int, pairs: Pairs) -> None:
-    """Write the similar pairs of a pass into the run folder; say so when they were too many."""
+    """Write the similar pairs of a pass into the run folder; say so when they were too many.
+
+    Those of the mean that decides, and of each measure in it.
+    """
     if context.folder is None:
         return
-    if pairs.floor > grid.job.floor:
-        context.emit(
-            Note(
-                f"pairs.parquet lists the pairs of pass {number} from {pairs.floor:.3f} on: more "
-                f"than {MOST_PAIRS:,} reach {grid.job.floor:g}.",
-                "notice",
+    fusion = grid.job.fusion
+    listed = {fusion.name: pairs} | {
+        measure.name: _single_pairs(context, grid, measure.name) for measure in fusion.singles
+    }
+    for name, found in listed.items():
+        if found.floor > grid.job.floor:
+            context.emit(
+                Note(
+                    f"pairs.parquet lists the {name} pairs of pass {number} from "
+                    f"{found.floor:.3f} on: more than {MOST_PAIRS:,} reach {grid.job.floor:g}.",
+                    "notice",
+                )
             )
-        )
-    context.folder.write_pairs(number, grid.job.fusion.name, grid.names, pairs)
+    context.folder.write_pairs(number, grid.names, listed)
 
 
 def settled_edges(context: Context, grid: Grid) -> Edges:

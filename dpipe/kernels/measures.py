@@ -52,6 +52,14 @@ class Settling(StrEnum):
     """Not at all: the tile's value is final, and no pair of it makes an edge."""
 
 
+MARGIN = {"float32": 5e-4, "tf32": 1e-2}
+"""How close to a threshold a similarity is settled in float64, by precision of the products.
+
+The largest errors seen: 1.4e-5 with float32, 1.1e-3 with factors rounded to TF32 on a CPU
+(docs/statistics.md).
+"""
+
+
 class Scale(StrEnum):
     """What a measure of one function (K = 1) evaluates of each cell."""
 
@@ -201,6 +209,11 @@ class Fusion:
     def parameters(self) -> tuple[str, ...]:
         """The options that its measures read."""
         return tuple(dict.fromkeys(name for each in self.measures for name in each.parameters))
+
+    @property
+    def singles(self) -> tuple[Measure, ...]:
+        """The measures that are not the mean itself."""
+        return tuple(measure for measure in self.measures if measure.name != self.name)
 
     @property
     def deciding(self) -> tuple[Measure, ...]:

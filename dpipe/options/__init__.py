@@ -315,8 +315,9 @@ class Options:
                 "--tls is for workers that dpipe starts; give a running scheduler by its tls:// "
                 "address, with certificates in Dask's configuration."
             )
-        for name in ("spearman_threshold", "nonlinear_threshold"):
-            if self.pairs_from is not None and self.pairs_from > getattr(self, name):
+        for entry in (PASSES[number] for number in self.passes):
+            name = entry.threshold if entry.pairwise else None
+            if name and self.pairs_from is not None and self.pairs_from > getattr(self, name):
                 raise InputError(
                     f"--pairs-from {self.pairs_from} is above {flag(name)} {getattr(self, name)}: "
                     "the pairs that decide would be missing."

@@ -23,18 +23,12 @@ from dpipe.engine.grid import (
 )
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.kernels.measures import MARGIN
 from dpipe.model.events import PlannedPass
 from dpipe.model.records import PassResult
 from dpipe.model.registry import Pass
 from dpipe.options import Options
 from dpipe.passes.redundancy import keep_representatives
-
-MARGIN = {"float32": 5e-4, "tf32": 1e-2}
-"""A fused similarity this close to the threshold is computed again in float64.
-
-By precision of the products. The largest errors seen: 1.4e-5 with float32, 1.1e-3 with factors
-rounded to TF32 on a CPU (docs/statistics.md).
-"""
 
 
 def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> PassResult:

@@ -28,13 +28,12 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import measured_pairs, run_grid, settled_edges
 from dpipe.engine.measures import fusion_of
 from dpipe.errors import InputError
-from dpipe.kernels.measures import Fusion, Settling
+from dpipe.kernels.measures import MARGIN, Fusion, Settling
 from dpipe.model.events import Emit, Event
 from dpipe.model.records import MILLION, Decision, Role
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import DECLARED, Options, options_from
 from dpipe.passes import prepare
-from dpipe.passes.nonlinear import MARGIN
 from dpipe.rankstore import temporary_store
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.session import use_session

@@ -45,7 +45,7 @@ from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
-from dpipe.runfolder.pairs import join_pairs, read_floor, read_pairs, write_pairs
+from dpipe.runfolder.pairs import deciding_pairs, join_pairs, read_pairs, write_pairs
 from dpipe.runfolder.plain import plain
 
 if TYPE_CHECKING:
@@ -323,9 +323,12 @@ class RunFolder(Files):
         except BROKEN as error:
             raise unreadable(self.path / STATISTICS, error) from error
 
-    def write_pairs(self, number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> None:
-        """Write the similar pairs of a pass, between columns by their number, for `join_pairs`."""
-        write_pairs(self, number, measure, columns, pairs)
+    def write_pairs(self, number: int, columns: Sequence[str], listed: Mapping[str, Pairs]) -> None:
+        """Write the similar pairs of a pass, between columns by their number, for `join_pairs`.
+
+        By their measure, the one that decides first.
+        """
+        write_pairs(self, number, columns, listed)
 
     def join_pairs(self, numbers: Iterable[int]) -> None:
         """Write ``pairs.parquet`` from what these passes left."""
@@ -341,9 +344,15 @@ class RunFolder(Files):
         """
         return read_pairs(self, number)
 
-    def pairs_floor(self, number: int) -> float:
-        """The similarity from which on ``pairs.parquet`` has every pair of a pass."""
-        return read_floor(self, number)
+    def deciding_pairs(self, number: int, columns: Sequence[str]) -> tuple[str, Pairs]:
+        """The measure that decides in a pass and its pairs, between these columns by number.
+
+        Raises
+        ------
+        InputError
+            As `read_pairs`, or when a pair has another column.
+        """
+        return deciding_pairs(self, number, columns)
 
     def write_rank_sample(self, columns: Sequence[str], codes: NDArray[np.uint8]) -> None:
         """Write the ranks (p, m) of a few rows, a byte each, with their columns."""

@@ -7,15 +7,16 @@ Does not cover: which pairs are listed (`dpipe.engine.grid`), how a file appears
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpipe.model.inventory import PAIRS, pairs_file
-from dpipe.model.records import MILLION, Pairs
+from dpipe.model.records import MILLION, Edges, Pairs
 from dpipe.runfolder.files import BROKEN, Files, unreadable
 
 PAIRS_SCHEMA = pa.schema(
@@ -35,12 +36,24 @@ _AT_ONCE = 2**18  # rows that are held as text at any time
 
 
 def write_pairs(
-    files: Files, number: int, measure: str, columns: Sequence[str], pairs: Pairs
+    files: Files, number: int, columns: Sequence[str], listed: Mapping[str, Pairs]
 ) -> None:
-    """Write the pairs of a pass, between columns by their number.
+    """Write the pairs of a pass, between columns by their number, by measure.
 
-    The most similar come first, then the names decide: the order of columns leaves no trace.
+    The measure that decides comes first. Of each the most similar pairs come first, then the names
+    decide: the order of columns leaves no trace.
     """
+    deciding = next(iter(listed))
+    with _written(files, pairs_file(number)) as writer:
+        writer.add_key_value_metadata({f"measure-{number}": deciding})
+        for measure, pairs in listed.items():
+            of = "" if measure == deciding else f"-{measure}"
+            writer.add_key_value_metadata({f"floor-{number}{of}": repr(pairs.floor)})
+            for rows in _tables(number, measure, columns, pairs):
+                writer.write_table(rows)
+
+
+def _tables(number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> Iterator[pa.Table]:
     edges, names = pairs.edges, pa.array(columns, pa.string())
     place = np.empty(len(columns), dtype=np.int64)
     place[sorted(range(len(columns)), key=columns.__getitem__)] = np.arange(len(columns))
@@ -49,20 +62,18 @@ def write_pairs(
     strengths = edges.strengths()
     order = np.lexsort((place[second], place[first], -strengths))
     order = order[strengths[order] >= round(pairs.floor * MILLION)]
-    with _written(files, pairs_file(number)) as writer:
-        writer.add_key_value_metadata({f"floor-{number}": repr(pairs.floor)})
-        for start in range(0, len(order), _AT_ONCE):
-            chosen = order[start : start + _AT_ONCE]
-            parts = [
-                pa.array(np.full(len(chosen), number)),
-                pa.array([measure] * len(chosen), pa.string()),
-                names.take(pa.array(first[chosen])),
-                names.take(pa.array(second[chosen])),
-                pa.array(edges.value[chosen]),
-                pa.array(pairs.rows[chosen]),
-                pa.array(pairs.exact[chosen]),
-            ]
-            writer.write_table(pa.table(parts, schema=PAIRS_SCHEMA))
+    for start in range(0, len(order), _AT_ONCE):
+        chosen = order[start : start + _AT_ONCE]
+        parts = [
+            pa.array(np.full(len(chosen), number)),
+            pa.array([measure] * len(chosen), pa.string()),
+            names.take(pa.array(first[chosen])),
+            names.take(pa.array(second[chosen])),
+            pa.array(edges.value[chosen]),
+            pa.array(pairs.rows[chosen]),
+            pa.array(pairs.exact[chosen]),
+        ]
+        yield pa.table(parts, schema=PAIRS_SCHEMA)
 
 
 def join_pairs(files: Files, numbers: Iterable[int]) -> None:
@@ -72,22 +83,43 @@ def join_pairs(files: Files, numbers: Iterable[int]) -> None:
             path = files.path / pairs_file(number)
             if path.exists():
                 with pq.ParquetFile(path) as part:
-                    writer.add_key_value_metadata({f"floor-{number}": repr(_floor(part, number))})
+                    writer.add_key_value_metadata(_facts(part.metadata))
                     for batch in part.iter_batches(_AT_ONCE):
                         writer.write_batch(batch.cast(PAIRS_SCHEMA))
 
 
-def read_floor(files: Files, number: int) -> float:
-    """The similarity from which on every pair of a pass is listed; infinite where none is."""
+def _facts(metadata: pq.FileMetaData | None) -> dict[str, str]:
+    """What the file says of its passes: ``measure-N`` decides, ``floor-N`` is where its pairs end.
+
+    ``floor-N-NAME`` is the same of a measure that is listed beside it.
+    """
+    stored = {} if metadata is None else metadata.metadata or {}
+    decoded = {key.decode(): value.decode() for key, value in stored.items()}
+    return {key: value for key, value in decoded.items() if key.startswith(("measure-", "floor-"))}
+
+
+def deciding_pairs(files: Files, number: int, columns: Sequence[str]) -> tuple[str, Pairs]:
+    """The measure that decides in a pass and its pairs, between these columns by their number.
+
+    The floor is infinite where the pass left nothing.
+    """
+    path = files.path / PAIRS
     try:
-        with pq.ParquetFile(files.path / PAIRS) as table:
-            return _floor(table, number)
+        with pq.ParquetFile(path) as stored:
+            facts = _facts(stored.metadata)
     except (pa.ArrowException, *BROKEN) as error:
-        raise unreadable(files.path / PAIRS, error) from error
-
-
-def _floor(table: pq.ParquetFile, number: int) -> float:
-    return float((table.metadata.metadata or {}).get(f"floor-{number}".encode(), b"inf"))
+        raise unreadable(path, error) from error
+    measure, floor = facts.get(f"measure-{number}", ""), facts.get(f"floor-{number}", "inf")
+    table = read_pairs(files, number).filter(pc.field("measure") == measure)
+    names = pa.array(columns, pa.string())
+    ends = [pc.index_in(table[name], value_set=names) for name in ("column_a", "column_b")]
+    if any(end.null_count for end in ends):
+        raise unreadable(path, "it has columns that the pass did not receive")
+    first, second = (end.to_numpy().astype(np.int64) for end in ends)
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    order = np.lexsort((high, low))
+    value, rows, exact = (table[name].to_numpy()[order] for name in ("value", "rows", "exact"))
+    return measure, Pairs(Edges(low[order], high[order], value), rows, exact, float(floor))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from dpipe.runfolder import RunFolder
 from dpipe.table.inputs import take_columns
 
 if TYPE_CHECKING:
-    from dpipe.selection.thresholds import WhatIf
+    from dpipe.runfolder.thresholds import WhatIf
 
 
 class TemporaryFolder:
@@ -155,7 +155,7 @@ class Selection:
         --------
         >>> len(selection.what_if(0.9).kept)  # doctest: +SKIP
         """
-        from dpipe.selection.thresholds import FinishedPass
+        from dpipe.runfolder.thresholds import FinishedPass
 
         return FinishedPass(self.folder, number).at(threshold)
 

@@ -31,7 +31,9 @@ def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> 
 
     The file holds of each edge ``i``, ``j`` (catalogue numbers), ``value``, ``exact``, ``rows``
     (common to both columns), ``most`` (what |value| may turn out to be) and ``decides`` (whether
-    the threshold needs it), and ``matrix_NAME`` of each measure when the job wants matrices.
+    the threshold needs it); ``NAME_i``, ``NAME_j``, ``NAME_value``, ``NAME_rows`` of the pairs of
+    each single measure from the job's floor on; and ``matrix_NAME`` of each measure when the job
+    wants matrices.
     """
     job, catalogue = open_job(store, folder)
     values = _similarities(store, job, i, j, moments)
@@ -120,7 +122,7 @@ def _edges(
         exact = catalogue.pattern[first] == catalogue.pattern[second]
     else:
         exact = np.abs(np.abs(value) - job.threshold) > job.margin
-    return {
+    arrays = {
         "i": first,
         "j": second,
         "value": value,
@@ -129,6 +131,16 @@ def _edges(
         "most": most[at],
         "decides": decides[at],
     }
+    for measure in job.fusion.singles:
+        strong = np.abs(values[measure.name]) >= job.floor - 1e-6
+        at = np.nonzero(np.triu(strong, 1) if i == j else strong)
+        arrays |= {
+            f"{measure.name}_i": at[0] + first_i,
+            f"{measure.name}_j": at[1] + first_j,
+            f"{measure.name}_value": values[measure.name][at],
+            f"{measure.name}_rows": np.broadcast_to(count, fused.shape)[at].astype(np.int64),
+        }
+    return arrays
 
 
 EDGE_ARRAYS = {

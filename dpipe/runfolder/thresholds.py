@@ -1,0 +1,196 @@
+"""What a finished run would have kept at another threshold, from its table of pairs alone.
+
+Covers: the columns that one pass would keep, for any threshold that the pairs reach down to; what
+of a run's selection that leaves open.
+Does not cover: finding the pairs (`dpipe.engine.grid`), showing what comes of it (`dpipe.report`).
+
+A pass decides from its similar pairs, the missing cells of its columns and the user's wishes. All
+of it is in the run folder, so the same code gives the answer of a run at that threshold. Pass 3
+decides from all columns together, which pairs cannot tell: what it would make of another answer of
+pass 2, and what it would take back after another one of pass 4, takes a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpipe.choice.certificate import came_back
+from dpipe.choice.priority import Priority, in_millionths
+from dpipe.choice.redundant import decide_at
+from dpipe.common.words import counted
+from dpipe.errors import InputError
+from dpipe.kernels.measures import MARGIN
+from dpipe.model.records import Decision, Pairs
+from dpipe.model.registry import PASSES
+from dpipe.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What a pass would keep at a threshold.
+
+    Attributes
+    ----------
+    number, measure, threshold
+        The pass, the similarity it looks at, the threshold.
+    kept
+        The columns it would keep of those it received, in input order.
+    in_doubt
+        Pairs so close to the threshold that a run would settle them first.
+    left_open
+        What else a run at this threshold would do that takes a run to tell, in a sentence; empty
+        where `kept` is what it would select.
+    """
+
+    number: int
+    measure: str
+    threshold: float
+    kept: tuple[str, ...]
+    in_doubt: int
+    left_open: str
+
+
+class FinishedPass:
+    """A pass of a finished run that drops similar columns, to be asked again.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    number
+        The pass.
+
+    Raises
+    ------
+    InputError
+        When the run did no such pass, or the folder cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, number: int) -> None:
+        self.number = number
+        self._where = folder
+        self._folder = RunFolder(folder)
+        run = self._folder.read_run()
+        self._options: dict[str, Any] = run["options"]
+        known = number in self._options["passes"] and PASSES[number].pairwise
+        if not known or PASSES[number].threshold is None:
+            raise InputError(f"{folder} holds no pass {number} that has a threshold of pairs.")
+        every = self._folder.read_decisions()
+        self._decisions = tuple(d for d in every if self._received(d))
+        self._predicted = tuple(d.column for d in every if self._was_predicted(d))
+
+    def _received(self, decision: Decision) -> bool:
+        if decision.decision == "kept":
+            return not self._was_predicted(decision)
+        return decision.decision == "dropped" and (decision.pass_number or 0) >= self.number
+
+    def _was_predicted(self, decision: Decision) -> bool:
+        """Whether a pass before dropped a column for what several others tell of it."""
+        earlier = [number for number in self._options["passes"] if number < self.number]
+        joint = [number for number in earlier if not PASSES[number].pairwise]
+        return decision.pass_number in joint or (bool(joint) and came_back(decision))
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns the pass received, in input order."""
+        return tuple(decision.column for decision in self._decisions)
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """The columns it kept in the run, in input order."""
+        return tuple(d.column for d in self._decisions if d.pass_number != self.number)
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the run."""
+        name = PASSES[self.number].threshold
+        assert name is not None
+        return float(self._options[name])
+
+    @property
+    def floor(self) -> float:
+        """The lowest threshold that can be asked for; infinite where no column was compared."""
+        return self._stored[1].floor
+
+    @property
+    def n_pairs(self) -> int:
+        """The pairs that it is asked by."""
+        return len(self._stored[1].edges)
+
+    @cached_property
+    def _stored(self) -> tuple[str, Pairs]:
+        return self._folder.deciding_pairs(self.number, self.columns)
+
+    @cached_property
+    def _priority(self) -> Priority:
+        known = {d.column: d.relevance for d in self._decisions if d.relevance is not None}
+        return Priority(self._options["keep"], self._options["prefer"], in_millionths(known))
+
+    def at(self, threshold: float) -> WhatIf:
+        """What the pass would keep at a threshold.
+
+        Raises
+        ------
+        InputError
+            When the run left no pairs down to there.
+        """
+        measure, pairs = self._stored
+        if math.isinf(pairs.floor):
+            raise InputError(f"pass {self.number} of the run in {self._where} compared no columns.")
+        if not pairs.floor <= threshold <= 1:
+            raise InputError(
+                f"the run lists the pairs of pass {self.number} from {pairs.floor:g} on: a "
+                f"threshold of {threshold:g} takes a run with a lower --pairs-from."
+            )
+        _, choice = decide_at(
+            threshold,
+            self.columns,
+            pairs.edges,
+            seed=self._options["seed"],
+            priority=self._priority,
+            n_missing=[decision.n_missing or 0 for decision in self._decisions],
+        )
+        margin = MARGIN[self._options["precision"]]
+        close = ~pairs.exact & (np.abs(np.abs(pairs.edges.value) - threshold) <= margin)
+        kept = tuple(self.columns[index] for index in choice.kept.tolist())
+        return WhatIf(
+            self.number,
+            measure,
+            threshold,
+            kept,
+            int(np.count_nonzero(close)),
+            self._left_open(len(kept)),
+        )
+
+    def _left_open(self, n_kept: int) -> str:
+        later = [number for number in sorted(self._options["passes"]) if number > self.number]
+        if later:
+            names = " and ".join(f"pass {number}" for number in later)
+            return f"what {names} would make of these columns takes a run."
+        if self._predicted and n_kept < len(self.columns) and not self._options["vif_threshold"]:
+            dropped = counted(len(self._predicted), "column")
+            return (
+                f"of {dropped} that pass 3 dropped, those come back that the rest does not "
+                "predict; which ones takes a run."
+            )
+        return ""
+
+
+def passes_of(folder: str | Path) -> tuple[FinishedPass, ...]:
+    """The passes of a finished run that can be asked again, in their order."""
+    asked = RunFolder(folder).read_run()["options"]["passes"]
+    numbers = [n for n in sorted(asked) if PASSES[n].threshold is not None and PASSES[n].pairwise]
+    finished = (FinishedPass(folder, number) for number in numbers)
+    return tuple(each for each in finished if math.isfinite(each.floor))
+
+
+def table_of(finished: FinishedPass, parts: int = 20) -> tuple[WhatIf, ...]:
+    """The pass at its own threshold, and at every such part of 1 that its pairs reach down to."""
+    steps = {round(step / parts, 6) for step in range(1, parts) if step / parts >= finished.floor}
+    return tuple(finished.at(threshold) for threshold in sorted(steps | {finished.threshold}))
