@@ -316,10 +316,12 @@ class Options:
                 "address, with certificates in Dask's configuration."
             )
         for entry in (PASSES[number] for number in self.passes):
-            name = entry.threshold if entry.pairwise else None
-            if name and self.pairs_from is not None and self.pairs_from > getattr(self, name):
+            if entry.threshold is None or not entry.pairwise or self.pairs_from is None:
+                continue
+            limit = getattr(self, entry.threshold)
+            if self.pairs_from > limit:
                 raise InputError(
-                    f"--pairs-from {self.pairs_from} is above {flag(name)} {getattr(self, name)}: "
+                    f"--pairs-from {self.pairs_from} is above {flag(entry.threshold)} {limit}: "
                     "the pairs that decide would be missing."
                 )
         if self.sample_rows and self.sample_per_file:
