@@ -103,7 +103,8 @@ INVENTORY = (
     ),
     Entry(
         (PAIRS,),
-        "every pair of columns whose similarity reaches `--pairs-from`, the most similar first",
+        "every pair of columns whose similarity reaches `--pairs-from`, by pass and measure, the "
+        "most similar first",
         columns=PAIR_COLUMNS,
     ),
     Entry(
