@@ -1,6 +1,6 @@
-"""What Bokeh draws: the similarity matrix, the ranks of a pair, the memory of every process.
+"""What Bokeh draws: the similarity matrix, columns kept against threshold, ranks of a pair, memory.
 
-Covers: empty figures for the page's script to fill (matrix, pair) and the memory figure.
+Covers: empty figures for the page's script to fill (matrix, curve, pair) and the memory figure.
 Does not cover: values of matrices (see `dpipe.report.matrix`), tables and bars (plain HTML).
 
 Every model that has a colour names it in its tags, as ``property=variable`` of the page's style
@@ -29,7 +29,7 @@ from bokeh.models import (
 )
 from bokeh.models.annotations.geometry import BoxAnnotation, Span
 from bokeh.models.annotations.labels import Label, Title
-from bokeh.models.glyphs import Image, MultiLine, Quad, Scatter, Segment
+from bokeh.models.glyphs import Image, Line, MultiLine, Quad, Scatter, Segment
 from bokeh.models.grids import Grid
 from bokeh.resources import Resources
 
@@ -90,6 +90,43 @@ def matrix_figure() -> dict[str, Any]:
         ColumnDataSource({"x": [], "y": []}, name="matrix-aim"), _themed(cross, line_color="frame")
     )
     plot.add_tools(BoxZoomTool(match_aspect=True))
+    return _item(plot)
+
+
+def curve_figure() -> dict[str, Any]:
+    """Columns kept against the threshold of a pass; the script sets points, ranges and marks."""
+    plot = _plot(
+        "curve",
+        frame_height=300,
+        sizing_mode="stretch_width",
+        x_range=Range1d(start=0, end=1),
+        y_range=Range1d(start=0, end=1),
+        min_border_left=72,
+    )
+    _axis(plot, "below", "threshold", NumeralTickFormatter(format="0.00"))
+    axis = _axis(
+        plot,
+        "left",
+        "columns the pass would keep",
+        NumeralTickFormatter(format="0,0"),
+        ticker=BasicTicker(min_interval=1),
+    )
+    plot.add_layout(
+        _themed(Grid(dimension=1, ticker=axis.ticker), grid_line_color="rule"), "center"
+    )
+    asked = Span(dimension="height", line_width=1.5, name="curve-asked", level="underlay")
+    plot.add_layout(_themed(asked, line_color="gone"))
+    points = ColumnDataSource({"x": [], "y": []}, name="curve-points")
+    plot.add_glyph(points, _themed(Line(x="x", y="y", line_width=2), line_color="kept"))
+    dot = Scatter(x="x", y="y", size=6, marker="circle", line_color=None)
+    dots = plot.add_glyph(points, _themed(dot, fill_color="kept"))
+    run = ColumnDataSource({"x": [], "y": []}, name="curve-run")
+    mark = Scatter(x="x", y="y", size=15, marker="diamond", line_width=2)
+    plot.add_glyph(run, _themed(mark, line_color="paper", fill_color="ink"))
+    here = ColumnDataSource({"x": [], "y": []}, name="curve-here")
+    ring = Scatter(x="x", y="y", size=13, marker="circle", line_width=2.5, fill_color=None)
+    plot.add_glyph(here, _themed(ring, line_color="gone"))
+    plot.add_tools(HoverTool(renderers=[dots], tooltips=[("at", "@x"), ("kept", "@y{0,0}")]))
     return _item(plot)
 
 

@@ -677,6 +677,80 @@
   }
   let matrix = null;
 
+  // Other thresholds
+
+  class CurveView {
+    constructor(plot) {
+      this.plot = plot;
+      this.slider = byId("threshold");
+      this.slider.addEventListener("input", () => this.ask(Number(this.slider.value)));
+      byId("as-run").addEventListener("click", () => this.ask(this.run));
+      this.buttons = [...document.querySelectorAll("[data-curve]")];
+      this.buttons.forEach((button, place) => button.addEventListener("click", () => this.show(place)));
+      plot.on_event("tap", (event) => this.ask(this.nearest(event.x)));
+      const change = ([, goes]) => (goes ? "go" : "come back");
+      this.table = new DataTable(place("changes"), {
+        label: "Columns that would go or come back", rows: [], sort: null, height: 264, noun: "column",
+        search: ([i]) => lower[i],
+        fields: [
+          { label: "Column", width: "38%", key: ([i]) => columns.name[i], cell: ([i]) => opener(i, jumpTo) },
+          { label: "It would", width: "96px", key: change, cell: (row) => make("span", { class: row[1] ? "is-gone" : "is-kept" }, change(row)) },
+          { label: "In this run", key: ([i]) => text(columns.reason, i), cell: ([i]) => (isKept(i) ? "kept" : `${text(columns.reason, i)}, ${measured(i)}`) },
+        ],
+      });
+      this.show(0);
+    }
+
+    show(place) {
+      this.curve = data.curves[place];
+      this.buttons.forEach((button, k) => button.setAttribute("aria-pressed", String(k === place)));
+      const { thresholds, sizes, now } = this.curve;
+      this.now = bytesOf(now);
+      this.run = this.nearest(this.curve.threshold);
+      this.slider.max = thresholds.length - 1;
+      const margin = 0.02 * (thresholds.at(-1) - thresholds[0]) || 0.01;
+      this.plot.x_range.setv({ start: thresholds[0] - margin, end: thresholds.at(-1) + margin });
+      this.plot.y_range.setv({ start: 0, end: 1.06 * Math.max(1, ...sizes) });
+      model(this.plot, "curve-points").data = { x: thresholds, y: sizes };
+      model(this.plot, "curve-run").data = { x: [thresholds[this.run]], y: [sizes[this.run]] };
+      this.ask(this.run);
+    }
+
+    nearest(x) {
+      const far = this.curve.thresholds.map((threshold) => Math.abs(threshold - x));
+      return far.indexOf(Math.min(...far));
+    }
+
+    /** What the pass would keep at one of its thresholds, beside what it kept. */
+    ask(k) {
+      const { thresholds, sizes, kept, doubt, open } = this.curve;
+      const bits = bytesOf(kept[k]);
+      const at = (bytes, place) => (bytes[place >> 3] >> (place & 7)) & 1;
+      const changed = this.curve.columns.map((i, place) => [i, at(this.now, place), at(bits, place)]).filter(([, before, after]) => before !== after);
+      const going = changed.filter(([, before]) => before);
+      const back = changed.filter(([, , after]) => after);
+      const word = String(thresholds[k]);
+      this.slider.value = k;
+      this.slider.setAttribute("aria-valuetext", word);
+      byId("asked-threshold").textContent = word;
+      byId("as-run").disabled = k === this.run;
+      model(this.plot, "curve-here").data = { x: [thresholds[k]], y: [sizes[k]] };
+      model(this.plot, "curve-asked").location = thresholds[k];
+      const total = plural(this.curve.columns.length, "column");
+      const compared = `${MEASURES[this.curve.measure]?.title ?? this.curve.measure} ≥ ${word}`;
+      byId("verdict").replaceChildren(...(k === this.run
+        ? [`This run: at ${compared} pass ${this.curve.pass} kept `, make("b", {}, whole.format(sizes[k])), ` of ${total}. Move the slider, or click the curve, to see what another threshold would change.`]
+        : [`At ${compared} pass ${this.curve.pass} would keep `, make("b", {}, whole.format(sizes[k])), ` of ${total}: of those it kept in this run `,
+          make("b", { class: "is-gone" }, whole.format(going.length)), " would go, and ", make("b", { class: "is-kept" }, whole.format(back.length)), " would come back."]));
+      const rest = text(open, k);
+      const unsettled = doubt[k] ? `${plural(doubt[k], "pair")} so close to it that a run would compute ${doubt[k] === 1 ? "it" : "them"} again first. ` : "";
+      byId("left-open").textContent = unsettled + (rest ? rest[0].toUpperCase() + rest.slice(1) : "");
+      this.table.rows = [...going.map(([i]) => [i, true]), ...back.map(([i]) => [i, false])];
+      place("changes").hidden = !changed.length;
+      if (changed.length) this.table.refresh();
+    }
+  }
+
   // Tables
 
   const jumpTo = (i) => openColumn(i, { jump: true });
@@ -829,6 +903,7 @@
   matchOptions();
   if (n) openColumn(keptFirst[0] ?? byStrength[0]);
   if (figures.matrix) drawFigure("matrix").then((plot) => { matrix = new MatrixView(plot); });
+  if (figures.curve) drawFigure("curve").then((plot) => { new CurveView(plot); });
   if (figures.memory) drawFigure("memory");
 
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));

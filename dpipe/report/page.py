@@ -39,6 +39,7 @@ def render(results: Results) -> str:
     title, why, passed = words.headline(results.decisions, results.measures)
     drawn = {
         "matrix": figures.matrix_figure() if results.matrices else None,
+        "curve": figures.curve_figure() if results.curves else None,
         "pair": figures.pair_figure() if results.sample else None,
         "memory": figures.memory_figure(results.ledger, results.passes),
     }
@@ -58,6 +59,7 @@ def render(results: Results) -> str:
         target=target.sections(results),
         target_links=target.links(results),
         similarity=_similarity(results),
+        thresholds=_thresholds(results),
         near=_near(results),
         missing=_missing(results),
         time=_time(results),
@@ -220,6 +222,30 @@ common, or one column constant on them</p>
 below. With the keyboard: <code>+</code> <code>&minus;</code> <code>0</code> and the arrow keys move
 to a cell, which is read; <code>Enter</code> opens its column.</p>
 </div>
+</div>"""
+
+
+def _thresholds(results: Results) -> str:
+    if not results.curves:
+        return '<p class="hint">No pass of this run compared pairs of columns.</p>'
+    buttons = "".join(
+        f'<button type="button" data-curve="{place}" aria-pressed="false">'
+        f"Pass {curve.number} {escape(PASSES[curve.number].title)}</button>"
+        for place, curve in enumerate(results.curves)
+    )
+    return f"""<div class="controls">
+<span class="segmented" role="group" aria-label="Pass">{buttons}</span>
+<label for="threshold">Threshold</label>
+<input id="threshold" type="range" min="0" step="1" aria-describedby="verdict">
+<output id="asked-threshold" for="threshold"></output>
+<button type="button" id="as-run">As in this run</button>
+</div>
+<div class="curve">
+<div><div id="figure-curve"></div>
+<ul class="legend"><li><span class="diamond" aria-hidden="true">◆</span> this run</li>
+<li><span class="ring" aria-hidden="true"></span> the slider</li></ul></div>
+<div><p id="verdict" aria-live="polite"></p><p class="hint" id="left-open"></p>
+<div class="table" data-table="changes"></div></div>
 </div>"""
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from dpipe.model.records import Decision, Role
 from dpipe.model.registry import PASSES
 from dpipe.report.matrix import communities_of, community_order, condense, pack
-from dpipe.report.results import Matrix, Results
+from dpipe.report.results import Curve, Matrix, Results
 from dpipe.report.words import DROPPED, KEPT, reason_label
 
 LONGEST_REASON = 200
@@ -36,6 +36,7 @@ def payload(results: Results) -> dict[str, Any]:
             for name, label in results.measures.items()
         },
         "matrices": [_matrix(matrix, results, index) for matrix in results.matrices],
+        "curves": [_curve(curve, index) for curve in results.curves],
         "near": [
             [number, index[a], index[b], _number(value)]
             for number, pairs in sorted(results.near.items())
@@ -187,6 +188,29 @@ def _matrix(matrix: Matrix, results: Results, index: Mapping[str, int]) -> dict[
         "cells": pack(small),
         "order": [index.get(matrix.columns[i], -1) for i in order],
         "sizes": sizes,
+    }
+
+
+def _curve(curve: Curve, index: Mapping[str, int]) -> dict[str, Any]:
+    """A curve: of each threshold a bit for each column, whether the pass would keep it."""
+    place = {name: k for k, name in enumerate(curve.columns)}
+
+    def bits(kept: Iterable[str]) -> str:
+        flags = np.zeros(len(place), dtype=np.uint8)
+        flags[[place[name] for name in kept]] = 1
+        return base64.b64encode(np.packbits(flags, bitorder="little").tobytes()).decode()
+
+    return {
+        "pass": curve.number,
+        "measure": curve.answers[0].measure,
+        "threshold": curve.threshold,
+        "columns": [index[name] for name in curve.columns],
+        "now": bits(curve.kept),
+        "thresholds": [answer.threshold for answer in curve.answers],
+        "sizes": [len(answer.kept) for answer in curve.answers],
+        "kept": [bits(answer.kept) for answer in curve.answers],
+        "doubt": [answer.in_doubt for answer in curve.answers],
+        "open": _coded(answer.left_open for answer in curve.answers),
     }
 
 

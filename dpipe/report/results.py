@@ -1,7 +1,7 @@
 """What a run folder holds, read once for the page.
 
-Covers: decisions, run.json, matrices, the statistics of pass 1 and the sample of ranks, the last
-three where the run left them.
+Covers: decisions, run.json, matrices, what other thresholds make of the pairs, the statistics of
+pass 1 and the sample of ranks, the last four where the run left them.
 Does not cover: the files themselves (see `dpipe.runfolder`).
 """
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpipe.errors import InputError
 from dpipe.model.events import PassDone, PlannedPass
-from dpipe.model.inventory import RANK_SAMPLE, RUN, STATISTICS, matrix_files
+from dpipe.model.inventory import PAIRS, RANK_SAMPLE, RUN, STATISTICS, matrix_files
 from dpipe.model.records import ColumnStatistics, Decision, MemoryReading, Step
 from dpipe.runfolder import RunFolder
+from dpipe.runfolder.thresholds import FinishedPass, WhatIf, passes_of, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +75,27 @@ class PassRecord:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What a pass would keep at other thresholds.
+
+    Attributes
+    ----------
+    number, threshold
+        The pass, and its threshold in the run.
+    columns, kept
+        The columns it received, and those of them that it kept.
+    answers
+        What it would keep, by rising threshold; that of the run is among them.
+    """
+
+    number: int
+    threshold: float
+    columns: tuple[str, ...]
+    kept: tuple[str, ...]
+    answers: tuple[WhatIf, ...]
+
+
+@dataclass(frozen=True)
 class Results:
     """All that the page is made of."""
 
@@ -91,6 +113,7 @@ class Results:
     statistics: Mapping[str, ColumnStatistics]
     measures: Mapping[str, Label]
     matrices: tuple[Matrix, ...]
+    curves: tuple[Curve, ...]
     sample: Sample | None
     chosen: tuple[Step, ...]
     troubles: tuple[str, ...]
@@ -125,6 +148,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
             statistics=_statistics(run, troubles),
             measures=_measures(record),
             matrices=tuple(_matrices(run, record, troubles)),
+            curves=_curves(run, troubles),
             sample=_sample(run, troubles),
             chosen=tuple(Step(**step) for step in record.get("chosen") or ()),
             troubles=tuple(troubles),
@@ -188,6 +212,32 @@ def _matrices(run: RunFolder, record: Mapping[str, Any], troubles: list[str]) ->
         if columns:
             matrices.append(Matrix(measure, columns, values))
     return matrices
+
+
+_PARTS = ((10_000, 100), (100_000, 50))
+_FEWEST_PARTS = 20
+
+
+def _curves(run: RunFolder, troubles: list[str]) -> tuple[Curve, ...]:
+    """A curve for each pass that compared pairs, of fewer points where the pairs are many."""
+    if not (run.path / PAIRS).exists():
+        return ()
+    try:
+        return tuple(map(_curve, passes_of(run.path)))
+    except InputError as error:
+        troubles.append(f"other thresholds are not shown: {error}")
+        return ()
+
+
+def _curve(finished: FinishedPass) -> Curve:
+    parts = next((parts for most, parts in _PARTS if finished.n_pairs <= most), _FEWEST_PARTS)
+    return Curve(
+        finished.number,
+        finished.threshold,
+        finished.columns,
+        finished.kept,
+        table_of(finished, parts),
+    )
 
 
 def _sample(run: RunFolder, troubles: list[str]) -> Sample | None:
