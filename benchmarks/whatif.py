@@ -85,6 +85,7 @@ def made_run(folder: Path, columns: int, pairs: int) -> float:
         ]
     )
     run.write_selected(names)
+    run.write_communities({name: [] for name in names})
     run.write_run({"options": dataclasses.asdict(Options(passes=(1, 2))), "ledger": []})
     edges = Edges.sorted(i[strong], j[strong], value)
     listed = Pairs(edges, np.full(pairs, 400), np.ones(pairs, dtype=bool), 0.7)

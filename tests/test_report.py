@@ -8,6 +8,7 @@ Does not cover: whether the results it shows are right (see `test_pipeline`, `dp
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -24,7 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipe.errors import InputError
-from dpipe.model.records import ColumnStatistics, Decision, MemoryReading
+from dpipe.model.records import ColumnStatistics, Decision, Edges, MemoryReading, Pairs
+from dpipe.options import Options
 from dpipe.report import write_report
 from dpipe.report.figures import pass_spans
 from dpipe.report.matrix import MISSING, communities_of, community_order, condense, pack
@@ -250,6 +252,29 @@ def targeted_run(path: Path, names: Sequence[str] = ("a", "b", "c", "d")) -> Pat
     return write_run(path, decisions, run)
 
 
+def with_pairs(
+    folder: Path, columns: Sequence[str], pairs: Sequence[tuple[int, int, float]], floor: float
+) -> Path:
+    """The folder of a run of passes 1 and 2 that left these pairs, by number of the columns."""
+    run = RunFolder(folder)
+    options = dataclasses.asdict(Options(passes=(1, 2)))
+    run.write_run({**run.read_run(), "options": options})
+    run.write_communities({})
+    i, j = (np.array([pair[end] for pair in pairs], dtype=np.int64) for end in (0, 1))
+    edges = Edges.sorted(i, j, np.array([pair[2] for pair in pairs]))
+    exact = np.ones(len(pairs), dtype=np.bool_)
+    run.write_pairs(2, columns, {"spearman": Pairs(edges, np.full(len(pairs), 100), exact, floor)})
+    run.join_pairs([2])
+    return folder
+
+
+def run_with_pairs(path: Path, names: Sequence[str] = ("a", "b", "c", "d", "e")) -> Path:
+    """A run that dropped b for a; at 0.9 it would drop d too, at 0.75 it would keep b, d and e."""
+    decisions = [decision(names[0]), dropped(names[1], names[0]), *map(decision, names[2:])]
+    folder = write_run(path, decisions, record([(1, 5, 5), (2, 5, 4)]))
+    return with_pairs(folder, names, [(0, 1, 0.97), (1, 2, -0.8), (2, 3, 0.92)], 0.7)
+
+
 class Page(HTMLParser):
     """What a browser would make of the page, as far as tests ask."""
 
@@ -416,6 +441,32 @@ def test_page_shows_what_the_run_found(tmp_path: Path) -> None:
     assert [names[i] for i in data["matrices"][0]["order"]] == ["a", "b", "d", "e"]
 
 
+def test_page_has_what_other_thresholds_would_keep(tmp_path: Path) -> None:
+    page = page_of(run_with_pairs(tmp_path))
+    (curve,) = page.data()["curves"]
+    kept = {
+        threshold: "".join(
+            "abcde"[place] for place in range(5) if base64.b64decode(bits)[0] >> place & 1
+        )
+        for threshold, bits in zip(curve["thresholds"], curve["kept"], strict=True)
+    }
+    assert set(kept) == {round(0.7 + step / 100, 2) for step in range(30)}
+    assert {at: kept[at] for at in (0.7, 0.8, 0.81, 0.92, 0.93, 0.97, 0.98)} == {
+        0.7: "bde", 0.8: "bde", 0.81: "ace", 0.92: "ace", 0.93: "acde", 0.97: "acde", 0.98: "abcde",
+    }  # fmt: skip
+    assert curve["sizes"] == [len(names) for names in kept.values()]
+    assert base64.b64decode(curve["now"])[0] == 0b11101
+    assert (curve["pass"], curve["measure"], curve["threshold"]) == (2, "spearman", 0.95)
+    assert "Pass 2 Spearman" in page.text
+    assert "compared pairs of columns" in page_of(EDGES["pass 1 only"](tmp_path / "none")).text
+
+
+def test_page_without_readable_pairs_says_so(tmp_path: Path) -> None:
+    folder = run_with_pairs(tmp_path)
+    (folder / "pairs.parquet").write_bytes(b"PAR1 no table PAR1")
+    assert "other thresholds are not shown" in page_of(folder).text
+
+
 def test_page_is_a_result_of_the_run(tmp_path: Path) -> None:
     folder = full_run(tmp_path / "run")
     path = write_report(folder)
@@ -526,6 +577,7 @@ EDGES: dict[str, Callable[[Path], Path]] = {
         record([(1, 2, 2)]),
         {"spearman": (["a", "b"], np.full((2, 2), np.nan))},
     ),
+    "pairs": run_with_pairs,
     "empty record": lambda path: write_run(path, [decision("a"), dropped("b", "a")], {}),
     "infinite values": lambda path: write_run(
         path,
@@ -745,7 +797,8 @@ def large_run(path: Path, size: int, name: Callable[[int], str]) -> Path:
         ColumnStatistics(name, 9, 6, 3, 0, 0, 6, **numbers, **others, rank_hash="")
         for name in names
     )
-    return folder
+    redundant = [(i - i % 4, i, 0.95 + i * 1e-6) for i in range(size) if i % 4]
+    return with_pairs(folder, names, redundant, 0.94)
 
 
 @pytest.mark.parametrize(
@@ -883,7 +936,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 FIGURES_DRAWN = (
-    "return ['matrix', 'memory', 'pair'].every((name) => "
+    "return ['matrix', 'curve', 'memory', 'pair'].every((name) => "
     "!JSON.parse(document.getElementById('figures').textContent)[name] || "
     "!document.getElementById('figure-' + name) || "
     "document.getElementById('figure-' + name).childElementCount > 0)"
@@ -1151,6 +1204,45 @@ def test_matrix_is_read_zoomed_and_clicked(browser: Browser, tmp_path: Path) -> 
     browser.wait(
         "return document.querySelector('#column h3').textContent === arguments[0]", f"c{row}"
     )
+    assert browser.complaints() == []
+
+
+@needs_browser
+def test_slider_shows_what_would_go_and_what_would_come_back(
+    browser: Browser, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(write_report(run_with_pairs(tmp_path, ["!", *NASTY[:4]])))
+    browser.wait("return document.getElementById('verdict').textContent !== ''")
+    verdict = "#verdict"
+    assert browser.texts(verdict)[0].startswith(
+        f"This run: at |Spearman {RHO}| ≥ 0.95 pass 2 kept 4 of 5 columns."
+    )
+    assert browser.texts("#asked-threshold") == ["0.95"]
+    assert not browser.one("[data-table=changes]").is_displayed()
+    assert not browser.one("#as-run").is_enabled()
+
+    browser.run("document.getElementById('threshold').focus()")
+    browser.keys(*([Keys.ARROW_LEFT] * 20))
+    assert browser.texts("#asked-threshold") == ["0.75"]
+    assert browser.texts(verdict)[0].endswith(
+        "pass 2 would keep 3 of 5 columns: of those it kept in this run 2 would go, and 1 would "
+        "come back."
+    )
+    names = browser.texts("[data-table=changes] button.open")
+    changes = browser.texts("[data-table=changes] td:nth-child(2)")
+    assert list(zip(names, changes, strict=True)) == [
+        ("!", "go"), (NASTY[1], "go"), (NASTY[0], "come back"),
+    ]  # fmt: skip
+    assert browser.texts("[data-table=changes] td:nth-child(3)")[2] == f"redundant, {RHO} 0.9700"
+    assert browser.one("#threshold").get_attribute("aria-valuetext") == "0.75"
+    browser.one("[data-table=changes] input").send_keys("script")
+    assert browser.texts("[data-table=changes] button.open") == [NASTY[1]]
+    browser.one("#as-run").click()
+    assert browser.texts("#asked-threshold") == ["0.95"]
+    browser.one("#figure-curve").click()  # the middle of the curve
+    assert 0.8 < float(browser.texts("#asked-threshold")[0]) < 0.9
     assert browser.complaints() == []
 
 

@@ -737,7 +737,8 @@
       model(this.plot, "curve-here").data = { x: [thresholds[k]], y: [sizes[k]] };
       model(this.plot, "curve-asked").location = thresholds[k];
       const total = plural(this.curve.columns.length, "column");
-      const compared = `${MEASURES[this.curve.measure]?.title ?? this.curve.measure} ≥ ${word}`;
+      const { title, signed } = MEASURES[this.curve.measure] ?? { title: this.curve.measure };
+      const compared = `${signed ? `|${title}|` : title} ≥ ${word}`;
       byId("verdict").replaceChildren(...(k === this.run
         ? [`This run: at ${compared} pass ${this.curve.pass} kept `, make("b", {}, whole.format(sizes[k])), ` of ${total}. Move the slider, or click the curve, to see what another threshold would change.`]
         : [`At ${compared} pass ${this.curve.pass} would keep `, make("b", {}, whole.format(sizes[k])), ` of ${total}: of those it kept in this run `,

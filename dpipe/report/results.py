@@ -214,7 +214,7 @@ def _matrices(run: RunFolder, record: Mapping[str, Any], troubles: list[str]) ->
     return matrices
 
 
-_PARTS = ((10_000, 100), (100_000, 50))
+_PARTS = ((3_000, 100), (30_000, 50))
 _FEWEST_PARTS = 20
 
 

@@ -12,7 +12,9 @@ pass 2, and what it would take back after another one of pass 4, takes a run.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +29,7 @@ from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.kernels.measures import MARGIN
 from dpipe.model.records import Decision, Pairs
-from dpipe.model.registry import PASSES
+from dpipe.model.registry import PASSES, Pass
 from dpipe.runfolder import RunFolder
 
 
@@ -81,20 +83,24 @@ class FinishedPass:
         known = number in self._options["passes"] and PASSES[number].pairwise
         if not known or PASSES[number].threshold is None:
             raise InputError(f"{folder} holds no pass {number} that has a threshold of pairs.")
+        self._passes = tuple(n for n, entry in PASSES.items() if _ran(entry, self._options))
         every = self._folder.read_decisions()
+        entries = itertools.chain.from_iterable(self._folder.read_communities().values())
+        self._came_back = {d.column for d in every if came_back(d)} | {
+            entry["column"] for entry in entries if entry.get("came_back")
+        }
         self._decisions = tuple(d for d in every if self._received(d))
         self._predicted = tuple(d.column for d in every if self._was_predicted(d))
 
     def _received(self, decision: Decision) -> bool:
-        if decision.decision == "kept":
-            return not self._was_predicted(decision)
-        return decision.decision == "dropped" and (decision.pass_number or 0) >= self.number
+        dropped_before = (decision.pass_number or self.number) < self.number
+        took_part = decision.decision in ("kept", "dropped") and not dropped_before
+        return took_part and not self._was_predicted(decision)
 
     def _was_predicted(self, decision: Decision) -> bool:
         """Whether a pass before dropped a column for what several others tell of it."""
-        earlier = [number for number in self._options["passes"] if number < self.number]
-        joint = [number for number in earlier if not PASSES[number].pairwise]
-        return decision.pass_number in joint or (bool(joint) and came_back(decision))
+        joint = [n for n in self._passes if n < self.number and not PASSES[n].pairwise]
+        return decision.pass_number in joint or (bool(joint) and decision.column in self._came_back)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -169,17 +175,22 @@ class FinishedPass:
         )
 
     def _left_open(self, n_kept: int) -> str:
-        later = [number for number in sorted(self._options["passes"]) if number > self.number]
-        if later:
-            names = " and ".join(f"pass {number}" for number in later)
+        *others, last = (number for number in self._passes if number >= self.number)
+        if others:
+            later = [f"pass {number}" for number in (*others[1:], last)]
+            names = " and ".join(filter(None, (", ".join(later[:-1]), later[-1])))
             return f"what {names} would make of these columns takes a run."
         if self._predicted and n_kept < len(self.columns) and not self._options["vif_threshold"]:
             dropped = counted(len(self._predicted), "column")
-            return (
-                f"of {dropped} that pass 3 dropped, those come back that the rest does not "
-                "predict; which ones takes a run."
-            )
+            return f"which of {dropped} that pass 3 dropped would come back takes a run."
         return ""
+
+
+def _ran(entry: Pass, options: Mapping[str, Any]) -> bool:
+    """Whether a run with these options had a pass."""
+    if entry.asked_by is None:
+        return entry.number in options["passes"]
+    return options.get(entry.asked_by) is not None
 
 
 def passes_of(folder: str | Path) -> tuple[FinishedPass, ...]:
