@@ -16,6 +16,8 @@ QUICK = {
     "scaling": ["--rows=4000", "--columns=16", "--steps=2", "--repeats=1"],
     "big": ["--rows=20000", "--columns=20,30"],
     "comparison": ["--repeats=1", "--contenders=dpipe,SciPy"],
+    "whatif": ["examples/nci/part-00000.parquet", "--thresholds=2", "--pairs=20000"],
+    "transfer": ["--rows=2000", "--columns=40", "--repeats=1"],
     "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
     "verification": ["--rows=20000", "--columns=12"],

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dpipe.model.records import Similarity, TargetRelevance
+    from dpipe.model.transfer import Transfer
     from dpipe.options import Options
     from dpipe.pipeline.apply import Applied
-    from dpipe.pipeline.transfer import Transfer
     from dpipe.selection import Selection
 
 
@@ -172,6 +172,7 @@ def transfer(
     client: Any = None,
     storage_options: Any = None,
     observers: Any = (),
+    report: Any = None,
     **options: Any,
 ) -> Transfer:
     """Whether the selection of a finished run holds on new data, as ``dpipe transfer`` says it.
@@ -184,12 +185,14 @@ def transfer(
         The new table, as in `select`, with column names.
     client, storage_options, observers
         As in `select`.
+    report
+        Path of a page to write of the answer.
     **options
         Where to compute, as in `select`; what decides is taken from the run.
 
     Returns
     -------
-    dpipe.pipeline.transfer.Transfer
+    dpipe.model.transfer.Transfer
         ``holds``, ``broken``, ``certificates``, ``redundant``, ``unfit``, ``absent``, ``outside``,
         ``lines``.
 
@@ -218,6 +221,7 @@ def transfer(
             client=connection,
             observers=observers,
             storage_options=storage_options,
+            report=report,
         )
 
 

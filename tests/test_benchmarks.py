@@ -61,6 +61,15 @@ def test_benchmarks__whatif_finds_the_answers_of_fresh_runs(tmp_path: Path) -> N
     assert [line[-1] for line in answers] == ["2 of 2"] * 3
 
 
+def test_benchmarks__transfer_runs_small_and_agrees_with_pandas(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    benchmark(
+        "transfer", "--rows=800", "--columns=24", "--repeats=1", f"--json={figures}",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert json.loads(figures.read_text())["off pandas"] < 1e-9
+
+
 def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
     out = benchmark("ranking", "--rows=20,3000", "--repeats=1", f"--other={ROOT}", folder=tmp_path)
     assert out.count("one far outlier") == 2

@@ -7,6 +7,9 @@ Does not cover: the measures themselves (see `test_tiles`).
 
 from __future__ import annotations
 
+import html
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from click.testing import CliRunner
 import dpipe
 from dpipe.cli import main
 from dpipe.errors import InputError
-from dpipe.pipeline.transfer import Transfer
+from dpipe.model.transfer import Certificate, Transfer
+from dpipe.report.transfer import render, write_transfer
 
 PLAIN: dict[str, Any] = {"restart": "never", "min_valid": 50}
 
@@ -101,6 +105,85 @@ def test_columns_that_are_absent_or_unfit_are_named(finished: Path, client: Any)
         on(finished, pd.DataFrame({"other": [1.0, 2.0, 3.0]}), client)
 
 
+def cells(page: str, section: str) -> list[list[str]]:
+    """The rows of the tables of a section, as text."""
+    part = page.partition(f'<section id="{section}"')[2].partition("</section>")[0]
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", part)
+    return [
+        [html.unescape(re.sub(r"<[^>]*>", "", cell)) for cell in re.findall("<td>(.*?)</td>", row)]
+        for row in rows
+    ]
+
+
+def test_the_page_shows_each_value_then_and_now(
+    finished: Path, client: Any, tmp_path: Path
+) -> None:
+    new = frame()[200:].copy()
+    rng = np.random.default_rng(5)
+    new["holes"] = rng.normal(size=len(new))
+    new["x4"] = new["x5"] + 0.01 * rng.normal(size=len(new))
+    new.loc[new.index[0], "x0"] = 1e6
+    kept = (finished / "selected.txt").read_text().split()
+    gone, flat = [name for name in kept if name in ("x2", "curve", "x3", "twice")][:2]
+    new = new.drop(columns=gone)
+    new[flat] = 3.0
+    path = tmp_path / "transfer.html"
+    answer = dpipe.transfer(finished, new, client=client, restart="never", report=path)
+    page = path.read_text(encoding="utf-8")
+    assert "does not hold on 200 rows" in page
+    rows = {row[0]: row for row in cells(page, "values")}
+    assert set(rows) == {each.column for each in answer.certificates}
+    old = frame()[:200]
+    for name, other, measure, before, now, _, word in rows.values():
+        if measure != "spearman" or flat in (name, other):
+            continue
+        expected = new[name].corr(new[other], method="spearman")
+        assert float(now.replace("\N{MINUS SIGN}", "-")) == pytest.approx(expected, abs=5.1e-5)
+        was = old[name].corr(old[other], method="spearman")
+        assert float(before.replace("\N{MINUS SIGN}", "-")) == pytest.approx(was, abs=5.1e-5)
+        assert (word == "broken") == (abs(expected) < 0.95)
+    assert [row[0] for row in cells(page, "broken")] == [each.column for each in answer.broken]
+    assert cells(page, "redundant")[0][:2] == ["x4", "x5"]
+    assert [flat, "constant"] in cells(page, "unfit")
+    assert [gone, "kept"] in cells(page, "unfit")
+    assert "1e+06" in next(row for row in cells(page, "ranges") if row[0] == "x0")[2]
+    assert page.count("<circle") >= 2
+    assert "script" not in page
+
+
+def test_the_page_holds_names_as_text_and_few_rows(tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script>"
+    certificates = tuple(
+        Certificate(f"{nasty}{k}", "a", "spearman", -0.99, 0.9 - k * 1e-4, 0.95, holds=False)
+        for k in range(1200)
+    )
+    empty = Certificate("flat", "a", "spearman", 0.97, math.nan, 0.95, holds=True)
+    answer = Transfer(9, 1, (*certificates, empty), (), (), (), 0, (), 0)
+    page = write_transfer(answer, tmp_path / "page.html", "out", 1).read_text(encoding="utf-8")
+    assert nasty not in page
+    assert "&lt;script&gt;" in page
+    assert cells(page, "values")[0][0] == "flat"  # the largest fall first
+    assert cells(page, "values")[1][0] == f"{nasty}1199"
+    assert page.count("and 201 more") == 1
+    assert page.count("and 200 more") == 1
+    assert "without a value: 1" in page
+    holding = render(Transfer(9, 1, (), (), (), (), 0, (), 0), "out", 1)
+    assert "The selection of 1 column holds on 9 rows" in holding
+
+
+def test_a_page_that_cannot_be_written_is_refused_at_once(
+    finished: Path, client: Any, tmp_path: Path
+) -> None:
+    new = frame()[200:]
+    for path, words in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "none" / "page.html", "there is no folder"),
+        (finished / "report.html", "would overwrite a result of a run"),
+    ):
+        with pytest.raises(InputError, match=words):
+            dpipe.transfer(finished, new, client=client, restart="never", report=path)
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_command_says_it_and_ends_with_0_or_4(
     finished: Path, tmp_path: Path, broken: bool
@@ -110,7 +193,9 @@ def test_the_command_says_it_and_ends_with_0_or_4(
         new["near"] = new["x0"].sample(frac=1, random_state=0).to_numpy()
     new.to_parquet(tmp_path / "new.parquet")
     words = ["transfer", str(finished), str(tmp_path / "new.parquet"), "--workers", "1"]
+    words += ["--report", str(tmp_path / "page.html")]
     result = CliRunner().invoke(main, [*words, "--device", "cpu"])
     assert result.exit_code == (4 if broken else 0), result.output
     assert ("does not hold on 200 rows" if broken else "holds on 200 rows") in result.stdout
     assert ("near" in result.stdout) is broken
+    assert ("does not hold" in (tmp_path / "page.html").read_text(encoding="utf-8")) is broken

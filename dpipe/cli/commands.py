@@ -300,11 +300,12 @@ def apply(
     short_help="Ask whether a finished selection holds on new data.",
     examples="""
     dpipe transfer out new.parquet
-    dpipe transfer out "new/part-*.parquet" --workers 8
+    dpipe transfer out "new/part-*.parquet" --workers 8 --report transfer.html
     """,
 )
 @click.argument("folder", metavar="DIR")
 @sources_argument
+@own_option(Section.OUTPUT, "--report", metavar="FILE", help="a page to write of the answer")
 @options_of_a_run("transfer")
 @click.pass_context
 def transfer(
@@ -313,6 +314,7 @@ def transfer(
     given: dict[str, Any],
     sources: tuple[str, ...],
     config: str | None,
+    report: str | None,
 ) -> None:
     """Measure on DATA... what the run in DIR decided, and say what no longer holds.
 
@@ -331,6 +333,7 @@ def transfer(
             request.options,
             observers=(progress,),
             storage_options=request.storage_options,
+            report=report,
         )
     for line in answer.lines:
         progress.line(line)

@@ -16,14 +16,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.choice.rules import first_broken
-from dpipe.common.words import counted
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import measured_pairs, run_grid, settled_edges
 from dpipe.engine.measures import fusion_of
@@ -32,6 +30,7 @@ from dpipe.kernels.measures import MARGIN, Fusion, Settling
 from dpipe.model.events import Emit, Event
 from dpipe.model.records import MILLION, Decision, Role
 from dpipe.model.registry import PASSES, Pass, Reason
+from dpipe.model.transfer import Certificate, Redundant, Transfer
 from dpipe.options import DECLARED, Options, options_from
 from dpipe.passes import prepare
 from dpipe.rankstore import temporary_store
@@ -39,130 +38,6 @@ from dpipe.runfolder import RunFolder, mirror
 from dpipe.session import use_session
 from dpipe.table import Table, as_sources, open_table, tell_notes
 from dpipe.table.sample import nonlinear_sample, sample
-
-_SHOWN = 10  # of the lines of one kind
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """One dropped column and its representative, on the new data.
-
-    Attributes
-    ----------
-    column, representative
-        Their names.
-    measure
-        What compares them.
-    before, now
-        Its value in the run and on the new data, NaN where the pair has none.
-    threshold
-        What the run asked for.
-    holds
-        Whether `now` reaches it still, or the column says nothing any more.
-    """
-
-    column: str
-    representative: str
-    measure: str
-    before: float
-    now: float
-    threshold: float
-    holds: bool
-
-
-@dataclass(frozen=True)
-class Redundant:
-    """Two kept columns that reach a threshold on the new data."""
-
-    first: str
-    second: str
-    measure: str
-    value: float
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What became of a selection on new data.
-
-    Attributes
-    ----------
-    n_rows, n_kept
-        Rows of the new data that took part; kept columns of the run.
-    certificates
-        Every dropped column that was compared with its representative.
-    redundant
-        Kept columns that became redundant, pair by pair.
-    unfit
-        Kept columns that pass 1 would drop now, each with the reason.
-    absent
-        Columns that the new data lacks, or has as something other than numbers; kept ones first.
-    lost
-        How many of `absent` are kept columns.
-    outside
-        Columns with values outside their range in the run: name, then the old and the new range.
-    unmeasured
-        Dropped columns that have no representative to be compared with, as those of pass 3.
-    """
-
-    n_rows: int
-    n_kept: int
-    certificates: tuple[Certificate, ...]
-    redundant: tuple[Redundant, ...]
-    unfit: tuple[tuple[str, str], ...]
-    absent: tuple[str, ...]
-    lost: int
-    outside: tuple[tuple[str, float, float, float, float], ...]
-    unmeasured: int
-
-    @property
-    def broken(self) -> tuple[Certificate, ...]:
-        """The certificates that do not hold."""
-        return tuple(each for each in self.certificates if not each.holds)
-
-    @property
-    def holds(self) -> bool:
-        """Whether the selection can be used on the new data as it is."""
-        return not (self.broken or self.redundant or self.unfit or self.lost)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The answer as text, a sentence a line."""
-        verdict = "holds" if self.holds else "does not hold"
-        return (
-            f"the selection of {counted(self.n_kept, 'column')} {verdict} on "
-            f"{counted(self.n_rows, 'row')}.",
-            f"compared with their representatives: {counted(len(self.certificates), 'column')}, "
-            f"of which {len(self.broken):,} no longer reach the threshold",
-            *_first(
-                f"{c.column}: {c.measure} to {c.representative} was {c.before:.6g} and is "
-                f"{c.now:.6g}, below {c.threshold:g}"
-                for c in self.broken
-            ),
-            *_first(
-                f"{r.first} and {r.second}, both kept: {r.measure} is {r.value:.6g}, at least "
-                f"{r.threshold:g}"
-                for r in self.redundant
-            ),
-            *_first(f"{name}, kept: {reason}" for name, reason in self.unfit),
-            *_first(f"{name} is absent, or no number" for name in self.absent),
-            *_first(
-                f"{name} ranges from {low:.6g} to {high:.6g}, in the run from {least:.6g} to "
-                f"{most:.6g}"
-                for name, least, most, low, high in self.outside
-            ),
-            *(
-                [f"not compared, for want of one partner: {counted(self.unmeasured, 'column')}"]
-                if self.unmeasured
-                else []
-            ),
-        )
-
-
-def _first(lines: Any) -> list[str]:
-    told = list(lines)
-    more = [f"and {len(told) - _SHOWN:,} more like this"] if len(told) > _SHOWN else []
-    return [f"  {line}" for line in [*told[:_SHOWN], *more]]
 
 
 def transfer(
@@ -173,6 +48,7 @@ def transfer(
     client: Any = None,
     observers: Sequence[Emit] = (),
     storage_options: Mapping[str, Any] | None = None,
+    report: str | os.PathLike[str] | None = None,
 ) -> Transfer:
     """Measure on new data what a finished run decided.
 
@@ -186,14 +62,21 @@ def transfer(
         Where to compute; what decides is taken from the run.
     client, observers, storage_options
         As in `run`.
+    report
+        A page to write of the answer.
 
     Raises
     ------
     InputError
-        When there is no such run, or the new data has none of its columns or too few rows.
+        When there is no such run, the new data has none of its columns or too few rows, or the
+        page cannot go there.
     ResourceError
         As in `run`.
     """
+    if report is not None:
+        from dpipe.report.transfer import check_page
+
+        check_page(report)  # rather than after all the work
     with mirror.reading(folder, storage_options) as here:
         done = RunFolder(here)
         decisions = {each.column: each for each in done.read_decisions()}
@@ -227,7 +110,7 @@ def transfer(
         kept = [each.column for each in judged if each.decision == "kept"]
         dropped = [each for each in judged if each.decision == "dropped"]
         compared = [each for each in dropped if _measure_of(each) is not None]
-        return Transfer(
+        answer = Transfer(
             n_rows=n_rows,
             n_kept=len(kept),
             certificates=tuple(new.certificates(compared)),
@@ -238,6 +121,11 @@ def transfer(
             outside=tuple(new.outside(ranges)),
             unmeasured=sum(_measure_of(each) is None and each.pass_number != 1 for each in dropped),
         )
+    if report is not None:
+        from dpipe.report.transfer import write_transfer
+
+        write_transfer(answer, report, folder, len(table.files))
+    return answer
 
 
 def _options_of(record: Mapping[str, Any], given: Options) -> Options:

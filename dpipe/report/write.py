@@ -25,25 +25,37 @@ def write_page(folder: str | os.PathLike[str], target: Path, html: str) -> Path:
     ResourceError
         When the disk refuses.
     """
-    target = Path(expanded(target)).absolute()
-    if target.is_dir():
-        raise InputError(f"--output {target} is a folder; name a file, such as report.html.")
-    if not target.parent.is_dir():
-        raise InputError(f"there is no folder {target.parent} to write {target.name} to.")
+    target = check_target(target, "--output")
     run = RunFolder(folder)
     if target.parent.resolve() == run.path.resolve():
         run.write_text(target.name, html)
     else:
-        _replace(target, html)
+        replace(target, html, "--output")
     return target
 
 
-def _replace(target: Path, html: str) -> None:
-    """A page outside the run folder has no manifest, but is never half written either."""
+def check_target(target: str | os.PathLike[str], option: str) -> Path:
+    """The absolute path of a page to write, which an option names.
+
+    Raises
+    ------
+    InputError
+        When it is a folder, or lies in one that does not exist.
+    """
+    path = Path(expanded(target)).absolute()
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file, such as report.html.")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} to.")
+    return path
+
+
+def replace(target: Path, html: str, option: str) -> None:
+    """A page that no manifest lists is never half written either."""
     try:
         with replacing(target, wait=False) as file:
             file.write(html.encode())
     except OSError as error:
         raise ResourceError(
-            f"{target} cannot be written ({error.strerror or error}); choose another --output."
+            f"{target} cannot be written ({error.strerror or error}); choose another {option}."
         ) from error

@@ -1,0 +1,136 @@
+"""What became of a selection on new data, as a record.
+
+Covers: certificates measured again, kept columns that became redundant, the answer as text.
+Does not cover: measuring (`dpipe.pipeline.transfer`), the page (`dpipe.report.transfer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dpipe.common.words import counted
+
+_SHOWN = 10  # of the lines of one kind
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One dropped column and its representative, on the new data.
+
+    Attributes
+    ----------
+    column, representative
+        Their names.
+    measure
+        What compares them.
+    before, now
+        Its value in the run and on the new data, NaN where the pair has none.
+    threshold
+        What the run asked for.
+    holds
+        Whether `now` reaches it still, or the column says nothing any more.
+    """
+
+    column: str
+    representative: str
+    measure: str
+    before: float
+    now: float
+    threshold: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Redundant:
+    """Two kept columns that reach a threshold on the new data."""
+
+    first: str
+    second: str
+    measure: str
+    value: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of a selection on new data.
+
+    Attributes
+    ----------
+    n_rows, n_kept
+        Rows of the new data that took part; kept columns of the run.
+    certificates
+        Every dropped column that was compared with its representative.
+    redundant
+        Kept columns that became redundant, pair by pair.
+    unfit
+        Kept columns that pass 1 would drop now, each with the reason.
+    absent
+        Columns that the new data lacks, or has as something other than numbers; kept ones first.
+    lost
+        How many of `absent` are kept columns.
+    outside
+        Columns with values outside their range in the run: name, then the old and the new range.
+    unmeasured
+        Dropped columns that have no representative to be compared with, as those of pass 3.
+    """
+
+    n_rows: int
+    n_kept: int
+    certificates: tuple[Certificate, ...]
+    redundant: tuple[Redundant, ...]
+    unfit: tuple[tuple[str, str], ...]
+    absent: tuple[str, ...]
+    lost: int
+    outside: tuple[tuple[str, float, float, float, float], ...]
+    unmeasured: int
+
+    @property
+    def broken(self) -> tuple[Certificate, ...]:
+        """The certificates that do not hold."""
+        return tuple(each for each in self.certificates if not each.holds)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the selection can be used on the new data as it is."""
+        return not (self.broken or self.redundant or self.unfit or self.lost)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The answer as text, a sentence a line."""
+        verdict = "holds" if self.holds else "does not hold"
+        return (
+            f"the selection of {counted(self.n_kept, 'column')} {verdict} on "
+            f"{counted(self.n_rows, 'row')}.",
+            f"compared with their representatives: {counted(len(self.certificates), 'column')}, "
+            f"of which {len(self.broken):,} no longer reach the threshold",
+            *_first(
+                f"{c.column}: {c.measure} to {c.representative} was {c.before:.6g} and is "
+                f"{c.now:.6g}, below {c.threshold:g}"
+                for c in self.broken
+            ),
+            *_first(
+                f"{r.first} and {r.second}, both kept: {r.measure} is {r.value:.6g}, at least "
+                f"{r.threshold:g}"
+                for r in self.redundant
+            ),
+            *_first(f"{name}, kept: {reason}" for name, reason in self.unfit),
+            *_first(f"{name} is absent, or no number" for name in self.absent),
+            *_first(
+                f"{name} ranges from {low:.6g} to {high:.6g}, in the run from {least:.6g} to "
+                f"{most:.6g}"
+                for name, least, most, low, high in self.outside
+            ),
+            *(
+                [f"not compared, for want of one partner: {counted(self.unmeasured, 'column')}"]
+                if self.unmeasured
+                else []
+            ),
+        )
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    told = list(lines)
+    more = [f"and {len(told) - _SHOWN:,} more like this"] if len(told) > _SHOWN else []
+    return [f"  {line}" for line in [*told[:_SHOWN], *more]]

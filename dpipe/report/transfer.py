@@ -1,0 +1,280 @@
+"""The page of a transfer: what of a selection holds on new data, in one HTML file without a script.
+
+Covers: scatter plots of the similarities then and now, the tables of what does not hold.
+Does not cover: measuring (`dpipe.pipeline.transfer`), the page of a run (`dpipe.report.page`).
+
+Names reach the page through `html.escape` alone, and its policy lets nothing run or be fetched.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TypeVar
+
+from dpipe.common.words import counted
+from dpipe.errors import InputError
+from dpipe.model.inventory import MANIFEST, entry_of
+from dpipe.model.transfer import Certificate, Transfer
+from dpipe.report.words import NOTHING, short
+from dpipe.report.write import check_target, replace
+
+MOST_ROWS = 1000
+"""Rows of a table on the page; the others are counted."""
+
+_Row = TypeVar("_Row")
+
+_SIDE, _LEFT, _TOP = 340, 46, 10
+
+
+def write_transfer(
+    answer: Transfer,
+    target: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    n_files: int,
+) -> Path:
+    """Write the page and return its absolute path.
+
+    Parameters
+    ----------
+    answer
+        What became of the selection.
+    target
+        The file to write.
+    folder
+        The run folder, which the page names; none of its results may be overwritten.
+    n_files
+        Files of the new data.
+
+    Raises
+    ------
+    InputError
+        When `target` is a folder or a result of a run, or lies in a folder that does not exist.
+    ResourceError
+        When the disk refuses.
+    """
+    path = check_page(target)
+    replace(path, render(answer, os.fspath(folder), n_files), "--report")
+    return path
+
+
+def check_page(target: str | os.PathLike[str]) -> Path:
+    """The absolute path of a page to write.
+
+    Raises
+    ------
+    InputError
+        As in `write_transfer`.
+    """
+    path = check_target(target, "--report")
+    if (path.parent / MANIFEST).exists() and entry_of(path.name) is not None:
+        raise InputError(f"--report {path} would overwrite a result of a run; choose another name.")
+    return path
+
+
+def render(answer: Transfer, folder: str, n_files: int) -> str:
+    """The whole page as one HTML text that needs nothing beside it."""
+    title, compared, *_ = map(_sentence, answer.lines)
+    why = (
+        f"{compared} Kept columns: {counted(len(answer.redundant), 'pair')} became redundant, "
+        f"{len(answer.unfit):,} would be dropped by pass 1, {answer.lost:,} "
+        f"{'is' if answer.lost == 1 else 'are'} absent."
+    )
+    if answer.unmeasured:
+        why += f" Not compared, for want of one partner: {counted(answer.unmeasured, 'column')}."
+    facts = f"{counted(answer.n_rows, 'row')} · {counted(n_files, 'file')} · run folder {folder}"
+    page = resources.files("dpipe.report")
+    return Template(page.joinpath("transfer.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title.rstrip(".")),
+        style=page.joinpath("page.css").read_text(encoding="utf-8"),
+        why=escape(why),
+        facts=escape(facts),
+        values=_values(answer.certificates),
+        broken=_certificates(
+            sorted(answer.broken, key=_fall, reverse=True),
+            "Every dropped column is still as similar.",
+        ),
+        redundant=_redundant(answer),
+        unfit=_unfit(answer),
+        ranges=_ranges(answer),
+    )
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:].rstrip('.')}."
+
+
+# Values then and now
+
+
+def _values(certificates: Sequence[Certificate]) -> str:
+    if not certificates:
+        return '<p class="hint">No dropped column had a representative to be measured against.</p>'
+    by_measure: dict[tuple[str, float], list[Certificate]] = {}
+    for each in certificates:
+        by_measure.setdefault((each.measure, each.threshold), []).append(each)
+    drawn = "".join(
+        _scatter(measure, threshold, found) for (measure, threshold), found in by_measure.items()
+    )
+    falling = sorted(certificates, key=_fall, reverse=True)
+    return (
+        f'<div class="scatters">{drawn}</div><p class="hint">A point is a dropped column, or '
+        "several; on the solid line nothing changed, and below the dashed one this similarity "
+        "would not have dropped the column.</p>"
+        f"<details><summary>All {len(certificates):,}, the largest fall first</summary>"
+        f"{_certificates(falling, '')}</details>"
+    )
+
+
+def _fall(certificate: Certificate) -> float:
+    """By how much a similarity fell; most where none is left."""
+    fall = abs(certificate.before) - abs(certificate.now)
+    return math.inf if math.isnan(fall) else fall
+
+
+def _scatter(measure: str, threshold: float, certificates: Sequence[Certificate]) -> str:
+    """Size of the similarity in the run (across) and on the new data (up)."""
+    known = [c for c in certificates if not (math.isnan(c.before) or math.isnan(c.now))]
+    least = min([threshold, *(abs(each.before) for each in known)])
+    start = math.floor(min(10 * least, 9)) / 10  # what was dropped lies above the threshold
+
+    def across(value: float) -> float:
+        return _LEFT + _SIDE * (value - start) / (1 - start)
+
+    spots = Counter(
+        (round(across(abs(each.before))), round(_up(abs(each.now))), each.holds) for each in known
+    )
+    dots = "".join(
+        f'<circle class="{"kept" if holds else "gone"}" cx="{x}" cy="{y}" '
+        f'r="{min(9.0, 2.5 * n**0.25 + 0.5):.1f}"/>'
+        for (x, y, holds), n in sorted(spots.items())
+    )
+    ticks = "".join(
+        f'<text x="{across(at):.0f}" y="{_up(0) + 18:.0f}" text-anchor="middle">{at:g}</text>'
+        for at in (start, (start + 1) / 2, 1.0)
+    ) + "".join(
+        f'<text x="{_LEFT - 8}" y="{_up(at) + 4:.0f}" text-anchor="end">{at:g}</text>'
+        for at in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
+    title = f"{measure}, threshold {threshold:g}: {counted(len(certificates), 'column')}"
+    left_out = len(certificates) - len(known)
+    more = f"; without a value: {left_out:,}" if left_out else ""
+    right, limit = _LEFT + _SIDE, _up(threshold)
+    return f"""<figure><figcaption>{escape(title)}{more}</figcaption>
+<svg viewBox="0 0 {right + 20} {_SIDE + _TOP + 48}" role="img" aria-label="{escape(title)}">
+<rect x="{_LEFT}" y="{_TOP}" width="{_SIDE}" height="{_SIDE}"/>
+<line x1="{_LEFT}" y1="{_up(start):.1f}" x2="{right}" y2="{_up(1)}"/>
+<line class="limit" x1="{_LEFT}" y1="{limit:.1f}" x2="{right}" y2="{limit:.1f}"/>
+{dots}{ticks}
+<text x="{_LEFT + _SIDE / 2}" y="{_up(0) + 38}" text-anchor="middle">in the run</text>
+<text transform="translate(11 {_up(0.5)}) rotate(-90)" text-anchor="middle">on the new data</text>
+</svg></figure>"""
+
+
+def _up(value: float) -> float:
+    return _TOP + _SIDE * (1 - value)
+
+
+# Tables
+
+
+def _certificates(certificates: Sequence[Certificate], otherwise: str) -> str:
+    return _table(
+        (
+            "Dropped",
+            "Stands for it",
+            "Measure",
+            "In the run",
+            "New data",
+            "Threshold",
+            "",
+        ),
+        certificates,
+        lambda c: (
+            _name(c.column),
+            _name(c.representative),
+            escape(c.measure),
+            _value(c.before),
+            _value(c.now),
+            f"{c.threshold:g}",
+            "" if c.holds else '<span class="is-gone">broken</span>',
+        ),
+        otherwise,
+    )
+
+
+def _redundant(answer: Transfer) -> str:
+    return _table(
+        ("Kept column", "Kept column", "Measure", "New data", "Threshold"),
+        answer.redundant,
+        lambda r: (
+            _name(r.first),
+            _name(r.second),
+            escape(r.measure),
+            _value(r.value),
+            f"{r.threshold:g}",
+        ),
+        "No two kept columns reach a threshold of the run.",
+    )
+
+
+def _unfit(answer: Transfer) -> str:
+    kept = _table(
+        ("Kept column", "Pass 1 would drop it for"),
+        answer.unfit,
+        lambda entry: (_name(entry[0]), escape(entry[1])),
+        "Pass 1 would drop none of the kept columns.",
+    )
+    return kept + _table(
+        ("Absent, or no number", ""),
+        list(enumerate(answer.absent)),
+        lambda entry: (_name(entry[1]), "kept" if entry[0] < answer.lost else "dropped in the run"),
+        "No column of the run is absent.",
+    )
+
+
+def _ranges(answer: Transfer) -> str:
+    return _table(
+        ("Column", "In the run", "New data"),
+        answer.outside,
+        lambda o: (
+            _name(o[0]),
+            f"{short(o[1])} to {short(o[2])}",
+            f"{short(o[3])} to {short(o[4])}",
+        ),
+        "Every column stays in its range.",
+    )
+
+
+def _table(
+    head: Iterable[str],
+    rows: Sequence[_Row],
+    cells: Callable[[_Row], Iterable[str]],
+    otherwise: str,
+) -> str:
+    """A table of cells that are HTML already; a sentence where there is no row."""
+    if not rows:
+        return f'<p class="hint">{escape(otherwise)}</p>'
+    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells(row))}</tr>" for row in rows[:MOST_ROWS]
+    )
+    more = len(rows) - MOST_ROWS
+    rest = f'<p class="hint">and {more:,} more</p>' if more > 0 else ""
+    return (
+        f'<table class="plain"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>{rest}'
+    )
+
+
+def _name(name: str) -> str:
+    return f'<span class="name">{escape(name)}</span>'
+
+
+def _value(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
