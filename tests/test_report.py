@@ -1211,6 +1211,7 @@ def test_matrix_is_read_zoomed_and_clicked(browser: Browser, tmp_path: Path) -> 
 def test_slider_shows_what_would_go_and_what_would_come_back(
     browser: Browser, tmp_path: Path
 ) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
     browser.open(write_report(run_with_pairs(tmp_path, ["!", *NASTY[:4]])))
@@ -1241,7 +1242,10 @@ def test_slider_shows_what_would_go_and_what_would_come_back(
     assert browser.texts("[data-table=changes] button.open") == [NASTY[1]]
     browser.one("#as-run").click()
     assert browser.texts("#asked-threshold") == ["0.95"]
-    browser.one("#figure-curve").click()  # the middle of the curve
+    browser.run("document.getElementById('thresholds').scrollIntoView({behavior: 'instant'})")
+    middle = ActionChains(browser.driver).move_to_element(browser.one("#figure-curve"))
+    middle.click().perform()
+    browser.wait("return document.getElementById('asked-threshold').textContent !== '0.95'")
     assert 0.8 < float(browser.texts("#asked-threshold")[0]) < 0.9
     assert browser.complaints() == []
 
