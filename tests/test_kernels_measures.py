@@ -213,7 +213,7 @@ def test_dcor__is_near_the_exact_value_on_ranks(columns: Any, seed: int) -> None
     found = matrices(table, ["dcor"])["dcor"]
     for i, x in enumerate(table):
         for j, y in enumerate(table[: i + 1]):
-            assert found[i, j] == pytest.approx(distance_correlation(x, y), abs=1.2e-3), (i, j)
+            assert found[i, j] == pytest.approx(distance_correlation(x, y), abs=1e-3), (i, j)
 
 
 def test_dcor__of_columns_of_few_values_is_exact() -> None:
@@ -228,7 +228,7 @@ def test_dcor__misses_what_swings_faster_than_its_functions() -> None:
     x = np.random.default_rng(0).random(2000)
     fast = np.sin(16 * np.pi * x)
     found = matrices([x, fast], ["dcor"])["dcor"][0, 1]
-    assert distance_correlation(x, fast) - 0.02 < found < distance_correlation(x, fast)
+    assert distance_correlation(x, fast) - 0.015 < found < distance_correlation(x, fast)
 
 
 def test_hsic_and_rdc__missing_pairs_follow_the_joint_rows() -> None:
@@ -251,7 +251,7 @@ def test_measures__do_not_depend_on_chunks(names: list[str], chunk: int) -> None
     columns[3][::3] = np.nan
     whole, cut = matrices(columns, names), matrices(columns, names, chunk)
     for name in names:
-        np.testing.assert_allclose(whole[name], cut[name], atol=2e-6)
+        np.testing.assert_allclose(whole[name], cut[name], atol=4e-6)
 
 
 def test_tiles__off_the_diagonal_equal_the_diagonal_tile() -> None:

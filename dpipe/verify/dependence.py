@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 
 FUNCTIONS = 12
+DISTANCE_FUNCTIONS = 16
 BANDWIDTH = 1 - 1 / math.sqrt(2)
 RDC_SCALE = 1 / 6
 RDC_TOLERANCE = 1e-7
@@ -361,15 +362,15 @@ def _read_kernel(columns: RankedColumns, names: Sequence[str], rows: slice) -> P
     return functions, valid
 
 
-def _psi(argument: Floats) -> Floats:
-    """Orthonormal Legendre functions 1 to 12 at 2 u - 1 (n,): (12, n)."""
-    values = np.empty((FUNCTIONS, *argument.shape))
+def _psi(argument: Floats, functions: int = FUNCTIONS) -> Floats:
+    """Orthonormal Legendre functions from 1 on at 2 u - 1 (n,): (functions, n)."""
+    values = np.empty((functions, *argument.shape))
     values[0] = argument
-    for k in range(1, FUNCTIONS):  # (k + 1) P_(k+1) = (2 k + 1) x P_k - k P_(k-1)
+    for k in range(1, functions):  # (k + 1) P_(k+1) = (2 k + 1) x P_k - k P_(k-1)
         np.multiply(argument, values[k - 1], out=values[k])
         values[k] *= (2 * k + 1) / (k + 1)
         values[k] -= k / (k + 1) * (values[k - 2] if k > 1 else 1)
-    values *= np.sqrt(2 * np.arange(1, FUNCTIONS + 1) + 1)[:, None]
+    values *= np.sqrt(2 * np.arange(1, functions + 1) + 1)[:, None]
     return values
 
 
@@ -417,9 +418,10 @@ def _hsic(pair: Joint) -> float:
 def _dcor_column(argument: Floats, options: Options) -> Column:
     """Functions whose squared covariances add up to the distance covariance, and its own sizes.
 
-    The distances of a column act on its polynomials of degree 12 alone, under its distribution.
+    The distances of a column act on its polynomials of degree 16 alone, under its distribution.
     """
-    variances, directions = np.linalg.eigh(_own_covariance(_psi, argument))
+    psi = partial(_psi, functions=DISTANCE_FUNCTIONS)
+    variances, directions = np.linalg.eigh(_own_covariance(psi, argument))
     varies = variances > _SMALLEST_VARIANCE * variances[-1]
     if variances[-1] <= _CONSTANT:
         return Column([_none], (0.0, 0.0, 0.0))
@@ -428,14 +430,14 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
     # In pieces of the different values, and of the steps between them.
     middle = np.zeros(len(turn))
     for rows in _pieces(len(places)):
-        middle += (turn @ _psi(places[rows])) @ counts[rows] / len(argument)
+        middle += (turn @ psi(places[rows])) @ counts[rows] / len(argument)
     below, before = 0.0, np.zeros(len(turn))
     distances = np.zeros((len(turn), len(turn)))
     mean = 0.0
     for rows in _pieces(len(places) - 1):
         steps = (places[rows.start + 1 : rows.stop + 1] - places[rows]) / 2
         shares = counts[rows] / len(argument)
-        summed = (turn @ _psi(places[rows]) - middle[:, None]) * shares
+        summed = (turn @ psi(places[rows]) - middle[:, None]) * shares
         running = before[:, None] + np.cumsum(summed, axis=1)
         share_below = below + np.cumsum(shares)
         distances += 2 * (running * steps) @ running.T
@@ -445,7 +447,7 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
     weights, axes = np.linalg.eigh(distances)
     root = (axes * np.sqrt(np.clip(weights, 0, None))).T @ turn
     sizes = (mean, float(np.trace(distances)), float(np.linalg.norm(distances)))
-    return Column([partial(_turned, root, _psi)], sizes)
+    return Column([partial(_turned, root, psi)], sizes)
 
 
 def _none(argument: Floats) -> Floats:
