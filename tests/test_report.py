@@ -623,6 +623,15 @@ def test_a_pass_that_no_column_reached_dropped_nothing_and_says_so(tmp_path: Pat
     assert "nothing dropped" not in page.text
 
 
+def test_columns_that_come_back_are_counted_where_they_went_and_where_they_returned(
+    tmp_path: Path,
+) -> None:
+    columns = [*(decision(name) for name in "abc"), dropped("d", "a", 3), dropped("e", "a", 4)]
+    page = page_of(write_run(tmp_path, columns, record([(3, 5, 3), (4, 3, 3)])))
+    assert "1 redundant · 1 that came back later" in page.text
+    assert "1 redundant · 1 came back" in page.text
+
+
 def test_columns_that_miss_more_than_allowed_are_explained(tmp_path: Path) -> None:
     holes = decision("a", n_valid=30, n_missing=70)
     strict = record(options={"max_missing_ratio": 0.5})

@@ -134,6 +134,7 @@ def _funnel(results: Results) -> str:
                 done.n_kept,
                 len(features),
                 reasons.most_common(),
+                done.n_columns - done.n_kept,
             )
         )
     skipped = set(usual_passes()) - {each.done.number for each in passes}
@@ -167,8 +168,14 @@ def _title(done: PassDone) -> str:
 
 
 def _funnel_line(
-    number: str, title: str, left: int, total: int, drops: Sequence[tuple[str, int]]
+    number: str,
+    title: str,
+    left: int,
+    total: int,
+    drops: Sequence[tuple[str, int]],
+    fewer: int | None = None,
 ) -> str:
+    """A line of the funnel; `fewer` columns were left by the pass than it received."""
     parts = [f'<span class="kept" style="width:{_percent(left, total)}"></span>'] if left else []
     parts += [
         f'<span class="gone" style="width:{_percent(n, total)}" '
@@ -180,6 +187,9 @@ def _funnel_line(
     reasons = " · ".join(f"{count(n)} {escape(label)}" for label, n in drops)
     if not drops and number:
         reasons = "nothing dropped" if left else "no column reached it"
+    if fewer is not None and fewer != lost:
+        which = "that came back later" if fewer > lost else "came back"
+        reasons += f" · {count(abs(fewer - lost))} {which}"
     details = f'<p class="reasons">{reasons}</p>' if reasons else ""
     return (
         f'<li><span class="step"><small>{escape(number)}</small>{escape(title)}</span>'
