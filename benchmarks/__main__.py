@@ -22,6 +22,7 @@ QUICK = {
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
     "verification": ["--rows=20000", "--columns=12"],
     "service": ["--rows=600", "--columns=8", "--fits=2", "--attached=2", "--reports=2"],
+    "files": ["--files=20", "--columns=12"],
     "guest": ["--rows=10000", "--columns=12", "--calls=2"],
 }
 

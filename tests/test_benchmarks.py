@@ -37,6 +37,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("big", ["--rows=3000", "--columns=12"]),
         ("leak", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
+        ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),
         ("guest", ["--rows=10000", "--columns=8"]),
         ("service", ["--rows=600", "--columns=8"]),
     ],

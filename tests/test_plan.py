@@ -85,14 +85,21 @@ def test_tiling__counts_the_tasks_of_the_tree_sum() -> None:
     assert grid.n_tasks == FAN_IN**2 + FAN_IN + 1 + 1  # partials, two levels of sums, the finish
 
 
-@given(st.integers(1, 5_000_000), st.integers(1, 5000), machines)
+@given(st.integers(1, 5_000_000), st.integers(1, 5000), machines, st.integers(1, 5000))
 def test_ranking_blocks__cover_the_columns_within_the_budget(
-    rows: int, columns: int, machine: Machine
+    rows: int, columns: int, machine: Machine, files: int
 ) -> None:
-    blocks = ranking_blocks(rows, columns, 65536, machine)
+    blocks = ranking_blocks(rows, columns, 65536, machine, files)
     widest = max(stop - start for start, stop in blocks)
     assert covers(blocks, columns)
     assert memory.ranking_bytes(rows, widest, 65536) <= machine.task_budget
+
+
+def test_ranking_blocks__are_one_for_each_thread_where_files_are_many() -> None:
+    machine = Machine(2, 1, 4 * GIB)
+    assert len(ranking_blocks(200_000, 400, 200, machine, files=1000)) == 2
+    assert len(ranking_blocks(200_000, 400, 65536, machine, files=4)) == 8
+    assert len(ranking_blocks(200_000, 400, 200, Machine(2, 1, 2**29), files=1000)) > 4
 
 
 @pytest.mark.parametrize(

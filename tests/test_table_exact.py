@@ -9,6 +9,7 @@ from __future__ import annotations
 import decimal
 import math
 import tempfile
+import unittest.mock
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -286,3 +287,27 @@ def test_decimals_are_described_in_their_own_unit(tmp_path: Path, client: Any) -
         tmp_path / "a.parquet", client=client, output_dir=tmp_path / "out", passes=(1,), min_valid=2
     )
     assert [row.n_unique for row in result.decisions] == [40]
+
+
+@given(st.lists(st.sampled_from(["plain", "large", "lacks", "other type", "missing"]), min_size=1))
+def test_small_files_that_wait_for_each_other_are_read_as_one_by_one(files: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for number, what in enumerate(files):
+            a = [number, 2**60 + number if what == "large" else 1, None if what == "missing" else 2]
+            dtype = pa.int32() if what == "other type" else pa.int64()
+            columns = {"a": pa.array(a, dtype), "b": pa.array([0.5, math.nan, number])}
+            if what == "lacks":
+                del columns["a"]
+            pq.write_table(pa.table(columns), f"{folder}/{number:02d}.parquet")
+        with open_table([folder], options=Options()) as table:
+            names = list(table.features)
+            blocks = [read_block(table, names)]
+            for cells in (0, 7):
+                with unittest.mock.patch("dpipe.table.read._MOST_WAITING", cells):
+                    blocks.append(read_block(table, names))
+    for other in blocks[1:]:
+        for count in ("n_null", "n_nan", "n_inf", "n_rounded"):
+            np.testing.assert_array_equal(getattr(blocks[0], count), getattr(other, count))
+        for place in range(len(names)):
+            assert exact_cells(blocks[0], place) == exact_cells(other, place)
+            assert blocks[0].scale(place) == other.scale(place)

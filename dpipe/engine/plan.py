@@ -23,6 +23,11 @@ FAN_IN = 4
 
 _TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
 _MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
+
+# Seconds, as measured on one core: what a ranking task takes for every file, whatever it reads of
+# it, and for each column of its footer; for a column of a file; for a cell.
+_PER_FILE, _PER_ENTRY, _PER_CHUNK, _PER_CELL = 5e-4, 5e-6, 15e-6, 25e-9
+_OPENING_SHARE = 0.1  # of a task's time, which opening files may take before tasks get wider
 _LONG_CHUNK = 16384  # longer ones are halved before a tile is made narrower
 
 
@@ -201,11 +206,14 @@ class TableShape:
         Feature columns.
     row_group
         Rows of the largest row group.
+    files
+        Their number.
     """
 
     n_rows: int
     n_columns: int
     row_group: int
+    files: int = 1
 
 
 @dataclass(frozen=True)
@@ -253,9 +261,12 @@ def even_blocks(start: int, stop: int, widest: int) -> list[tuple[int, int]]:
 
 
 def ranking_blocks(
-    n_rows: int, n_columns: int, row_group: int, machine: Machine
+    n_rows: int, n_columns: int, row_group: int, machine: Machine, files: int = 1
 ) -> list[tuple[int, int]]:
     """Column blocks of pass 1: as wide as memory allows and balance leaves useful.
+
+    A task opens every file. Where there are so many that this would tell, tasks are fewer and
+    wider, down to one for each thread.
 
     Raises
     ------
@@ -271,8 +282,12 @@ def ranking_blocks(
         (need := memory.device_ranking_bytes(n_rows)) > machine.device_budget
     ):
         _refuse_card("prepare", need, machine, "one column")
-    balanced = math.ceil(n_columns / (_TASKS_PER_THREAD * machine.slots))
-    enough = max(1, _MOST_RANKED // max(1, n_rows))
+    opening = files * (_PER_FILE + n_columns * _PER_ENTRY)
+    working = n_columns * (files * _PER_CHUNK + n_rows * _PER_CELL) / machine.slots
+    wanted = min(_TASKS_PER_THREAD, max(1, int(_OPENING_SHARE * working / opening)))
+    balanced = math.ceil(n_columns / (wanted * machine.slots))
+    most = _MOST_RANKED if wanted == _TASKS_PER_THREAD else 2 * _MOST_RANKED
+    enough = max(1, most // max(1, n_rows))
     return even_blocks(0, n_columns, min(widest, max(8, balanced), max(16, enough)))
 
 
@@ -427,7 +442,7 @@ def plan_ranking(of: Pass, table: TableShape, machine: Machine) -> PlannedPass:
         When not even one column fits a task.
     """
     n_rows, n_columns = table.n_rows, table.n_columns
-    blocks = ranking_blocks(n_rows, n_columns, table.row_group, machine)
+    blocks = ranking_blocks(n_rows, n_columns, table.row_group, machine, table.files)
     widest = _width(blocks)
     return PlannedPass(
         number=of.number,

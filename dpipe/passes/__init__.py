@@ -69,10 +69,12 @@ def make_plan(
     machine: Machine,
     *,
     row_group: int | None = None,
+    files: int = 1,
 ) -> Plan:
     """The plan of a run, before the columns that later passes receive are known.
 
-    ``row_group`` is the number of rows of the largest one; a usual size when None.
+    ``row_group`` is the number of rows of the largest one; a usual size when None;
+    ``files`` is how many there are.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def make_plan(
     """
     if row_group is None:
         row_group = min(_USUAL_ROW_GROUP, n_rows)
-    table = TableShape(n_rows, n_columns, row_group)
+    table = TableShape(n_rows, n_columns, row_group, files)
     entries = [PASSES[number] for number in options.pass_numbers]
     passes = []
     too_large: list[TaskTooLarge] = []

@@ -82,7 +82,9 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
         store.write_arrays(ROWS_NAME, {"rows": rows})
     if context.options.target:
         store_targets(context, table, record, None if rows is None else ROWS_NAME)
-    blocks = ranking_blocks(context.n_rows, len(names), table.row_group, context.machine)
+    blocks = ranking_blocks(
+        context.n_rows, len(names), table.row_group, context.machine, len(table.files)
+    )
     blocks = _resumable(store, blocks)
     intact = _intact_blocks(context).intersection(range(len(blocks)))
     todo = [

@@ -241,6 +241,7 @@ class Run:
             self.options,
             context.machine,
             row_group=self.table.row_group,
+            files=len(self.table.files),
         )
         root = context.store.root
         if "://" not in root and not context.store.names():

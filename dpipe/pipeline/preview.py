@@ -39,14 +39,14 @@ def plan_run(
     ResourceError
         When the run cannot fit.
     """
-    row_group = None
+    row_group, files = None, 1
     if sources:
         with open_table(sources, options=options, storage_options=storage_options) as table:
             tell_notes(table, emit)
             drawn = sample(table, options)
             rows = table.n_rows if drawn is None else len(drawn)
             columns = len(table.features)
-            row_group = table.row_group
+            row_group, files = table.row_group, len(table.files)
     if not rows or not columns:
         raise InputError("give files, or both --rows and --columns.")
     workers = local_workers(options, emit)
@@ -57,4 +57,4 @@ def plan_run(
         workers.room,
         most_memory=local_machine()[1],
     )
-    return make_plan(rows, columns, options, machine, row_group=row_group)
+    return make_plan(rows, columns, options, machine, row_group=row_group, files=files)

@@ -264,7 +264,9 @@ class RunFolder(Files):
         """
         path = self.path / DECISIONS
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            # `pyarrow.parquet.read_table` would import pandas, which takes longer than reading.
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
             table = table.select(DECISIONS_SCHEMA.names).cast(DECISIONS_SCHEMA)
             rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
             return tuple(Decision(*row) for row in rows)

@@ -6,7 +6,7 @@ Does not cover: conversion to float64 (see `dpipe.table.convert`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Part:
     """Some columns of some rows of a file; ``offset`` is the first row among those asked for."""
 
     offset: int
-    columns: Mapping[str, pa.ChunkedArray]
+    columns: pa.Table
 
 
 @contextmanager
@@ -97,7 +97,7 @@ class Decoder:
                 decoded = self._decode(groups, count, some)
                 if chosen is not None and len(chosen) < count:
                     decoded = decoded.take(pa.array(chosen))
-                yield Part(offset, {name: decoded.column(name) for name in some})
+                yield Part(offset, decoded)
             offset += count if chosen is None else len(chosen)
 
     def batches(

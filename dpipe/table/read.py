@@ -167,6 +167,13 @@ def _check_rows(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int6
     return rows
 
 
+_MOST_WAITING = 2**20  # cells that wait, 8 MiB
+
+
+def _can_be_joined(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(dtype) or pa.types.is_integer(dtype))
+
+
 class _Filler:
     """The result of `read_block` while it fills; `advance` moves on to the next file's rows."""
 
@@ -179,6 +186,8 @@ class _Filler:
         self._scales = [0] * len(names)
         self._whole: dict[int, WholeColumn] = {}
         self._rounded: set[int] = set()  # columns that cannot be held as whole numbers
+        self._waiting: list[pa.Table] = []  # of one schema, rows that follow each other
+        self._first_waiting = self._n_waiting = 0
         try:
             self._values = np.empty((len(names), n), dtype=np.float64)
         except MemoryError as error:
@@ -188,14 +197,42 @@ class _Filler:
             ) from error
 
     def fill(self, part: Part, path: str) -> None:
-        """Put decoded columns into their places."""
-        for name, column in part.columns.items():
-            kind = kind_of(column.type)
-            if kind is Kind.OTHER or (kind is Kind.TEXT and name not in self._text):
-                raise _not_numeric(name, f"{column.type} in {path}")
-            place = self._place[name]
-            row = self._row + part.offset
-            for chunk in column.chunks:
+        """Put decoded columns into their places, at the latest when all have come.
+
+        Those of small files wait for each other: putting an array into its place takes as long as
+        decoding a thousand cells.
+        """
+        decoded, row = part.columns, self._row + part.offset
+        if not self._waiting or not decoded.schema.equals(self._waiting[0].schema):
+            self._put()
+            self._check_types(decoded, path)
+        elif row != self._first_waiting + self._n_waiting:
+            self._put()
+        if not self._waiting:
+            self._first_waiting, self._n_waiting = row, 0
+        self._waiting.append(decoded)
+        self._n_waiting += decoded.num_rows
+        if self._n_waiting * decoded.num_columns > _MOST_WAITING:
+            self._put()
+
+    def _check_types(self, decoded: pa.Table, path: str) -> None:
+        for field in decoded.schema:
+            kind = kind_of(field.type)
+            if kind is Kind.OTHER or (kind is Kind.TEXT and field.name not in self._text):
+                raise _not_numeric(field.name, f"{field.type} in {path}")
+
+    def _put(self) -> None:
+        """Put the columns that wait into their places."""
+        if not self._waiting:
+            return
+        joined = pa.concat_tables(self._waiting)
+        self._waiting = []
+        for name, column in zip(joined.column_names, joined.itercolumns(), strict=True):
+            chunks = column.chunks
+            if len(chunks) > 1 and _can_be_joined(column.type):
+                chunks = [pa.concat_arrays(chunks)]
+            place, row = self._place[name], self._first_waiting
+            for chunk in chunks:
                 self._fill_chunk(place, row, chunk)
                 row += len(chunk)
 
@@ -226,6 +263,8 @@ class _Filler:
 
     def lack(self, names: Sequence[str], count: int) -> None:
         """Mark the rows of a file that does not have these columns."""
+        if names:
+            self._put()
         for name in names:
             place, rows = self._place[name], slice(self._row, self._row + count)
             if place in self._whole:
@@ -245,6 +284,7 @@ class _Filler:
 
     def block(self) -> Block:
         """The finished block."""
+        self._put()
         null, nan, inf, rounded = np.array(self._counts, dtype=np.int64).reshape(-1, 4).T.copy()
         whole = {}
         for place, column in self._whole.items():

@@ -190,7 +190,9 @@ class Roles:
             layout = self._layouts[file.layout]
             with decoder(file, layout, self._storage_options) as source:
                 for part in source.parts(hopeful):
-                    for name, column in part.columns.items():
+                    for name, column in zip(
+                        part.columns.column_names, part.columns.itercolumns(), strict=True
+                    ):
                         cells[name].add(column)
             hopeful = [name for name in hopeful if _may_be_numbers(cells[name], rows_left)]
         return cells
