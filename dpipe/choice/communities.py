@@ -78,11 +78,13 @@ def find_communities(
     labels = np.arange(n, dtype=np.int64)
     if len(edges):
         ends = np.sort(place[np.stack([edges.i, edges.j])], axis=0)
-        order = np.lexsort(ends[::-1])
-        connected, ends = np.unique(ends[:, order], return_inverse=True)
+        order = np.argsort(ends[0] * n + ends[1])
+        connected = np.flatnonzero(np.bincount(ends.ravel()))
+        number = np.zeros(n, dtype=np.int64)
+        number[connected] = np.arange(len(connected))
         partition = _best_partition(
             len(connected),
-            ends.reshape(2, -1),
+            number[ends[:, order]],
             edges.strengths()[order],
             round(resolution * MILLION),
             seed,

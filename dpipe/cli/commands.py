@@ -1,7 +1,7 @@
 """The commands: each makes a request of its words, calls the library once, says what came of it.
 
-Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``transfer``, ``report``, ``verify``,
-``doctor``.
+Covers: ``run``, ``plan``, ``similarity``, ``apply``, ``transfer``, ``thresholds``, ``report``,
+``verify``, ``doctor``.
 Does not cover: what they do (see `dpipe.pipeline`, `dpipe.verify`, `dpipe.report`,
 `dpipe.session.doctor`), progress (see `dpipe.watch.terminal`).
 """

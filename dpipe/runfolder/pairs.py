@@ -117,7 +117,7 @@ def deciding_pairs(files: Files, number: int, columns: Sequence[str]) -> tuple[s
         raise unreadable(path, "it has columns that the pass did not receive")
     first, second = (end.to_numpy().astype(np.int64) for end in ends)
     low, high = np.minimum(first, second), np.maximum(first, second)
-    order = np.lexsort((high, low))
+    order = np.argsort(low * len(columns) + high)
     value, rows, exact = (table[name].to_numpy()[order] for name in ("value", "rows", "exact"))
     return measure, Pairs(Edges(low[order], high[order], value), rows, exact, float(floor))
 
