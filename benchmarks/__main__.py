@@ -19,6 +19,7 @@ QUICK = {
     "whatif": ["examples/nci/part-00000.parquet", "--thresholds=2", "--pairs=20000"],
     "transfer": ["--rows=2000", "--columns=40", "--repeats=1"],
     "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
+    "text": ["--rows=2000,4000", "--columns=12"],
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
     "verification": ["--rows=20000", "--columns=12"],
     "service": ["--rows=600", "--columns=8", "--fits=2", "--attached=2", "--reports=2"],

@@ -35,6 +35,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("limit", ["--rows=3000", "--columns=8", "--nonlinear-rows=1000"]),
         ("scaling", ["--rows=600", "--columns=8", "--steps=1", "--workers=1"]),
         ("big", ["--rows=3000", "--columns=12"]),
+        ("text", ["--rows=600,900", "--columns=8"]),
         ("leak", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
         ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),

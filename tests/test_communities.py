@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dpipe
+from dpipe.choice import communities
 from dpipe.choice.communities import find_communities
+from dpipe.errors import InputError
 from dpipe.model.records import Edges
 
 
@@ -53,6 +56,7 @@ def potts(groups: list[list[int]], edges: Edges, resolution: float) -> float:
     )
 
 
+LIBRARIES = ["igraph", "leidenalg"]
 NONE = Edges(np.array([], np.int64), np.array([], np.int64), np.array([]))
 
 
@@ -71,37 +75,78 @@ def test_labels_are_ordered_by_size_then_by_smallest_name() -> None:
     assert labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("seed", range(6))
-def test_reaches_the_best_partition_of_a_small_graph(seed: int) -> None:
+def test_reaches_the_best_partition_of_a_small_graph(seed: int, library: str) -> None:
     edges = random_edges(8, 0.5, 0.6, seed)
-    labels = find_communities(8, edges, list("abcdefgh"), resolution=0.6, seed=0)
+    labels = find_communities(8, edges, list("abcdefgh"), resolution=0.6, seed=0, library=library)
     found = [np.flatnonzero(labels == label).tolist() for label in range(labels.max() + 1)]
     best = max(potts(groups, edges, 0.6) for groups in partitions(list(range(8))))
     assert potts(found, edges, 0.6) == pytest.approx(best, abs=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31), st.integers(2, 60), st.floats(0.02, 0.6))
-def test_order_of_columns_does_not_matter(seed: int, n: int, density: float) -> None:
+@given(
+    st.integers(0, 2**31),
+    st.integers(2, 60),
+    st.floats(0.02, 0.6),
+    st.sampled_from(LIBRARIES),
+)
+def test_order_of_columns_does_not_matter(seed: int, n: int, density: float, library: str) -> None:
     edges = random_edges(n, density, 0.8, seed)
     names = [f"name {k}" for k in range(n)]
-    labels = find_communities(n, edges, names, resolution=0.8, seed=3)
+    labels = find_communities(n, edges, names, resolution=0.8, seed=3, library=library)
     order = np.random.default_rng(seed).permutation(n)
     place = np.argsort(order)
     shuffled = Edges.sorted(place[edges.i], place[edges.j], edges.value)
-    again = find_communities(n, shuffled, [names[k] for k in order], resolution=0.8, seed=3)
+    again = find_communities(
+        n, shuffled, [names[k] for k in order], resolution=0.8, seed=3, library=library
+    )
     np.testing.assert_array_equal(again, labels[order])
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**40])
-def test_equal_seeds_give_equal_answers(seed: int) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("seed", [0, 1, 2**40, 2**70])
+def test_equal_seeds_give_equal_answers(seed: int, library: str) -> None:
     edges = random_edges(120, 0.2, 0.8, 5)
     names = [f"c{k}" for k in range(120)]
-    first = find_communities(120, edges, names, resolution=0.8, seed=seed)
+    settings = {"resolution": 0.8, "seed": seed, "library": library}
+    first = find_communities(120, edges, names, **settings)
     random.seed(99)  # whatever the caller does with Python's own generator
-    np.testing.assert_array_equal(
-        first, find_communities(120, edges, names, resolution=0.8, seed=seed)
-    )
+    np.testing.assert_array_equal(first, find_communities(120, edges, names, **settings))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_pair_at_the_threshold_is_a_community(library: str) -> None:
+    values = {(0, 1): 0.95, (2, 3): -1.0, (4, 5): 0.97, (5, 6): 0.95, (4, 6): 0.95}
+    for resolution, groups in ((0.95, [0, 0, 2, 2, 1, 1, 1]), (1.0, [1, 2, 0, 0, 3, 4, 5])):
+        labels = find_communities(
+            7, edges_of(values).at_least(resolution), list("fgdeabc"),
+            resolution=resolution, seed=0, library=library,
+        )  # fmt: skip
+        same = labels[:, None] == labels
+        np.testing.assert_array_equal(same, np.equal.outer(groups, groups))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_hair_decides_only_where_nothing_else_does(seed: int) -> None:
+    edges = random_edges(80, 0.3, 0.8, seed)
+    weak = np.abs(edges.value) < 0.8 + 1e-5
+    edges = Edges(edges.i[~weak], edges.j[~weak], edges.value[~weak])
+    names = [f"c{k}" for k in range(80)]
+    labels = find_communities(80, edges, names, resolution=0.8, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(communities, "HAIR", 0.0)
+        without = find_communities(80, edges, names, resolution=0.8, seed=0)
+    np.testing.assert_array_equal(labels, without)
+
+
+def test_a_library_that_is_not_there_is_one_sentence_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs the package leidenalg: pip install leidenalg"):
+        dpipe.select("nowhere.csv", leiden="leidenalg")
 
 
 def test_columns_without_edges_do_not_influence_the_others() -> None:

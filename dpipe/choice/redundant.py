@@ -24,6 +24,7 @@ def decide_at(
     edges: Edges,
     *,
     seed: int,
+    library: str,
     priority: Priority,
     n_missing: Sequence[int],
 ) -> tuple[NDArray[np.int64], Choice]:
@@ -39,13 +40,17 @@ def decide_at(
         Pairs of them; those below the threshold are ignored.
     seed
         Of the search for communities.
+    library
+        Whose Leiden searches for them.
     priority
         Which of two columns is worth more.
     n_missing
         Missing cells of each column.
     """
     strong = edges.at_least(threshold)
-    labels = find_communities(len(columns), strong, columns, resolution=threshold, seed=seed)
+    labels = find_communities(
+        len(columns), strong, columns, resolution=threshold, seed=seed, library=library
+    )
     missing = np.array(n_missing, dtype=np.int64)
     choice = choose(
         columns, strong, labels, threshold=threshold, priority=priority, n_missing=missing

@@ -223,6 +223,13 @@ class Options:
         affects=5,
         also=("plan",),
     )
+    leiden: str = _redundancy(
+        "igraph",
+        choice("igraph", "leidenalg"),
+        "library whose Leiden finds communities of similar columns",
+        more="leidenalg is the reference implementation, and slower; its package is an extra",
+        affects=2,
+    )
     passes: tuple[int, ...] = _redundancy(
         usual_passes(),
         Passes(),

@@ -48,6 +48,7 @@ def keep_representatives(
         columns,
         edges,
         seed=context.options.seed,
+        library=context.options.leiden,
         priority=context.priority,
         n_missing=[prepared[name].statistics.n_missing for name in columns],
     )

@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpipe.choice.communities import check_library
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import LIMITS, Limits
 from dpipe.model.events import Emit
@@ -82,6 +83,7 @@ def run(
     for entry in PASSES.values():
         if entry.weights:
             fusion_of(entry, options)  # what cannot be fused is refused before anything is read
+    check_library(options.leiden)
     sources = as_sources(sources)
     target = "" if output_dir is None else os.fspath(output_dir)
     mirrors = target if is_remote(target) else None

@@ -101,7 +101,7 @@ def _write_table(run: Finished, columns: Sequence[str]) -> None:
 def _record(run: Finished) -> dict[str, Any]:
     table, options, journal = run.table, run.options, run.journal
     return {
-        "versions": _versions(),
+        "versions": _versions(options),
         "ranking": implementation(),
         "options": dataclasses.asdict(options),
         "input": {
@@ -160,6 +160,8 @@ def render_page(folder: RunFolder, emit: Emit) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    names = ("dpipe", "numpy", "pyarrow", "dask", "distributed", "igraph")
+def _versions(options: Options) -> dict[str, str]:
+    names = dict.fromkeys(
+        ("dpipe", "numpy", "pyarrow", "dask", "distributed", "igraph", options.leiden)
+    )
     return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -159,6 +159,7 @@ class FinishedPass:
             self.columns,
             pairs.edges,
             seed=self._options["seed"],
+            library=self._options["leiden"],
             priority=self._priority,
             n_missing=[decision.n_missing or 0 for decision in self._decisions],
         )
