@@ -140,8 +140,9 @@ def test_every_package_that_dpipe_imports_is_declared() -> None:
     declared |= {re.sub(r"-cu.*", "", name) for name in requirements(config[EXTRAS]["gpu12"])}
     declared |= {"dask_cuda", "dpipe", "yaml"}
     imported = set().union(*map(imported_names, MODULES)) - sys.stdlib_module_names
-    # The selector looks for scikit-learn, and polars is there for whoever asks for its frames.
-    assert imported - declared <= {"sklearn", "polars"}
+    # The selector looks for scikit-learn, and polars is there for whoever asks for its frames, as
+    # leidenalg is for whoever asks for it.
+    assert imported - declared <= {"sklearn", "polars", "leidenalg"}
 
 
 EXTRAS = "options.extras_require"
@@ -166,7 +167,8 @@ def test_the_doctor_looks_for_packages_that_are_declared() -> None:
 
 def test_extras_are_there() -> None:
     extras = setup_cfg()[EXTRAS]
-    assert set(extras) == {"gpu12", "gpu13", "sklearn", "test", "notebook", "bench", "docs"}
+    ours = {"gpu12", "gpu13", "leidenalg", "sklearn"}
+    assert set(extras) == ours | {"test", "notebook", "bench", "docs"}
     for major in ("12", "13"):
         gpu = requirements(extras[f"gpu{major}"])
         assert set(gpu) == {f"cupy-cuda{major}x", "dask-cuda", f"rmm-cu{major}"}
