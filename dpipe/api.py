@@ -39,14 +39,14 @@ def select(
     Parameters
     ----------
     data
-        Parquet files, folders, globs or fsspec URLs: one or a list. Or data in memory: a pandas,
-        polars or pyarrow table (whatever has ``__arrow_c_stream__``), a NumPy array (n, p), a Dask
-        DataFrame or Dask Array. Such data is written to temporary Parquet files, uncompressed: as
-        many bytes of disk as of memory, and one row group of memory. They lie in `scratch_dir`,
-        else in `output_dir`, else in the system's temporary folder; a Dask collection is written
-        partition by partition where it is computed, never brought together. A later run with the
-        same `output_dir` does not continue a run on data in memory, and ``dpipe verify`` does not
-        find its input: give files where that matters.
+        Files (Parquet, CSV, TSV, Feather), folders, globs or fsspec URLs: one or a list. Or data in
+        memory: a pandas, polars or pyarrow table (whatever has ``__arrow_c_stream__``), a NumPy
+        array (n, p), a Dask DataFrame or Dask Array. Such data is written to temporary Parquet
+        files, uncompressed: as many bytes of disk as of memory, and one row group of memory. They
+        lie in `scratch_dir`, else in `output_dir`, else in the system's temporary folder; a Dask
+        collection is written partition by partition where it is computed, never brought together. A
+        later run with the same `output_dir` does not continue a run on data in memory, and ``dpipe
+        verify`` does not find its input: give files where that matters.
     columns
         Names of the columns of an array; "0", "1", ... when None.
     client
@@ -100,7 +100,7 @@ def select(
 
 
 def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None) -> Applied:
-    """Copy the columns that a finished run kept from new Parquet files, as ``dpipe apply`` does.
+    """Copy the columns that a finished run kept from new files, as ``dpipe apply`` does.
 
     Parameters
     ----------

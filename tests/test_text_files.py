@@ -77,7 +77,7 @@ def test_a_column_is_numeric_where_every_cell_of_the_file_is_a_number(tmp_path: 
 def test_the_end_of_a_file_counts_as_much_as_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    monkeypatch.setattr(delimited, "_BLOCK", 4096)
+    monkeypatch.setattr(delimited, "_BLOCKS", (4096, 4096))
     rows = ["1,0.5"] * 3000 + [f"{late},2"]
     small = opened(write(tmp_path, "x,y\n" + "\n".join(rows) + "\n"))
     monkeypatch.undo()
@@ -207,7 +207,7 @@ def test_a_column_that_is_text_for_a_few_cells_is_told_of(tmp_path: Path) -> Non
     rows[30] = "abc,1"
     path = write(tmp_path, "x,y\n" + "\n".join(rows))
     notes = opened(path).notes
-    assert any("column 'x' is text for cells like 'abc' in row 32" in note for note in notes)
+    assert any("column 'x': text for a few cells like 'abc' in row 32" in n for n in notes)
     assert opened(path, coerce_strings=True).features == ("x", "y")
 
 
@@ -286,6 +286,16 @@ def test_streams_of_arrow_are_read_too(tmp_path: Path) -> None:
     assert values(opened(tmp_path / "x.arrow")) == [[1, 2]]
 
 
+def test_a_stream_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
+    data = pa.table({"x": np.arange(5000.0)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, data.schema) as writer:
+        writer.write_table(data, max_chunksize=1000)
+    path = write(tmp_path, sink.getvalue().to_pybytes()[:-20_000], "x.arrow")
+    with pytest.raises(InputError, match=r"cannot be (read|used)"):
+        opened(path)
+
+
 # What is refused
 
 BAD: dict[str, tuple[str | bytes, str]] = {
@@ -345,7 +355,7 @@ def test_a_file_that_is_not_what_its_name_says_is_one_sentence(
 def test_a_row_that_never_ends_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delimited, "_BLOCK", 1 << 20)
+    monkeypatch.setattr(delimited, "_BLOCKS", (1 << 20, 1 << 20))
     content = "a,b\n" + "1,2\n" * 5 + '3,"4\n' + "5,6\n" * 600_000
     with pytest.raises(InputError, match="has a row of more than 1 MiB after row 6; a quote is"):
         opened(write(tmp_path, content))

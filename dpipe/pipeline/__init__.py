@@ -47,7 +47,7 @@ def run(
     storage_options: Mapping[str, Any] | None = None,
     limits: Limits = LIMITS,
 ) -> Selection:
-    """Select columns of a Parquet table.
+    """Select columns of a table.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,8 +32,13 @@ from dpipe.table.formats import Format
 INDEX_NAME = "__index_level_0__"
 """What pandas calls an index without a name in Parquet; in CSV its name is empty."""
 
-_BLOCK = 16 * 1024 * 1024
-"""Bytes parsed at once; the longest row."""
+_BLOCKS = 4 * 1024 * 1024, 16 * 1024 * 1024
+"""Fewest and most bytes parsed at once, which is as long as a row may be.
+
+Arrow reads up to 32 blocks ahead of who takes their rows.
+"""
+_BYTES_OF_COLUMN = 4096
+"""Bytes of each column in a block: a few hundred cells, so that no column is handled for less."""
 _HEAD = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -121,7 +127,7 @@ class Delimited:
         data = b""
         end = None
         with self._opened() as source:
-            while end is None and len(data) < _BLOCK:
+            while end is None and len(data) < _BLOCKS[1]:
                 more: bytes = source.read(max(_HEAD, len(data)))
                 data += more
                 end = _end_of_row(data, is_all=not more)
@@ -194,7 +200,9 @@ class Delimited:
             try:
                 reader = pa.csv.open_csv(
                     source,
-                    pa.csv.ReadOptions(column_names=names, block_size=_BLOCK, use_threads=threads),
+                    pa.csv.ReadOptions(
+                        column_names=names, block_size=self._block, use_threads=threads
+                    ),
                     pa.csv.ParseOptions(
                         delimiter=self.header.delimiter,
                         newlines_in_values=True,
@@ -226,8 +234,8 @@ class Delimited:
             return self._ragged(bad[0])
         if "straddling" in text:
             return self._bad(
-                f"has a row of more than {_BLOCK >> 20} MiB after row {rows:,}; a quote is opened "
-                "there and not closed"
+                f"has a row of more than {self._block >> 20} MiB after row {rows:,}; a quote is "
+                "opened there and not closed"
             )
         if "invalid UTF8" in text:
             place = re.search(r"#(\d+)", text)
@@ -270,16 +278,21 @@ class Delimited:
             return
         quotes = 0
         with self._opened() as source:
-            while piece := source.read(_BLOCK):
+            while piece := source.read(_BLOCKS[0]):
                 quotes += piece.count(b'"')
         if quotes % 2:
             raise self._bad(
                 "ends within a cell: a quote is opened in its last row and not closed; close it"
             )
 
+    @property
+    def _block(self) -> int:
+        fewest, most = _BLOCKS
+        return min(max(_BYTES_OF_COLUMN * len(self.header.names), fewest), most)
+
     @contextmanager
     def _opened(self) -> Iterator[pa.NativeFile]:
-        with pa.OSFile(self._path, "rb") as file:
+        with pa.OSFile(os.fsencode(self._path), "rb") as file:
             if self._codec is None:
                 yield file
             else:

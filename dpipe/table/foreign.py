@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 
+from dpipe.common.credentials import without_secrets
 from dpipe.common.words import columns_phrase, counted, listed
 from dpipe.errors import InputError
 from dpipe.table import frames
@@ -121,7 +123,7 @@ def _make(
         if modified(path, storage_options) != before:
             raise _changed(path)
     except STORAGE_ERRORS as error:
-        raise BadFile(path, reason_of(error)) from error
+        raise BadFile(path, without_secrets(reason_of(error), storage_options)) from error
     return Made(target, Origin(path, *before, digest), said)
 
 
@@ -212,9 +214,10 @@ def _said(text: Delimited, survey: Survey) -> Iterator[str]:
     yield f"read as text parted by {header.parted_by}: {told}"
     if header.like_numbers:
         yield f"most names in its header are numbers ({listed(header.names, 2)}): is it a header?"
-    for column in survey.columns:
-        if column.nearly_numbers:
-            yield f"column {column.name!r} is text for cells like {column.other}"
+    nearly = [column for column in survey.columns if column.nearly_numbers]
+    if nearly:
+        names = [column.name for column in nearly]
+        yield f"{columns_phrase(names)}: text for a few cells like {nearly[0].other}"
     rounded = [column.name for column in survey.columns if column.rounded]
     if rounded:
         yield (
@@ -235,7 +238,7 @@ _WORDS = {
 
 
 def _write_arrow(path: str, local: str, target: str) -> None:
-    with pa.OSFile(local, "rb") as source:
+    with pa.OSFile(os.fsencode(local), "rb") as source:
         magic = source.read(6)
         source.seek(0)
         if magic[:4] == b"FEA1":
@@ -250,13 +253,20 @@ def _write_arrow(path: str, local: str, target: str) -> None:
         except STORAGE_ERRORS as error:
             raise BadFile(path, "is not a Feather or Arrow IPC file, or is truncated") from error
         try:
-            frames.write_stream(_as_stream(reader) if is_file else reader, target)
+            batches = pa.RecordBatchReader.from_batches(reader.schema, _batches(path, reader))
+            frames.write_stream(batches, target)
+        except BadFile:
+            raise
         except InputError as error:
             raise BadFile(path, f"cannot be used: {str(error).rstrip('.')}") from error
 
 
-def _as_stream(reader: pa.ipc.RecordBatchFileReader) -> pa.RecordBatchReader:
-    numbers = range(reader.num_record_batches)
-    return pa.RecordBatchReader.from_batches(
-        reader.schema, (reader.get_batch(number) for number in numbers)
-    )
+def _batches(path: str, reader: Any) -> Iterator[pa.RecordBatch]:
+    """The batches of a file or of a stream, one at a time."""
+    try:
+        if isinstance(reader, pa.RecordBatchReader):
+            yield from reader
+        else:
+            yield from map(reader.get_batch, range(reader.num_record_batches))
+    except STORAGE_ERRORS as error:
+        raise BadFile(path, reason_of(error)) from error
