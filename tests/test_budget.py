@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bending import leave
 from scipy.stats import norm, rankdata
 from sklearn.linear_model import LinearRegression, Ridge
 
@@ -24,7 +25,7 @@ from dpipe.engine.plan import Limits
 from dpipe.errors import InputError, VerificationError
 from dpipe.estimator import DescriptorSelector
 from dpipe.model.events import Note, PassDone
-from dpipe.model.inventory import DECISIONS, MANIFEST, RUN
+from dpipe.model.inventory import RUN
 from dpipe.options import Options
 from dpipe.pipeline import plan_run, run
 from dpipe.runfolder import RunFolder
@@ -273,7 +274,7 @@ def test_verify_refuses_a_lie_about(lie: str, true: Path, tmp_path: Path) -> Non
     LIES[lie](changed, record)
     del changed["other"]
     decisions[place] = type(decisions[place])(**changed)
-    leave(folder, decisions, record)
+    leave(out, decisions, record)
     with pytest.raises(VerificationError, match="does not hold"):
         verify(out)
 
@@ -293,30 +294,6 @@ def test_verify_refuses_a_column_that_was_not_the_best(
     dpipe.select(data, output_dir=out, client=here, exclude=("y", "kind"), max_columns=3, **QUIET)
     with pytest.raises(VerificationError, match=r"where another column would have explained"):
         verify(out)
-
-
-def leave(folder: RunFolder, decisions: list[Any], record: dict[str, Any]) -> None:
-    """Write changed results with checksums that fit, and communities that tell the same."""
-    communities = folder.read_communities()
-    by_name = {d.column: d for d in decisions}
-    moved: dict[str, list[Any]] = {name: [] for name in communities}
-    for entries in communities.values():
-        for entry in entries:
-            row = by_name[entry["column"]]
-            entry["value"] = row.value
-            last = row
-            chain = [row.column]
-            while last.representative in by_name and last.decision == "dropped":
-                last = by_name[last.representative]
-                chain.append(last.column)
-            entry.pop("chain", None)
-            if len(chain) > 2:
-                entry["chain"] = chain
-            moved[last.column].append(entry)
-    folder.write_decisions(decisions)
-    folder.write_communities(moved)
-    folder.write_run(record)
-    assert {DECISIONS, RUN} <= set(folder.read_json(MANIFEST)["files"])
 
 
 @pytest.mark.parametrize("classes", [False, True])

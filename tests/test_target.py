@@ -148,19 +148,41 @@ def test_missing_targets_are_left_out_pairwise(here: Any) -> None:
     np.testing.assert_allclose(found.hsic, expected.hsic, atol=0.03)
 
 
-def test_a_copy_of_the_target_is_named(here: Any) -> None:
-    frame = table().drop(columns="label")
-    notes: list[str] = []
+def leaks_told(frame: pd.DataFrame, client: Any, **settings: Any) -> list[str]:
+    """The warnings of a run that name columns made from the target."""
+    notes: list[Note] = []
     dpipe.select(
-        frame.assign(leak=-frame["y"]),
-        target="y",
-        client=here,
-        observers=[lambda event: notes.append(event.text) if isinstance(event, Note) else None],
+        frame,
+        client=client,
+        observers=[lambda event: notes.append(event) if isinstance(event, Note) else None],
+        **settings,
         **QUICK,
     )
-    (note,) = (each for each in notes if "tells all of the target" in each)
+    return [note.text for note in notes if "follows the target" in note.text]
+
+
+@pytest.mark.parametrize(
+    "made", [lambda y: y, lambda y: -y, lambda y: np.exp(y), lambda y: y.where(y.index % 9 > 0)]
+)
+def test_a_copy_of_a_target_of_numbers_is_named(made: Any, here: Any) -> None:
+    frame = table().drop(columns="label")
+    (note,) = leaks_told(frame.assign(leak=made(frame["y"])), here, target="y")
+    assert "'leak'" in note
+    assert "'y' without error (RDC 1); leave it out by --exclude" in note
+    assert "'shape'" not in note
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_copy_of_classes_is_named(classes: int, named: bool, here: Any) -> None:
+    frame = table().drop(columns="label")
+    codes = pd.qcut(frame["y"], classes, labels=False)
+    frame["y"] = [f"class {code}" for code in codes] if named else codes
+    leak = (codes * 3) % 5  # in another order
+    (note,) = leaks_told(frame.assign(leak=leak), here, target="y", target_kind="classes")
     assert "'leak'" in note
     assert "'shape'" not in note
+    assert leaks_told(frame, here, target="y", target_kind="classes") == []
 
 
 @pytest.mark.parametrize(

@@ -298,15 +298,16 @@ def _task_bytes(targets: Sequence[StoredTarget]) -> int:
 
 
 def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
-    """Name the columns that tell all of a target: a copy of it is the commonest leak of all."""
+    """Name the columns that follow a target without error: a copy is the commonest leak of all."""
     for place, target in enumerate(measured.targets):
         told = np.flatnonzero(measured.rdc[:, place] >= 1 - 1 / MILLION)
         if len(told):
             names = [measured.columns[index] for index in told]
             context.emit(
                 Note(
-                    f"{columns_phrase(names)} tells all of the target {quoted(target)} (relevance "
-                    "1); leave it out by --exclude if it was made from the target.",
+                    f"{columns_phrase(names)} {'follows' if len(names) == 1 else 'follow'} the target "
+                    f"{quoted(target)} without error (RDC 1); leave it out by --exclude if it was "
+                    "made from the target.",
                     "warning",
                 )
             )

@@ -122,7 +122,8 @@ INVENTORY = (
         "schema version, versions, what ranked here (C or NumPy), resolved options, "
         "fingerprint of the input, seeds, measures "
         "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
-        "computed it), faults survived; with `--max-columns` `chosen`: the columns in the order "
+        "computed it), faults survived; `order`, in which pass 3 went through the columns, where "
+        "many of them predict one; with `--max-columns` `chosen`: the columns in the order "
         "they were taken, each with the share of the variance of the table and of the target that "
         "it and those before it explain",
     ),

@@ -281,6 +281,8 @@ class PassResult:
         pass took nothing that matters to it.
     chosen
         The columns kept in the order they were taken, of a pass that keeps a number of them.
+    order
+        The columns in the order the pass went through them, where a drop follows from it.
     """
 
     number: int
@@ -293,6 +295,7 @@ class PassResult:
     returned: tuple[str, ...] = ()
     predicted: Mapping[str, float] = field(default_factory=dict)
     chosen: tuple[Step, ...] = ()
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,14 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
             strict=True,
         )
     )
+    follows = any(not drop.predictors for drop in drops.values())
     return PassResult(
         this.number,
         this.name,
         tuple(name for name in columns if name not in drops),
         tuple(drops[name] for name in columns if name in drops),
         predicted=predicted,
+        order=tuple(gram.names[index] for index in order) if follows else (),
     )
 
 

@@ -123,6 +123,7 @@ def _record(run: Finished) -> dict[str, Any]:
             str(result.number): [list(pair) for pair in result.near_threshold]
             for result in run.results
         },
+        "order": [name for done in run.results for name in done.order],
         "chosen": [dataclasses.asdict(step) for done in run.results for step in done.chosen],
         "ledger": [dataclasses.asdict(reading) for reading in journal.readings],
         "notes": [dataclasses.asdict(note) for note in journal.notes],

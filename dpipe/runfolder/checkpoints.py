@@ -139,6 +139,7 @@ def _pass_result(stored: Mapping[str, Any]) -> PassResult:
         returned=tuple(map(str, stored["returned"])),
         predicted={str(k): float(v) for k, v in stored["predicted"].items()},
         chosen=tuple(Step(**step) for step in stored["chosen"]),
+        order=tuple(map(str, stored["order"])),
     )
 
 

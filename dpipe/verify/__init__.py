@@ -160,6 +160,7 @@ def _claims(
         decisions=folder.read_decisions(),
         communities=folder.read_communities(),
         chosen=run.get("chosen", ()),
+        order=run.get("order", ()),
         drawn=drawn,
     )
 

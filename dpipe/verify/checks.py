@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from dpipe.verify.dependence import (
     similarities,
     values_of,
 )
-from dpipe.verify.prediction import DEPENDENT, Scores
+from dpipe.verify.prediction import Scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,6 +71,7 @@ class Claims:
     decisions: tuple[Decision, ...]
     communities: Mapping[str, Any]
     chosen: Sequence[Mapping[str, Any]] = ()
+    order: Sequence[str] = ()
     crew: Crew = field(default_factory=Crew)
     drawn: frozenset[str] | None = None
     compared: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -79,13 +80,14 @@ class Claims:
     def __post_init__(self) -> None:
         self.row = {decision.column: decision for decision in self.decisions}
         self.asked = set(self.options.keep)
+        self._entries: dict[str, Mapping[str, Any]] = {
+            entry["column"]: entry for entries in self.communities.values() for entry in entries
+        }
         self.back = {
             d.column
             for d in self.decisions
-            if d.decision == "kept" and d.reason.startswith(_CAME_BACK)
-        }
-        self._entries: dict[str, Mapping[str, Any]] = {
-            entry["column"]: entry for entries in self.communities.values() for entry in entries
+            if (d.decision == "kept" and d.reason.startswith(_CAME_BACK))
+            or (d.decision == "dropped" and self.entry(d.column).get("came_back"))
         }
         self._survivors: dict[int, frozenset[str]] = {}
 
@@ -122,6 +124,16 @@ class Claims:
         if number not in self._survivors:
             self._survivors[number] = frozenset(self.survivors(number))
         return name in self._survivors[number]
+
+    @property
+    def swept(self) -> frozenset[str]:
+        """The columns that pass 3 kept while it went through them."""
+        inflated = {
+            d.column
+            for d in self.decisions
+            if d.decision == "dropped" and d.pass_number == 3 and d.reason == _INFLATED
+        }
+        return frozenset({*self.survivors(3), *inflated} - self.back)
 
     def entry(self, name: str) -> Mapping[str, Any]:
         """What communities.json has of a dropped column."""
@@ -443,51 +455,97 @@ def check_prediction(
 
     What takes all kept columns is no matter of some decisions: only named predictors are.
     """
-    drops = claims.dropped_by(3)
-    if claims.drawn is not None:
-        drops = [row for row in drops if claims.entry(row.column).get("predictors")]
-    known = [name for name in claims.survivors(3) if name in columns.index]
-    kept = [name for name in known if columns.facts[name].n_unique > 1]
-    inflated = [row for row in drops if row.reason == _INFLATED]
-    scores = Scores(columns, [*kept, *(row.column for row in drops)], claims.crew)
-    predicted = [row for row in drops if row.reason != _INFLATED]
-    swept = [*kept, *(row.column for row in inflated)]
-    for row in predicted:
+    swept = claims.swept
+    kept = [name for name in claims.survivors(3) if _varies(name, columns)]
+    inflated = [row for row in claims.dropped_by(3) if row.reason == _INFLATED]
+    predicted = [row for row in claims.dropped_by(3) if row.reason != _INFLATED]
+    named = [row for row in predicted if claims.entry(row.column).get("predictors")]
+    by_many = [row for row in predicted if row not in named]
+    if missing := {row.column for row in (*by_many, *inflated)} - set(claims.order):
+        yield f"run.json does not say in which order pass 3 went through {min(missing)!r}"
+        return
+    others = {row.column for row in predicted} | {name for name in swept if name not in kept}
+    known = [*kept, *sorted(name for name in others if _varies(name, columns))]
+    scores = Scores(columns, known, claims.crew)
+    for row in named:
         claims.compared["drops of pass 3"] += 1
-        yield from _check_predicted(claims, row, scores, swept)
+        yield from _check_named(claims, row, scores, swept)
     if claims.drawn is not None:
         return
+    yield from _check_unnamed(claims, by_many, scores, swept)
     yield from _check_final(claims, predicted, scores)
+    yield from _check_back(claims, scores, swept)
     limit = claims.options.vif_threshold
     if limit is not None:
         yield from _check_inflated(claims, inflated, scores, kept, limit)
 
 
-def _check_predicted(
-    claims: Claims, row: Decision, scores: Scores, swept: Sequence[str]
-) -> Failures:
-    """The R^2 of one drop when it went: on the columns named, or, of many, on all that stayed."""
+def _varies(name: str, columns: RankedColumns) -> bool:
+    """Whether a column is looked at and has two values."""
+    return name in columns.index and columns.facts[name].n_unique > 1
+
+
+def _check_named(claims: Claims, row: Decision, scores: Scores, swept: Collection[str]) -> Failures:
+    """The R^2 of a drop on the columns that it names."""
     name, recorded = row.column, row.value or 0.0
     entry = claims.entry(name)
-    count, named = entry.get("n_predictors", 0), entry.get("predictors", {})
+    named = entry["predictors"]
     if odd := sorted(set(named) - set(swept)):
         yield f"column {name!r} is predicted by {odd[0]!r}, which pass 3 did not keep"
         return
-    # Of many predictors only their number is recorded; all columns together predict no worse.
-    found, adjusted = scores.adjusted(name, list(named) if named else swept)
-    if not count or (named and len(named) != count):
+    adjusted = scores.adjusted(name, list(named))[1]
+    if len(named) != entry.get("n_predictors", 0):
         yield f"column {name!r} does not say how many columns predict it"
-        return
-    if not named:
-        rows = claims.row[name].n_valid or 0
-        needed = 1 - (1 - recorded) * (rows - 1 - count) / (rows - 1)
-        if found < needed - R2_TOLERANCE:
-            yield f"column {name!r} is predicted with R^2 {found:.6f}, not {needed:.6f}"
-        return
-    if claims.note("r2", recorded, adjusted) > R2_TOLERANCE:
+    elif claims.note("r2", recorded, adjusted) > R2_TOLERANCE:
         yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, not {recorded:.6f}"
     elif adjusted < (row.threshold or 0.0) - R2_TOLERANCE:
         yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, below the threshold"
+
+
+def _check_unnamed(
+    claims: Claims, drops: Sequence[Decision], scores: Scores, swept: Collection[str]
+) -> Failures:
+    """The R^2 of each drop that many columns predict: those kept before it in the order."""
+    names = {row.column for row in drops}
+    order = [name for name in claims.order if name in scores]
+    found = scores.in_turn(order, swept, names) if names else {}
+    for row in drops:
+        claims.compared["drops of pass 3"] += 1
+        name, recorded = row.column, row.value or 0.0
+        adjusted, predictors = found[name]
+        count = claims.entry(name).get("n_predictors", 0)
+        if not count:
+            yield f"column {name!r} does not say how many columns predict it"
+        elif math.isinf(adjusted) or claims.note("r2", recorded, adjusted) > R2_TOLERANCE:
+            yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, not {recorded:.6f}"
+        elif predictors != count:
+            yield f"column {name!r} is predicted by {predictors} columns, not {count}"
+        elif adjusted < (row.threshold or 0.0) - R2_TOLERANCE:
+            yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, below the threshold"
+
+
+def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failures:
+    """What pass 3 kept predicts a column that came back, and what a later pass left does not.
+
+    Its drop is not recorded any more, so that is asked of all columns together.
+    """
+    limit = claims.options.r2_threshold
+    left = [name for name in sorted(claims.survivors(4)) if name in scores]
+    first = [name for name in left if name not in claims.back]
+    for name in sorted(claims.back):
+        claims.compared["columns that came back"] += 1
+        others = [other for other in left if other != name]
+        kept = [other for other in sorted(swept) if other in scores]
+        before = scores.adjusted(name, kept)[0] if name in scores else 0.0
+        if not claims.dropped_by(4) or before < limit - R2_TOLERANCE:
+            yield f"column {name!r} cannot have come back: pass 3 had no reason to drop it"
+            continue
+        after = min(scores.adjusted(name, some)[1] for some in (first, others))
+        if after >= limit + R2_TOLERANCE:
+            yield (
+                f"column {name!r} cannot have come back: the selection predicts it with R^2 "
+                f"{after:.6f}"
+            )
 
 
 def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) -> Failures:
@@ -527,8 +585,8 @@ def _check_inflated(
 ) -> Failures:
     """No column kept is inflated, and what went was.
 
-    The order of the drops is not recorded, so the VIF of each is bounded: beside the kept columns
-    alone it is smaller than when it went, beside all the others larger.
+    The worst inflated column in the order went first, so beside each one that went there were all
+    better ones and the worse ones that stayed.
     """
     first = [name for name in kept if name in claims.asked]
     left = scores.independent(first) + [name for name in kept if name not in claims.asked]
@@ -536,18 +594,13 @@ def _check_inflated(
     for name, vif in zip(left, scores.inflation(left), strict=True):
         if name not in claims.asked and vif >= limit * (1 + VIF_TOLERANCE):
             yield f"column {name!r} was kept with a VIF of {vif:.6g} (limit {limit:g})"
-    gone = [row.column for row in drops]
-    highest = scores.inflation([*left, *gone])[len(left) :]
-    for row, high in zip(drops, highest, strict=True):
+    gone = {row.column for row in drops}
+    found = scores.inflation_in_turn([n for n in claims.order if n in {*left, *gone}], gone)
+    for row in drops:
         claims.compared["drops of pass 3"] += 1
-        recorded = row.value or 0.0
-        low = 1 / max(1 - scores.adjusted(row.column, left)[0], DEPENDENT)
-        slack = 1 + VIF_TOLERANCE + _ROUNDING * recorded
-        if not low / slack <= recorded <= high * slack:
-            yield (
-                f"column {row.column!r} had a VIF between {low:.6g} and {high:.6g}, "
-                f"not {recorded:.6g}"
-            )
+        recorded, vif = row.value or 0.0, found[row.column]
+        if not abs(recorded - vif) <= vif * (VIF_TOLERANCE + _ROUNDING * vif):
+            yield f"column {row.column!r} had a VIF of {vif:.6g}, not {recorded:.6g}"
         elif recorded < limit * (1 - VIF_TOLERANCE):
             yield f"column {row.column!r} had a VIF of {recorded:.6g}, below the threshold"
 

@@ -8,7 +8,7 @@ Does not cover: what the values must satisfy (see `dpipe.verify.checks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -86,6 +86,42 @@ class Scores:
             return np.full(len(names), math.inf)
         return np.asarray((np.linalg.inv(triangle) ** 2).sum(axis=1))
 
+    def in_turn(
+        self, order: Sequence[str], kept: Collection[str], wanted: Collection[str]
+    ) -> dict[str, tuple[float, int]]:
+        """The adjusted R^2 of each column wanted on the kept ones before it, and their number.
+
+        Columns that others determine do not count.
+        """
+        vectors = self.vectors(order)
+        basis = np.zeros((len(vectors), min(vectors.shape)), order="F")
+        rank = 0
+        found = {}
+        for place, name in enumerate(order):
+            rest = _beside(basis[:, :rank], vectors[:, place])
+            left = float(rest @ rest)
+            if name in wanted:
+                found[name] = (self._adjusted(name, left, rank), rank)
+            elif name in kept and left > DEPENDENT and rank < basis.shape[1]:
+                basis[:, rank] = rest / math.sqrt(left)
+                rank += 1
+        return found
+
+    def inflation_in_turn(self, order: Sequence[str], gone: Collection[str]) -> dict[str, float]:
+        """Variance inflation of each column that goes, the last in the order first."""
+        triangle = np.linalg.qr(self.vectors(order), mode="r")
+        if len(triangle) < len(order) or np.any(np.diag(triangle) ** 2 <= DEPENDENT):
+            return dict.fromkeys(gone, math.inf)
+        inverse = np.linalg.inv(triangle)
+        precision = inverse @ inverse.T
+        found = {}
+        for place in reversed(range(len(order))):
+            if order[place] in gone:
+                own = precision[:, place].copy()
+                found[order[place]] = float(own[place])
+                precision -= np.outer(own, own) / own[place]
+        return found
+
     def independent(self, names: Sequence[str]) -> list[str]:
         """The columns less those that earlier ones determine."""
         return [names[place] for place in _basis(self.vectors(names))[1]]
@@ -97,9 +133,7 @@ class Scores:
     def _left(self, names: Sequence[str], predictors: Sequence[str]) -> tuple[list[float], int]:
         """What the predictors leave of each column's variance, and how many are independent."""
         basis, places = _basis(self.vectors(predictors))
-        rest = self.vectors(names)
-        for _ in range(2):  # twice is enough (Kahan; Parlett 1980)
-            rest = rest - basis @ (basis.T @ rest)
+        rest = _beside(basis, self.vectors(names))
         return np.minimum((rest**2).sum(axis=0), 1).tolist(), len(places)
 
     def _adjusted(self, name: str, left: float, predictors: int) -> float:
@@ -109,14 +143,19 @@ class Scores:
         return 1 - left * (rows - 1) / freedom if freedom > 0 else -math.inf
 
 
+def _beside(basis: Floats, vectors: Floats) -> Floats:
+    """What an orthonormal basis leaves of vectors."""
+    for _ in range(2):  # twice is enough (Kahan; Parlett 1980)
+        vectors = vectors - basis @ (basis.T @ vectors)
+    return vectors
+
+
 def _basis(vectors: Floats) -> tuple[Floats, list[int]]:
     """An orthonormal basis (p, m) of the columns' span, and which of them add to it."""
     basis = np.zeros((len(vectors), min(vectors.shape)), order="F")
     places: list[int] = []
     for place in range(vectors.shape[1]):
-        held, rest = basis[:, : len(places)], vectors[:, place]
-        for _ in range(2):
-            rest = rest - held @ (held.T @ rest)
+        rest = _beside(basis[:, : len(places)], vectors[:, place])
         beyond = float(rest @ rest)
         if beyond > DEPENDENT and len(places) < basis.shape[1]:
             basis[:, len(places)] = rest / math.sqrt(beyond)
