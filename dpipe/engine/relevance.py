@@ -303,11 +303,11 @@ def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
         told = np.flatnonzero(measured.rdc[:, place] >= 1 - 1 / MILLION)
         if len(told):
             names = [measured.columns[index] for index in told]
+            follow = "follows" if len(names) == 1 else "follow"
             context.emit(
                 Note(
-                    f"{columns_phrase(names)} {'follows' if len(names) == 1 else 'follow'} the target "
-                    f"{quoted(target)} without error (RDC 1); leave it out by --exclude if it was "
-                    "made from the target.",
+                    f"{columns_phrase(names)} {follow} the target {quoted(target)} without error "
+                    "(RDC 1); leave it out by --exclude if it was made from the target.",
                     "warning",
                 )
             )
