@@ -24,6 +24,7 @@ QUICK = {
     "verification": ["--rows=20000", "--columns=12"],
     "service": ["--rows=600", "--columns=8", "--fits=2", "--attached=2", "--reports=2"],
     "files": ["--files=20", "--columns=12"],
+    "reach": ["--shapes=60x30"],
     "guest": ["--rows=10000", "--columns=12", "--calls=2"],
 }
 

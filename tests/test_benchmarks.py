@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.__main__ import QUICK
@@ -70,6 +72,22 @@ def test_benchmarks__transfer_runs_small_and_agrees_with_pandas(tmp_path: Path) 
         folder=tmp_path,
     )  # fmt: skip
     assert json.loads(figures.read_text())["off pandas"] < 1e-9
+
+
+def test_benchmarks__reach_runs_small_and_finds_what_was_planted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = {f"c{place}": rng.normal(size=60) for place in range(8)}
+    pq.write_table(pa.table({**values, "y": values["c1"] + values["c2"]}), tmp_path / "t.parquet")
+    figures = tmp_path / "figures.json"
+    benchmark(
+        "reach", "--shapes=150x300", f"--table={tmp_path}/t.parquet", "--target=y", "--budget=2",
+        "--repeats=1", "--folds=2", f"--json={figures}", folder=tmp_path,
+    )  # fmt: skip
+    ((few,), (chosen,)) = json.loads(figures.read_text())["reach"]
+    assert few["independent: dropped"] == 0
+    assert few["planted: found of 20"] >= 19
+    assert chosen["columns"] == chosen["folds"] == 2
+    assert abs(float(chosen["change"])) < 0.01
 
 
 def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
