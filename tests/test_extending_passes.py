@@ -128,7 +128,7 @@ def test_a_registered_pass_goes_through_plan_run_report_and_verify(
     )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<small>6</small>Longer names</span>" in page
-    assert '"6":{"title":"Longer names","threshold":0.95,"pairwise":true}' in page
+    assert '"6":{"title":"Longer names","threshold":0.95,"pairwise":true,' in page
     assert verify(tmp_path / "out").compared["longer names"] == 1
 
 
