@@ -148,6 +148,17 @@ def test_a_fraction_makes_large_neighbours_inexact(tmp_path: Path) -> None:
         assert Fraction(float(LARGE + 1)) in cells
 
 
+def test_a_whole_number_is_exact_beside_decimals_of_many_digits_in_either_order(
+    tmp_path: Path,
+) -> None:
+    large = 2**53 - 1
+    whole, cents = pa.array([large]), pa.array([Decimal(large) / 100], pa.decimal128(38, 2))
+    for name, chunks in {"a": (whole, cents), "b": (cents, whole)}.items():
+        cells, n_rounded = read_chunks(tmp_path / name, *chunks)
+        assert n_rounded == 0
+        assert set(cells) == {Fraction(large), Fraction(large, 100)}
+
+
 def test_a_real_number_beyond_any_whole_one_is_read_beside_decimals(tmp_path: Path) -> None:
     cents = Decimal(LARGE + 1) / 10**9
     chunks = pa.array([1.7e308, -3.0]), pa.array([cents], pa.decimal128(38, 9))

@@ -885,12 +885,13 @@ def test_processes_are_as_many_as_memory_cores_and_columns_allow() -> None:
 
 
 def test_a_process_that_is_killed_ends_in_one_sentence() -> None:
+    before = set(multiprocessing.active_children())  # workers of the cluster of other tests
     with (
         pytest.raises(ResourceError, match=r"one of the 2 processes .* was killed"),
         Crew(2) as crew,
     ):
         list(crew.each(kill_itself, [()]))
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def kill_itself() -> None:
@@ -902,9 +903,10 @@ def test_an_interrupt_ends_the_processes_at_once() -> None:
         yield (1000.0,)
         raise KeyboardInterrupt
 
+    before = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt), Crew(2) as crew:
         list(crew.each(time.sleep, sleeping()))
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_processes_end_with_the_one_that_started_them_and_hear_no_ctrl_c(tmp_path: Path) -> None:

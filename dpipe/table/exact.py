@@ -29,6 +29,7 @@ Mask = NDArray[np.bool_] | None
 
 _EXACT_WHOLE = 2**53  # whole numbers below it are exact in float64
 _EXACT_DIGITS = 15  # decimals of so many digits come back from float64 as they were
+_DIGITS_OF_64_BITS = 19  # of their largest power of ten, 10**18
 _TEXT_DIGITS = 17  # programs write so many, so that a float64 comes back from text as it was
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
@@ -153,12 +154,17 @@ def _times(read: NDArray[np.float64], scale: int) -> tuple[NDArray[np.bool_], Wh
     """Which are finite, and 10**`scale` times these; None where some is no exact whole number."""
     valid = np.isfinite(read)
     power = 10.0**scale
+    cells = np.where(valid, read, 0)
     with np.errstate(over="ignore"):  # infinite is too large as well
-        whole = np.rint(np.where(valid, read, 0) * power)
-    limit = 10.0**_EXACT_DIGITS if scale else 2.0**63
-    if (valid & (whole / power != read)).any() or (np.abs(whole) >= limit).any():
+        whole = np.rint(cells * power)
+    integral = (cells == np.rint(cells)) & (np.abs(whole) < 2.0**63)
+    limited = np.where(integral, 0, np.abs(whole))
+    if ((whole / power != cells) & ~integral).any() or (limited >= 10.0**_EXACT_DIGITS).any():
         return valid, None
-    return valid, whole.astype(np.int64)
+    # Whole numbers are multiplied as such: their product may have more digits than float64.
+    factor = 10**scale if scale < _DIGITS_OF_64_BITS else 0  # of zeros alone beyond
+    products = np.where(integral, cells, 0).astype(np.int64) * factor
+    return valid, np.where(integral, products, np.where(integral, 0, whole).astype(np.int64))
 
 
 def _text_as_whole(chunk: pa.Array) -> pa.Array:
@@ -264,9 +270,10 @@ def as_float64(column: WholeColumn, rows: int) -> int:
     numbers, valid = column.bits[:rows].view(column.dtype), column.valid[:rows]
     unit = 10**column.scale
     read = numbers / float(unit)
-    large = numbers >= _EXACT_WHOLE
+    limit = 10**_EXACT_DIGITS if column.scale else _EXACT_WHOLE
+    large = numbers >= limit
     if not column.large:
-        large |= numbers <= -_EXACT_WHOLE
+        large |= numbers <= -limit
     exactly = numbers[large].tolist()
     read[large] = [cell / unit for cell in exactly]  # rounded once, as Python does
     if column.scale:  # of decimals, those of many digits
