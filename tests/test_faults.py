@@ -214,7 +214,7 @@ def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_pa
 @pytest.mark.parametrize(
     "pattern",
     [
-        pytest.param("*/.layout.json.*", marks=pytest.mark.slow),
+        pytest.param("*/checkpoint/.statistics.json.*", marks=pytest.mark.slow),
         "*/.block-*.f32.*",
         "*/spearman-*/.tile-*.npz.*",
         "*/.spearman.npy.*",
