@@ -25,6 +25,7 @@ QUICK = {
     "service": ["--rows=600", "--columns=8", "--fits=2", "--attached=2", "--reports=2"],
     "files": ["--files=20", "--columns=12"],
     "reach": ["--shapes=60x30"],
+    "cluster": ["--rows=1000000", "--columns=100", "--workers=1,2", "--factor=1", "--burst=50"],
     "guest": ["--rows=10000", "--columns=12", "--calls=2"],
 }
 

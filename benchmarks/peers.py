@@ -4,21 +4,29 @@ Each contender reads the file and ends with the matrix, in a process of its own,
 Imports and the start of a JVM, or of dpipe's workers, do not count, except for "dpipe command",
 which is the whole process; each warms up on a small table. One that is not installed is left out.
 
-Usage: ``python -m benchmarks.peers [--rows 100000 --columns 500] [--peers scipy,pandas]``
+The contenders take turns, so that what else the machine does meets all of them, and each is
+compared with the dpipe of its own turn: the medians and quartiles are of these ratios. One that
+goes from pair to pair gets a tenth of the columns, and its time is multiplied by how many times
+more pairs there are. ``--other`` adds the session of another checkout of dpipe.
+
+Usage: ``python -m benchmarks.peers [--rows 100000 --columns 500] [--peers scipy,pandas]
+[--other CHECKOUT]``
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import json
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +34,7 @@ import numpy as np
 
 from benchmarks import common
 
+ROOT = Path(__file__).resolve().parent.parent
 NEEDS = {
     "dpipe": "dpipe",
     "dpipe command": "dpipe",
@@ -33,6 +42,8 @@ NEEDS = {
     "pandas": "pandas",
     "polars": "polars",
     "pynetcor": "pynetcor",
+    "hyper-corr": "hyper_corr",
+    "ggca": "ggca",
     "spark": "pyspark",
     "hyppo": "hyppo",
 }
@@ -93,6 +104,69 @@ def pynetcor_corrcoef() -> Iterator[Once]:
 
 
 @contextmanager
+def hyper_corr_ties() -> Iterator[Once]:
+    import pyarrow.parquet as pq
+    from hyper_corr import spearmanr_ties
+
+    def once(path: str) -> None:
+        rows = [column.to_numpy() for column in pq.read_table(path).columns]
+        matrix = np.eye(len(rows))
+
+        def beside(i: int) -> None:
+            """One column with all that follow; its kernel wants the first one sorted."""
+            order = np.argsort(rows[i])
+            first = rows[i][order]
+            for j in range(i + 1, len(rows)):
+                rho, _ = spearmanr_ties(first, rows[j][order], len(first), pvals=False)
+                matrix[i, j] = matrix[j, i] = rho
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(beside, range(len(rows))))
+
+    yield once
+
+
+@contextmanager
+def ggca_correlate() -> Iterator[Once]:
+    import ggca
+
+    def once(path: str) -> None:
+        found, _, _ = ggca.correlate(
+            path,
+            path,
+            correlation_method=ggca.CorrelationMethod.Spearman,
+            correlation_threshold=0.0,
+            sort_buf_size=2_000_000,
+            adjustment_method=ggca.AdjustmentMethod.BenjaminiHochberg,
+            is_all_vs_all=True,
+            gem_contains_cpg=False,
+            collect_gem_dataset=True,
+        )
+        place = {name: k for k, name in enumerate(sorted({pair.gene for pair in found}))}
+        matrix = np.eye(len(place))
+        for pair in found:
+            matrix[place[pair.gene], place[pair.gem]] = pair.correlation
+
+    yield once
+
+
+def as_text(path: Path) -> Path:
+    """The same table with a column on each line, as ggca reads it; made once."""
+    import pyarrow.parquet as pq
+
+    text = path.with_suffix(".tsv")
+    if not text.exists():
+        table = pq.read_table(path)
+        partial = text.with_suffix(".partial")
+        with partial.open("w") as file:
+            print("name", *range(table.num_rows), sep="\t", file=file)
+            for name, column in zip(table.column_names, table.columns, strict=True):
+                print(name, *column.to_pylist(), sep="\t", file=file)
+        partial.rename(text)
+    return text
+
+
+@contextmanager
 def spark_mllib() -> Iterator[Once]:
     from pyspark.ml.feature import VectorAssembler
     from pyspark.ml.stat import Correlation
@@ -136,88 +210,177 @@ SPEARMAN: dict[str, Contender] = {
     "pandas": pandas_corr,
     "polars": polars_rank,
     "pynetcor": pynetcor_corrcoef,
+    "hyper-corr": hyper_corr_ties,
+    "ggca": ggca_correlate,
     "spark": spark_mllib,
 }
 HSIC: dict[str, Contender] = {
     "dpipe": functools.partial(dpipe_session, "hsic"),
     "hyppo": hyppo_hsic,
 }
-SLOW = {"spark": 1, "pandas": 1, "hyppo": 1}
-"""Contenders that are not repeated more often than this: they take minutes."""
+SLOW = ("spark", "pandas", "hyppo")
+"""Contenders that have one turn only: they take minutes."""
+PAIR_BY_PAIR = ("hyper-corr", "ggca")
+"""Contenders that would take hours: a tenth of the columns has a hundredth of the pairs."""
+OTHER = "other dpipe"
+
+SERVE = """
+import sys, time
+from benchmarks import peers
+kind, name, warm = sys.argv[1:]
+with getattr(peers, kind)[name]() as once:
+    once(warm)
+    print("seconds", 0, flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        once(line.strip())
+        print("seconds", time.perf_counter() - start, flush=True)
+"""
+"""What the process of a contender runs, in the folder of the checkout whose benchmarks it takes."""
 
 
-def measure(kind: str, name: str, path: Path, warm: Path, repeats: int) -> list[float]:
-    """Seconds of one contender, in a process of its own; empty when it is not installed."""
-    package = NEEDS[name]
-    if importlib.util.find_spec(package) is None:
-        print(f"{package} is not installed and is left out.")
-        return []
-    repeats = min(repeats, SLOW.get(name, repeats))
-    threads = {} if "dpipe" in name else common.all_threads()
-    spent: list[float] = common.own_process(
-        "benchmarks.peers",
-        *("--one", kind, name, str(warm), str(path), str(repeats)),
-        environment=threads,
+@dataclass(frozen=True)
+class Entry:
+    """A contender that is ready.
+
+    Attributes
+    ----------
+    process
+        Reads paths and answers with seconds.
+    path
+        The table it gets.
+    factor
+        What its seconds are multiplied by.
+    turns
+        How many it has.
+    """
+
+    process: subprocess.Popen[str]
+    path: Path
+    factor: float
+    turns: int
+
+    def seconds(self) -> float:
+        """Of one turn."""
+        assert self.process.stdin is not None
+        print(self.path, file=self.process.stdin, flush=True)
+        return self.factor * self.answer()
+
+    def answer(self) -> float:
+        """The next number it says, whatever else it prints before."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise SystemExit(f"{' '.join(self.process.args[3:])} ended early.")  # type: ignore[index]
+
+
+def started(
+    kind: str, name: str, given: Any, rows: int, columns: int, other: Path | None
+) -> tuple[subprocess.Popen[str], Entry]:
+    """The process of one contender, warm after its first answer, and what it is to do."""
+    few = max(2, columns // 10) if name in PAIR_BY_PAIR else columns
+    factor = columns * (columns - 1) / (few * (few - 1))
+    if kind == "HSIC" and name == "dpipe":
+        factor = 2 / (columns * (columns - 1))
+    path, warm = (common.table(given.data, n, p) for n, p in ((rows, few), (300, 5)))
+    if name == "ggca":
+        path, warm = as_text(path), as_text(warm)
+    words = [sys.executable, "-c", SERVE, kind, "dpipe" if name == OTHER else name, str(warm)]
+    process = subprocess.Popen(
+        words,
+        cwd=other if name == OTHER else ROOT,
+        env={**os.environ, **({} if "dpipe" in name else common.all_threads())},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    print(f"{kind} {name}: " + ", ".join(f"{value:.4g}" for value in spent), flush=True)
-    return spent
+    return process, Entry(process, path, factor, 1 if name in SLOW else given.repeats)
 
 
-def one(kind: str, name: str, warm: str, path: str, repeats: str) -> list[float]:
-    """Seconds of one contender, in this process, after a small table to warm up."""
-    with (SPEARMAN if kind == "spearman" else HSIC)[name]() as once:
-        once(warm)
-        return [common.seconds(lambda: once(path)) for _ in range(int(repeats))]
+def in_turns(entries: dict[str, Entry], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every contender, who begin one after the other, another one first each time."""
+    found: dict[str, list[float]] = {name: [] for name in entries}
+    for turn in range(repeats):
+        order = list(entries)
+        for name in itertools.islice(itertools.cycle(order), turn, turn + len(order)):
+            if turn < entries[name].turns:
+                found[name].append(entries[name].seconds())
+        print(
+            f"turn {turn + 1}: "
+            + ", ".join(
+                f"{name} {spent[turn]:.4g}" for name, spent in found.items() if spent[turn:]
+            ),
+            flush=True,
+        )
+    return found
+
+
+def measure(
+    kind: str, names: Sequence[str], given: Any, rows: int, columns: int
+) -> dict[str, list[float]]:
+    """Seconds of the contenders that are installed, by turns."""
+    with ExitStack() as stack:
+        entries: dict[str, Entry] = {}
+        for name in names:
+            package = NEEDS.get(name, "dpipe")
+            if importlib.util.find_spec(package) is None:
+                print(f"{package} is not installed and is left out.")
+                continue
+            process, entries[name] = started(kind, name, given, rows, columns, given.other)
+            stack.enter_context(process)  # waits for it, after its input has ended
+            entries[name].answer()
+        return in_turns(entries, given.repeats)
+
+
+def compared(found: dict[str, list[float]]) -> list[tuple[str, float, float | str, str]]:
+    """Name, median of seconds, median and quartiles of the ratios to the dpipe of the same turn."""
+    ours = found.get("dpipe", [])
+    rows: list[tuple[str, float, float | str, str]] = []
+    for name, spent in found.items():
+        ratios = [one / own for one, own in zip(spent, ours, strict=False)]
+        if not ratios:
+            rows.append((name, common.median(spent), "", ""))
+            continue
+        first, middle, third = np.percentile(ratios, (25, 50, 75))
+        rows.append((name, common.median(spent), float(middle), f"{first:.3g} to {third:.3g}"))
+    return rows
 
 
 def main() -> None:
     """Measure and print."""
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(one(*sys.argv[2:])))
-        return
     parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--columns", type=int, default=500)
     parser.add_argument("--pair-rows", type=int, default=10_000, help="rows for HSIC")
     parser.add_argument("--pair-columns", type=int, default=500, help="columns of dpipe's HSIC")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--other", type=Path, help="a checkout of dpipe to compare with")
     parser.add_argument(
         "--peers",
-        default="dpipe,dpipe command,scipy,pandas,polars,pynetcor,hyppo",
-        help=f"out of {', '.join(NEEDS)}, hyppo; spark takes some ten minutes",
+        default="dpipe,dpipe command,scipy,pandas,polars,pynetcor,hyper-corr,ggca,hyppo",
+        help=f"out of {', '.join(NEEDS)}; spark takes some ten minutes",
     )
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
-    peers = arguments.peers.split(",")
+    peers = given.peers.split(",")
     figures: dict[str, Any] = {}
     jobs = {
-        "spearman": (SPEARMAN, arguments.rows, arguments.columns),
-        "hsic": (HSIC, arguments.pair_rows, arguments.pair_columns),
+        "SPEARMAN": (SPEARMAN, given.rows, given.columns),
+        "HSIC": (HSIC, given.pair_rows, given.pair_columns),
     }
     for kind, (known, rows, columns) in jobs.items():
-        chosen = [name for name in known if name in peers]
-        if kind == "hsic" and "hyppo" not in peers:
+        names = [name for name in known if name in peers]
+        if kind == "SPEARMAN" and given.other:
+            names.insert(1, OTHER)
+        if kind == "HSIC" and "hyppo" not in peers:
             continue
-        path = common.table(arguments.data, rows, columns)
-        warm = common.table(arguments.data, 300, 5)
-        figures[kind] = {
-            name: measure(kind, name, path, warm, arguments.repeats) for name in chosen
-        }
-        if kind == "hsic":
-            pairs = columns * (columns - 1) / 2
-            figures[kind]["dpipe"] = [spent / pairs for spent in figures[kind].get("dpipe", [])]
-        ours = common.median(figures[kind].get("dpipe", []))
-        unit = "seconds" if kind == "spearman" else "seconds a pair"
         print(f"\n{kind}, {rows} x {columns}\n")
-        common.show(
-            ("contender", unit, "times dpipe"),
-            [
-                (name, common.median(spent), common.median(spent) / ours)
-                for name, spent in figures[kind].items()
-                if spent
-            ],
-        )
-    common.finish(arguments, figures)
+        figures[kind] = measure(kind, names, given, rows, columns)
+        unit = "seconds" if kind == "SPEARMAN" else "seconds a pair"
+        print()
+        common.show(("contender", unit, "times dpipe", "quartiles"), compared(figures[kind]))
+    common.finish(given, figures)
 
 
 if __name__ == "__main__":

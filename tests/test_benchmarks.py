@@ -41,6 +41,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("leak", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
         ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),
+        ("cluster", ["--memory=2GiB", "--rows=200000"]),
         ("guest", ["--rows=10000", "--columns=8"]),
         ("service", ["--rows=600", "--columns=8"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 
 import pytest
@@ -232,3 +233,22 @@ def test_a_card_that_is_too_small_is_refused_in_one_sentence() -> None:
             refused()
         assert "fewer --threads-per-worker" in str(e.value)
         assert "nvidia-smi" in str(e.value)
+
+
+@pytest.mark.parametrize("workers", [3, 4, 16, 64, 100])
+def test_tasks_of_a_tall_table_end_together(workers: int) -> None:
+    machine = Machine(workers, 1, 16 * GIB)
+    n_rows, n_columns = 120_000_000, 1826
+    widths = [stop - start for start, stop in ranking_blocks(n_rows, n_columns, 2**17, machine)]
+    tiling = tile_grid(n_rows, n_columns, 0, 12, machine)
+    halves = [1 if i == j else 2 for i, j in tiling.tiles for _ in tiling.splits]
+    for work in (widths, halves):
+        assert busy(work, workers) > 0.9
+
+
+def busy(work: list[int], slots: int) -> float:
+    """The share of their time that threads work, each taking the next task when it is free."""
+    ends = [0] * slots
+    for size in work:
+        heapq.heapreplace(ends, ends[0] + size)
+    return sum(work) / (slots * max(ends))

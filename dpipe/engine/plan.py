@@ -255,8 +255,12 @@ def even_blocks(start: int, stop: int, widest: int) -> list[tuple[int, int]]:
     size = stop - start
     if size <= 0:
         return []
-    parts = math.ceil(size / max(1, widest))
-    cuts = [start + size * part // parts for part in range(parts + 1)]
+    return _cut(start, stop, math.ceil(size / max(1, widest)))
+
+
+def _cut(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into so many parts of nearly equal size."""
+    cuts = [start + (stop - start) * part // parts for part in range(parts + 1)]
     return list(itertools.pairwise(cuts))
 
 
@@ -266,7 +270,7 @@ def ranking_blocks(
     """Column blocks of pass 1: as wide as memory allows and balance leaves useful.
 
     A task opens every file. Where there are so many that this would tell, tasks are fewer and
-    wider, down to one for each thread.
+    wider, down to one for each thread. Where a thread has several, all have the same number.
 
     Raises
     ------
@@ -288,7 +292,11 @@ def ranking_blocks(
     balanced = math.ceil(n_columns / (wanted * machine.slots))
     most = _MOST_RANKED if wanted == _TASKS_PER_THREAD else 2 * _MOST_RANKED
     enough = max(1, most // max(1, n_rows))
-    return even_blocks(0, n_columns, min(widest, max(8, balanced), max(16, enough)))
+    blocks = even_blocks(0, n_columns, min(widest, max(8, balanced), max(16, enough)))
+    if machine.slots < len(blocks) < n_columns:
+        rounds = math.ceil(len(blocks) / machine.slots)
+        return _cut(0, n_columns, min(rounds * machine.slots, n_columns))
+    return blocks
 
 
 def tile_grid(
@@ -323,7 +331,7 @@ def tile_grid(
     while width > limits.fewest_columns and _triangle(blocks(width)) * splits_possible < wanted:
         width = max(limits.fewest_columns, width // 2)
     cut = blocks(width)
-    split = max(1, min(splits_possible, math.ceil(wanted / max(1, _triangle(cut)))))
+    split = _even_splits(cut, splits_possible, wanted, machine.slots)
     rows_per_split = max(1, math.ceil(n_rows / split))
     chunk = math.ceil(rows_per_split / math.ceil(rows_per_split / chunk))  # all of one length
     splits = tuple(
@@ -331,6 +339,25 @@ def tile_grid(
         for start in range(0, max(n_rows, 1), rows_per_split)
     )
     return Tiling(functions, tuple(cut), splits, chunk)
+
+
+def _even_splits(cut: Sequence[object], possible: int, wanted: int, slots: int) -> int:
+    """Row splits of a grid: enough of them, and up to twice as many where tasks then end together.
+
+    A tile on the diagonal is half the work of another, and comes last.
+    """
+    apart = len(cut) * (len(cut) - 1) // 2
+
+    def idle(splits: int) -> float:
+        """The share of the threads' time that nobody uses, at best."""
+        halves = splits * (2 * apart + len(cut))
+        longest = max(2 * math.ceil(splits * apart / slots), math.ceil(halves / slots))
+        return 1 - halves / (slots * longest)
+
+    enough = max(1, math.ceil(wanted / max(1, _triangle(cut))))
+    if not cut or enough >= possible:
+        return max(1, min(enough, possible))
+    return min(range(enough, min(2 * enough, possible) + 1), key=idle)
 
 
 def _triangle(blocks: Sequence[object]) -> int:

@@ -18,9 +18,10 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from dask.base import annotate, get_annotations
@@ -251,38 +252,46 @@ class _Stage:
 
         try:
             refill()
-            while (future := self._next(completed)) is not None:
-                if future.status == "error":
-                    raise future.exception()
-                if future.cancelled():
-                    raise CancelledError(self.name)
-                unit = units.pop(future.key, None)
-                if unit is None or future in unit.counted:
-                    self.emit(TaskDone(self.name))
-                if unit is not None:
-                    result = future.result()
-                    del future
-                    yield unit.index, result
-                    refill()
+            while finished := self._next(completed):
+                ended = [unit for unit in map(self._noted, finished, repeat(units)) if unit]
+                # Together: asking for a result is a way to the scheduler, a worker and back.
+                results = self.session.client.gather([unit.last for unit in ended])
+                indices = [units.pop(unit.last.key).index for unit in ended]
+                del finished, ended  # lets the workers forget what they hold
+                refill()
+                yield from zip(indices, results, strict=True)
         except _FAILURES as error:
             raise self._sentence(error, units.values()) from error
         self._count_faults(began)
 
-    def _next(self, completed: as_completed) -> Future[Any] | None:
-        """The next finished future, None when none is left; speaks up when it takes long."""
+    def _noted(self, future: Future[Any], units: Mapping[Any, _Unit]) -> _Unit | None:
+        """Count a future that has finished as progress; the unit that ends with it, if one does."""
+        if future.status == "error":
+            raise future.exception()
+        if future.cancelled():
+            raise CancelledError(self.name)
+        unit = units.get(future.key)
+        if unit is None or future in unit.counted:
+            self.emit(TaskDone(self.name))
+        return unit
+
+    def _next(self, completed: as_completed) -> list[Future[Any]]:
+        """All futures that have finished since, none when none is left; speaks up when slow."""
         began, patience = time.monotonic(), STALL_SECONDS
         while not completed.has_ready():
             if completed.is_empty():
-                return None
+                return []
             if self.session.client.status == "closed":
                 raise CancelledError(self.name)
             with completed.thread_condition:
-                completed.thread_condition.wait(timeout=0.1)
+                # Asked again, now that nothing can finish unheard: `is_empty` waits for the thread
+                # that reports futures, so that its call often came just before this one listened.
+                if not completed.has_ready():
+                    completed.thread_condition.wait(timeout=0.1)
             if time.monotonic() - began > patience:
                 patience *= 2
                 self._say_stalled(time.monotonic() - began)
-        future: Future[Any] = completed.next()
-        return future
+        return list(completed.next_batch())
 
     # Faults
 
