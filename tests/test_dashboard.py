@@ -8,6 +8,7 @@ Does not cover: Dask's pages, the progress in a terminal (see ``tests/test_progr
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed
 import pytest
 from distributed import Client, LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
@@ -57,6 +59,34 @@ def test_the_tasks_of_a_stage_are_one_span(cluster: LocalCluster, client: Client
     (found,) = known["dpipe", "rank-spans"]
     assert [group.name for group in found.groups] == ["rank-spans"]
     assert dask.get_annotations() == {}
+
+
+def test_a_scheduler_that_serves_many_runs_gets_no_new_spans(
+    cluster: LocalCluster, client: Client
+) -> None:
+    # Dask keeps each span for good, and the workers the metrics they note under its name.
+    known = cluster.scheduler.extensions["spans"].spans
+
+    def settled() -> set[str]:
+        while cluster.scheduler.tasks:  # the tasks of the next run would else join these
+            time.sleep(0.01)
+        return set(known)
+
+    run_stage(client, "rank-again")
+    before = settled()
+    for _ in range(3):
+        run_stage(client, "rank-again")
+        assert settled() == before
+
+
+def test_a_stage_within_a_callers_span_is_a_part_of_it(
+    cluster: LocalCluster, client: Client
+) -> None:
+    with distributed.span("theirs") as identity:
+        run_stage(client, "rank-theirs")
+    spans = cluster.scheduler.extensions["spans"]
+    (found,) = spans.spans_search_by_name["theirs", "dpipe", "rank-theirs"]
+    assert found.parent.parent is spans.spans[identity]
 
 
 def test_a_scheduler_without_spans_does_as_well() -> None:

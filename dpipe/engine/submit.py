@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
-from dask.base import annotate, get_annotations
-from distributed import Future, as_completed, span
+from distributed import Future, as_completed
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -37,6 +36,7 @@ from dpipe.errors import ResourceError
 from dpipe.model.events import Emit, Fault, Note, StageStarted, TaskDone
 from dpipe.rankstore import Store
 from dpipe.session import Session
+from dpipe.session.spans import span
 
 STALL_SECONDS = 300.0
 """How long no task may finish before the run says what its workers are doing."""
@@ -238,11 +238,9 @@ class _Stage:
         completed = as_completed(loop=self.session.client.loop, raise_errors=False)
         units: dict[Any, _Unit] = {}  # by the key of the last future
         began, _, _ = self._losses(math.inf)
-        with span("dpipe", self.name):  # opened again it would be another span
-            mark = get_annotations()["span"]
 
         def refill() -> None:
-            with annotate(span=mark):
+            with span("dpipe", self.name):
                 for index in waiting:
                     unit = submit(index)
                     units[unit.last.key] = unit

@@ -26,6 +26,7 @@ from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
 from dpipe.session.calls import CLUSTER_ERRORS, PROBE_SECONDS, scheduler_address, within
+from dpipe.session.spans import span
 from dpipe.session.worker import AWAKE
 
 
@@ -129,7 +130,8 @@ def wait_for_first_worker(client: Client, seconds: float) -> Future[int]:
     is what keeps it from sending the last one away between passes.
     """
     address = scheduler_address(client)
-    wake: Future[int] = client.submit(int, key=f"{AWAKE}{uuid.uuid4().hex}")
+    with span("dpipe", "awake"):
+        wake: Future[int] = client.submit(int, key=f"{AWAKE}{uuid.uuid4().hex}")
     try:
         within(client, seconds + 5, "wait_for_workers", 1, timeout=seconds)
     except CLUSTER_ERRORS as error:
