@@ -19,6 +19,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dpipe.options import Options
+from dpipe.table import open_table
+from tests.tables import mixed_table, write_parts
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dpipe"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -107,6 +111,29 @@ def test_importing_dpipe_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not HEAVY & set(done.stdout.split())
+
+
+def test_a_worker_that_reads_numbers_imports_no_pandas(tmp_path: Path) -> None:
+    # Arrow imports pandas with the first array it makes from objects: seconds of a small run.
+    folder = write_parts(mixed_table(50), tmp_path / "parts")
+    (tmp_path / "table.json").write_text(open_table([folder], options=Options()).to_json())
+    code = (
+        "import sys, dpipe.engine.tiles\n"
+        "from dpipe.kernels.ranks import rank_column\n"
+        "from dpipe.table import Table, read_block\n"
+        "table = Table.from_json(open(sys.argv[1]).read())\n"
+        "block = read_block(table, table.features, None)\n"
+        "assert rank_column(*block.column(0)).n_valid > 0\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "table.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"pandas", "matplotlib", "bokeh", "igraph"} & set(done.stdout.split())
 
 
 def test_every_name_the_package_offers_can_be_had() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from itertools import repeat
 
 import pyarrow as pa
@@ -33,9 +34,17 @@ _WITH_COMMAS = (
 """Numbers with a decimal comma, or with a sign between thousands."""
 _NEARLY = 19
 """A column of text is told of when it has so many numbers for each other cell."""
+_FLAGS = frozenset({"false", "true"})
 
-_MISSING = pa.array(sorted(MISSING_WORDS))
-_FLAGS = pa.array(["false", "true"])
+
+@cache
+def _words(words: frozenset[str]) -> pa.Array:
+    """Some words for Arrow.
+
+    Not made when this module is imported: a worker that reads numbers never needs them, and with
+    the first array it makes from objects Arrow imports pandas, two seconds of a small run.
+    """
+    return pa.array(sorted(words))
 
 
 class Holds(StrEnum):
@@ -160,7 +169,7 @@ class CellColumn:
         """Cells of which some are neither missing nor numbers; `n` are numbers."""
         is_other = pc.and_(pc.is_null(numbers), pc.is_valid(cells))
         others = cells.filter(is_other)
-        if not n and _all(pc.is_in(pc.utf8_lower(others), _FLAGS)):
+        if not n and _all(pc.is_in(pc.utf8_lower(others), _words(_FLAGS))):
             self._flags = True
             flags = pc.equal(pc.utf8_lower(cells), "true")
             return pc.if_else(is_other, flags, pa.scalar(None, pa.bool_()))
@@ -217,7 +226,7 @@ def _as_numbers(cells: pa.Array) -> tuple[pa.Array, pa.Array]:
         return cells.cast(pa.float64()), cells
     except pa.ArrowInvalid:
         cells = pc.utf8_trim_whitespace(cells)
-        is_missing = pc.is_in(pc.utf8_lower(cells), _MISSING)
+        is_missing = pc.is_in(pc.utf8_lower(cells), _words(MISSING_WORDS))
         cells = pc.if_else(is_missing, pa.scalar(None, pa.string()), cells)
         return text_as_float64(cells), cells
 
