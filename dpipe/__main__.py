@@ -1,6 +1,22 @@
-"""``python -m dpipe``: the same as the command ``dpipe``."""
+"""The program ``dpipe``, which ``python -m dpipe`` is too."""
 
-from dpipe.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def program(name: str | None = None) -> None:
+    """Run the command line in a process of its own.
+
+    What it takes is imported here: each worker process imports the script that it was started from.
+    """
+    # igraph imports Matplotlib where there is one, which takes as long as all passes over a small
+    # table; no command draws with either.
+    sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
+    from dpipe.cli import main
+
+    main(prog_name=name)
+
 
 if __name__ == "__main__":
-    main(prog_name="python -m dpipe")
+    program("python -m dpipe")
