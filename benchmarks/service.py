@@ -3,7 +3,9 @@
 Fits of `DescriptorSelector` in threads of this process, runs attached to one cluster of somebody
 else's, whose scheduler is a process of its own and whose workers are never restarted, and pages
 written again. Prints how much each process grows from one call to the next (a least-squares line,
-the first quarter left out as warm-up).
+the first quarter left out as warm-up). What Dask itself remembers of the past on that cluster (its
+latest messages, events and transitions, an hour of profiles) is kept short, so that it is complete
+after the warm-up and what goes on growing can be seen.
 
 Usage: ``python -m benchmarks.service [--fits 200] [--attached 50] [--reports 50]``
 """
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import dask
 import numpy as np
 import psutil
 
@@ -60,6 +63,13 @@ def main() -> None:
     common.finish(arguments, {"sizes": series})
 
 
+_SHORT_MEMORY = {
+    "distributed.admin.log-length": 100,
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.worker.profile.enabled": False,
+}
+
+
 def attached(calls: int, path: str) -> dict[str, list[float]]:
     """Runs on one cluster that stays, and the sizes of its processes."""
     from distributed import Client
@@ -68,6 +78,7 @@ def attached(calls: int, path: str) -> dict[str, list[float]]:
     import dpipe
 
     with (
+        dask.config.set(_SHORT_MEMORY),
         SubprocessCluster(n_workers=2, threads_per_worker=1) as cluster,
         Client(cluster) as client,
     ):

@@ -1,7 +1,7 @@
 """Whether a selection holds on new data, compared with pandas and with runs on the whole table.
 
 Covers: values of dropped columns, certificates that break, kept columns that became redundant,
-unfit or absent, ranges, the command with its exit code.
+unfit or absent, ranges, what kept columns predict, the command with its exit code.
 Does not cover: the measures themselves (see `test_tiles`).
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+import statsmodels.api as sm
 from click.testing import CliRunner
 
 import dpipe
@@ -23,6 +25,7 @@ from dpipe.cli import main
 from dpipe.errors import InputError
 from dpipe.model.transfer import Certificate, Transfer
 from dpipe.report.transfer import render, write_transfer
+from tests.tables import mixed_table, write_parts
 
 PLAIN: dict[str, Any] = {"restart": "never", "min_valid": 50}
 
@@ -103,6 +106,60 @@ def test_columns_that_are_absent_or_unfit_are_named(finished: Path, client: Any)
     assert not answer.holds
     with pytest.raises(InputError, match="has none of the columns of the run"):
         on(finished, pd.DataFrame({"other": [1.0, 2.0, 3.0]}), client)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"nonlinear_threshold": 0.6},
+        {"nonlinear_threshold": 0.4},
+        {"spearman_threshold": 0.7},
+        {"nonlinear_threshold": 0.6, "target": "base0"},
+        {"max_columns": 6},
+        {"vif_threshold": 5.0},
+    ],
+)
+def test_a_selection_holds_on_the_data_it_was_made_from(
+    client: Any, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    data = write_parts(mixed_table(400), tmp_path / "parts")
+    dpipe.select(data, client=client, output_dir=tmp_path / "run", restart="never", **options)
+    answer = dpipe.transfer(tmp_path / "run", data, client=client, restart="never")
+    assert answer.holds, answer.lines
+    if {"max_columns", "vif_threshold"}.isdisjoint(options):
+        assert answer.unmeasured == 0
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+
+
+def test_what_the_kept_columns_predict_is_measured_again(client: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    old = pd.DataFrame(rng.normal(size=(300, 4)), columns=list("abcd"))
+    old["sum"] = old["a"] + old["b"] + old["c"] + 0.05 * rng.normal(size=300)
+    new = old.iloc[::-1].copy()
+    new["sum"] += 0.6 * rng.normal(size=300)
+    dpipe.select(old, client=client, output_dir=tmp_path / "run", **PLAIN)
+    answer = on(tmp_path / "run", new, client)
+    (certificate,) = answer.certificates
+    assert certificate.measure == "r2"
+    scores = scipy.stats.norm.ppf((new.rank() - 0.5) / len(new))
+    frame = pd.DataFrame(scores, columns=new.columns)
+    kept = (tmp_path / "run" / "selected.txt").read_text().split()
+    adjusted = [
+        sm.OLS(frame[certificate.column], sm.add_constant(frame[names])).fit().rsquared_adj
+        for names in (kept, [name for name in kept if name != "d"])
+    ]
+    assert certificate.now == pytest.approx(max(adjusted), abs=1e-6)
+    assert certificate.now < 0.9 < certificate.before
+    assert answer.broken == (certificate,)
+    assert "the R^2 of its prediction by kept columns was" in "\n".join(answer.lines)
+
+
+def test_new_data_needs_no_target(client: Any, tmp_path: Path) -> None:
+    old = frame()[:200].assign(y=frame()["x0"][:200] ** 3)
+    dpipe.select(old, client=client, output_dir=tmp_path / "run", target="y", **PLAIN)
+    assert on(tmp_path / "run", frame()[200:], client).holds
 
 
 def cells(page: str, section: str) -> list[list[str]]:

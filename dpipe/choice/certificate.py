@@ -33,9 +33,9 @@ def drops_by_column(passes: Iterable[PassResult]) -> dict[str, Drop]:
     """Every drop of a run by its column, but for those that came back; no column goes twice."""
     drops: dict[str, Drop] = {}
     for result in passes:
-        drops |= {drop.column: drop for drop in result.drops}
         for name in result.returned:
             del drops[name]
+        drops |= {drop.column: drop for drop in result.drops}
     return drops
 
 
@@ -89,7 +89,7 @@ def alternatives(
         ``"chain"`` leads from the column to the kept one, both included. A column that others
         predict has ``"n_predictors"``, their names and coefficients in ``"predictors"`` where the
         reason names them, and ``"r2_final"``, the adjusted R^2 on the final selection. One that
-        had come back and went later has ``"came_back"``.
+        had come back and went all the same has ``"came_back"``.
 
     Examples
     --------

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.engine.plan import LIMITS, Limits, Machine
+from dpipe.kernels.measures import Fusion, Settling
 from dpipe.model.events import Emit
 from dpipe.model.records import ColumnStatistics, Pairs
 from dpipe.options import Options
@@ -99,6 +100,10 @@ class Context:
             self.limits,
             local_machine()[1] if session.owned else 0,
         )
+
+    def rows_of(self, fusion: Fusion) -> NDArray[np.int64] | None:
+        """The rows that measures look at, None for all of them."""
+        return None if fusion.settling is Settling.RERANKED else self.nonlinear_rows
 
     def pairs_floor(self, threshold: float) -> float:
         """The weakest similarity of a pair that is listed for a reader; infinite for none."""

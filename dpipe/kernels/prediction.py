@@ -16,7 +16,7 @@ many sets of them, is not made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -405,11 +405,24 @@ def on_selection(
 
 
 def returning(
-    r: Matrix, kept: Indices, gone: Sequence[Prediction], rows: Indices, threshold: float
+    r: Matrix,
+    kept: Indices,
+    gone: Sequence[Prediction],
+    rows: Indices,
+    threshold: float,
+    admitted: Callable[[list[int]], list[int]] = list,
 ) -> Indices:
     """Which of the columns that went must come back, so that `kept` and they predict the others.
 
-    Arguments are those of `on_selection`; the answer is in the order of `gone`.
+    Parameters
+    ----------
+    r, kept, gone, rows
+        As for `on_selection`.
+    threshold
+        R^2 that a column needs to stay away.
+    admitted
+        Which of some columns that fall below it may come back: all, unless something else stands
+        for one of them.
 
     Examples
     --------
@@ -427,7 +440,7 @@ def returning(
         fallen = [not _reaches(value, threshold) for value in values.tolist()]
         if not any(fallen):
             break
-        back += [one.index for one, fell in zip(waiting, fallen, strict=True) if fell]
+        back += admitted([one.index for one, fell in zip(waiting, fallen, strict=True) if fell])
         waiting = [one for one, fell in zip(waiting, fallen, strict=True) if not fell]
     return np.array(back, dtype=np.int64)
 

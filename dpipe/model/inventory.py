@@ -98,8 +98,8 @@ INVENTORY = (
         "a representative was itself dropped later; of a column that others predict "
         "`n_predictors`, where few or exact `predictors` (names and coefficients), and `r2_final`, "
         "the adjusted R^2 on the final selection; "
-        "`relevance` where the run has a target; `came_back` of a column that pass 5 dropped after "
-        "pass 3 had",
+        "`relevance` where the run has a target; `came_back` of a column that a later pass "
+        "dropped after pass 3 had",
     ),
     Entry(
         (PAIRS,),

@@ -25,6 +25,17 @@ MILLION = 10**6
 """Similarities are compared, added and reported to one millionth."""
 
 
+def reaches(value: float, threshold: float) -> bool:
+    """Whether a similarity reaches a threshold; NaN reaches none.
+
+    Examples
+    --------
+    >>> reaches(-0.9500004, 0.95), reaches(0.9499996, 0.95), reaches(float("nan"), 0.0)
+    (True, True, False)
+    """
+    return value == value and round(abs(value) * MILLION) >= round(threshold * MILLION)
+
+
 class Role(StrEnum):
     """What a column of the input is to dpipe. The value is the decision on all but features.
 
@@ -275,7 +286,8 @@ class PassResult:
     relevance
         How much each column tells of the targets, in [0, 1]; of pass 1 of a run that has targets.
     returned
-        Columns dropped before that are kept again, in input order.
+        Columns dropped before that came back, in input order; those of them that are similar to a
+        kept one are among the drops.
     predicted
         Adjusted R^2 on the columns kept of every column that some of them predict; empty where the
         pass took nothing that matters to it.

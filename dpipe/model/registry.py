@@ -146,6 +146,11 @@ class Pass:
         """Whether it computes measures of pairs of columns."""
         return self.measure is not None or self.weights is not None
 
+    @property
+    def drops_similar(self) -> bool:
+        """Whether it drops a column for one that is as similar as its threshold asks."""
+        return self.pairwise and self.measures_pairs
+
 
 PASSES: dict[int, Pass] = {
     entry.number: entry

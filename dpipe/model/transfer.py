@@ -16,14 +16,15 @@ _SHOWN = 10  # of the lines of one kind
 
 @dataclass(frozen=True)
 class Certificate:
-    """One dropped column and its representative, on the new data.
+    """One dropped column and what stands for it, on the new data.
 
     Attributes
     ----------
     column, representative
         Their names.
     measure
-        What compares them.
+        What compares them; "r2" where all kept columns stand for it: the adjusted R^2 with which
+        they, or the few predictors that the run named, predict it.
     before, now
         Its value in the run and on the new data, NaN where the pair has none.
     threshold
@@ -39,6 +40,13 @@ class Certificate:
     now: float
     threshold: float
     holds: bool
+
+    @property
+    def comparison(self) -> str:
+        """What its value is, in words."""
+        if self.measure == "r2":
+            return "the R^2 of its prediction by kept columns"
+        return f"{self.measure} to {self.representative}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Transfer:
     n_rows, n_kept
         Rows of the new data that took part; kept columns of the run.
     certificates
-        Every dropped column that was compared with its representative.
+        Every dropped column that was compared with what stands for it.
     redundant
         Kept columns that became redundant, pair by pair.
     unfit
@@ -73,7 +81,8 @@ class Transfer:
     outside
         Columns with values outside their range in the run: name, then the old and the new range.
     unmeasured
-        Dropped columns that have no representative to be compared with, as those of pass 3.
+        Dropped columns that could not be compared: what stands for them is absent, the run claimed
+        nothing of them (``--vif-threshold``, ``--max-columns``), or the rows cannot tell.
     """
 
     n_rows: int
@@ -103,11 +112,11 @@ class Transfer:
         return (
             f"the selection of {counted(self.n_kept, 'column')} {verdict} on "
             f"{counted(self.n_rows, 'row')}.",
-            f"compared with their representatives: {counted(len(self.certificates), 'column')}, "
+            f"compared with what stands for them: {counted(len(self.certificates), 'column')}, "
             f"of which {len(self.broken):,} no longer reach the threshold",
             *_first(
-                f"{c.column}: {c.measure} to {c.representative} was {c.before:.6g} and is "
-                f"{c.now:.6g}, below {c.threshold:g}"
+                f"{c.column}: {c.comparison} was {c.before:.6g} and is {c.now:.6g}, below "
+                f"{c.threshold:g}"
                 for c in self.broken
             ),
             *_first(
@@ -122,11 +131,7 @@ class Transfer:
                 f"{most:.6g}"
                 for name, least, most, low, high in self.outside
             ),
-            *(
-                [f"not compared, for want of one partner: {counted(self.unmeasured, 'column')}"]
-                if self.unmeasured
-                else []
-            ),
+            *([f"not compared: {counted(self.unmeasured, 'column')}"] if self.unmeasured else []),
         )
 
 

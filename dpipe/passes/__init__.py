@@ -54,11 +54,11 @@ def reviewed(
     context: Context, prepared: Prepared, earlier: Sequence[PassResult], result: PassResult
 ) -> PassResult:
     """The answer of a pass, after the passes before it have looked at it."""
-    for before in earlier:
+    for place, before in enumerate(earlier):
         entry = PASSES[before.number]
         if reviews(entry):
             review = module_of(entry).review  # type: ignore[attr-defined]
-            result = review(entry, context, prepared, before, result)
+            result = review(entry, context, prepared, before, earlier[place + 1 :], result)
     return result
 
 

@@ -12,7 +12,7 @@ The Gram matrix is computed for the survivors of pass 2 alone, which is cheaper 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from dpipe.model.events import Note, PlannedPass
 from dpipe.model.records import Drop, PassResult
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
+from dpipe.passes.redundancy import drop_similar
 
 MOST_PREDICTORS = 3
 """Most predictors of a column where no target says which columns matter (docs/models.md)."""
@@ -82,30 +83,47 @@ def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> P
 
 
 def review(
-    this: Pass, context: Context, prepared: Prepared, mine: PassResult, later: PassResult
+    this: Pass,
+    context: Context,
+    prepared: Prepared,
+    mine: PassResult,
+    between: Sequence[PassResult],
+    later: PassResult,
 ) -> PassResult:
     """What a later pass kept, with the columns that come back because of what it dropped.
 
-    A column that this pass dropped stays dropped only while the selection predicts it. With
-    ``--vif-threshold`` none comes back: it would be inflated. Nor does one after a pass that keeps
-    a number of columns; what these predict of the others is stated.
+    A column that this pass dropped stays dropped only while the selection predicts it, or while the
+    later pass would drop it as well. With ``--vif-threshold`` none comes back: it would be
+    inflated. Nor does one after a pass that keeps a number of columns; what these predict of the
+    others is stated.
     """
     if not mine.predicted or not later.drops:
         return later
-    reached = {*later.kept, *(drop.column for drop in later.drops)}  # some came back before
-    drops = [d for d in mine.drops if d.column in mine.predicted and d.column not in reached]
+    # Some came back before, and may have gone again.
+    settled = {*later.kept, *(drop.column for done in (*between, later) for drop in done.drops)}
+    drops = [d for d in mine.drops if d.column in mine.predicted and d.column not in settled]
     gram = gram_of(this, context, prepared, [*later.kept, *(drop.column for drop in drops)])
     gone = [_as_found(drop, gram) for drop in drops]
-    kept, back = gram.of(later.kept), np.empty(0, dtype=np.int64)
+    kept, similar = list(later.kept), dict[str, Drop]()
+
+    def admitted(fallen: list[int]) -> list[int]:
+        names = [gram.names[index] for index in fallen]
+        found = drop_similar(PASSES[later.number], context, prepared, names, kept)
+        similar.update(found)
+        kept.extend(name for name in names if name not in found)
+        return [index for index in fallen if gram.names[index] not in found]
+
     if context.options.vif_threshold is None and not PASSES[later.number].rations:
-        back = returning(gram.values, kept, gone, gram.rows, context.options.r2_threshold)
-    returned = {gram.names[index] for index in back.tolist()}
+        threshold = context.options.r2_threshold
+        returning(gram.values, gram.of(kept), gone, gram.rows, threshold, admitted)
+    returned = {*kept, *similar} - {*later.kept}
     gone = [one for one in gone if gram.names[one.index] not in returned]
-    kept = gram.of([*later.kept, *returned])
-    values = on_selection(gram.values, kept, gone, gram.rows) if gone else np.empty(0)
+    values = on_selection(gram.values, gram.of(kept), gone, gram.rows) if gone else np.empty(0)
+    lost = {drop.column: drop for drop in later.drops} | similar
     return dataclasses.replace(
         later,
-        kept=_in_order(prepared, {*later.kept, *returned}),
+        kept=_in_order(prepared, kept),
+        drops=tuple(lost[name] for name in _in_order(prepared, lost)),
         returned=_in_order(prepared, returned),
         predicted={
             gram.names[one.index]: value for one, value in zip(gone, values.tolist(), strict=True)
@@ -128,8 +146,9 @@ def _others(p: int, gone: Sequence[int]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(p), np.array(gone, dtype=np.int64))
 
 
-def _in_order(prepared: Prepared, names: set[str]) -> tuple[str, ...]:
-    return tuple(name for name in prepared if name in names)
+def _in_order(prepared: Prepared, names: Collection[str]) -> tuple[str, ...]:
+    members = frozenset(names)
+    return tuple(name for name in prepared if name in members)
 
 
 def _say_what_rows_allow(context: Context, gram: Gram, most: int | None) -> None:

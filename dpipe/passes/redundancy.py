@@ -1,20 +1,24 @@
-"""From edges to decisions: what passes 2 and 4 share.
+"""From similarities to decisions: what passes 2 and 4 share.
 
-Covers: communities of similar columns, one representative for each dropped column.
+Covers: communities of similar columns, one representative for each dropped column, columns that
+come to those a pass has kept.
 Does not cover: how similar columns are (`dpipe.passes.spearman`, `dpipe.passes.nonlinear`).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from dpipe.choice.redundant import decide_at
 from dpipe.engine.context import Context, Prepared
+from dpipe.engine.grid import measured_pairs
+from dpipe.engine.measures import fusion_of
 from dpipe.engine.tiles import NEAR
 from dpipe.model.events import Note
-from dpipe.model.records import Drop, Edges, PassResult
+from dpipe.model.records import MILLION, Drop, Edges, PassResult, reaches
 from dpipe.model.registry import Pass, Reason
 
 
@@ -86,6 +90,54 @@ def keep_representatives(
         communities,
         near_threshold(edges, columns, threshold),
     )
+
+
+def drop_similar(
+    this: Pass,
+    context: Context,
+    prepared: Prepared,
+    columns: Sequence[str],
+    kept: Sequence[str],
+) -> dict[str, Drop]:
+    """Those of some columns that are as similar to one that stays as a pass asks, as its drops.
+
+    They are looked at from the one most worth keeping on; one that stays counts for the others.
+
+    Parameters
+    ----------
+    this, context, prepared
+        The pass and the run.
+    columns, kept
+        The columns, and what stays in any case.
+    """
+    if this.threshold is None or not this.drops_similar:
+        return {}
+    threshold: float = getattr(context.options, this.threshold)
+    fusion = fusion_of(this, context.options)
+    missing = np.array([prepared[name].statistics.n_missing for name in columns], dtype=np.int64)
+    order = [columns[index] for index in context.priority.order(columns, missing)]
+    pairs = [(name, other) for at, name in enumerate(order) for other in (*kept, *order[:at])]
+    values = measured_pairs(
+        context,
+        prepared,
+        pairs,
+        f"{this.name}-again",
+        fusion,
+        rows=context.rows_of(fusion),
+        min_valid=context.options.required_rows,
+    )
+    similar: dict[str, list[tuple[int, str, float]]] = defaultdict(list)
+    for (name, other), value in zip(pairs, values.tolist(), strict=True):
+        if reaches(value, threshold):
+            similar[name].append((-round(abs(value) * MILLION), other, value))
+    drops: dict[str, Drop] = {}
+    for name in order:
+        stays = [found for found in similar[name] if found[1] not in drops]
+        if stays:
+            _, other, value = min(stays)
+            reason = Reason.REDUNDANT
+            drops[name] = Drop(name, this.number, reason, fusion.name, value, threshold, other)
+    return drops
 
 
 _MOST_LISTED = 1000

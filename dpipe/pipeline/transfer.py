@@ -1,34 +1,35 @@
 """Whether a finished selection holds on new data.
 
-Covers: every dropped column measured against its representative again, kept columns that became
-redundant or unfit, columns that are absent or out of their old range.
-Does not cover: selecting anew (`dpipe.pipeline.run`); what pass 3 dropped, whose reason is all kept
-columns together.
+Covers: every dropped column measured against its representative again, or predicted from the kept
+columns again, kept columns that became redundant or unfit, columns that are absent or out of their
+old range.
+Does not cover: selecting anew (`dpipe.pipeline.run`); columns whose reason was no threshold on the
+selection: those of a strict ``--vif-threshold`` and of ``--max-columns``.
 
 The measures are those of the run, with its options, from the same ranks and tiles. Of the dropped
-columns only the pairs with their representatives are computed.
+columns only the pairs with their representatives are computed. The new data needs no target.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dpipe.choice.rules import first_broken
 from dpipe.engine.context import Context, Prepared
+from dpipe.engine.gram import gram_of
 from dpipe.engine.grid import measured_pairs, run_grid, settled_edges
 from dpipe.engine.measures import fusion_of
 from dpipe.errors import InputError
-from dpipe.kernels.measures import MARGIN, Fusion, Settling
+from dpipe.kernels.measures import MARGIN, Settling
+from dpipe.kernels.prediction import explained
 from dpipe.model.events import Emit, Event
-from dpipe.model.records import MILLION, Decision, Role
+from dpipe.model.records import Decision, Role, reaches
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.model.transfer import Certificate, Redundant, Transfer
 from dpipe.options import DECLARED, Options, options_from
@@ -109,17 +110,21 @@ def transfer(
         new = _New(context, prepared, options)
         kept = [each.column for each in judged if each.decision == "kept"]
         dropped = [each for each in judged if each.decision == "dropped"]
-        compared = [each for each in dropped if _measure_of(each) is not None]
+        predictors = _predictors(dropped, options, done)
+        certificates = (
+            *new.certificates([each for each in dropped if _measure_of(each) is not None]),
+            *new.predictions(kept, predictors, decisions),
+        )
         answer = Transfer(
             n_rows=n_rows,
             n_kept=len(kept),
-            certificates=tuple(new.certificates(compared)),
+            certificates=certificates,
             redundant=tuple(new.redundant(kept)),
             unfit=tuple(new.unfit(kept)),
             absent=tuple(sorted(absent, key=lambda name: name not in kept)),
             lost=len(set(kept) & set(absent)),
             outside=tuple(new.outside(ranges)),
-            unmeasured=sum(_measure_of(each) is None and each.pass_number != 1 for each in dropped),
+            unmeasured=_unmeasured(dropped, certificates, absent),
         )
     if report is not None:
         from dpipe.report.transfer import write_transfer
@@ -132,7 +137,8 @@ def _options_of(record: Mapping[str, Any], given: Options) -> Options:
     """What decides as the run had it, where to compute as the caller wants it."""
     stored = options_from(record.get("options") or {})
     here = {name: getattr(given, name) for name, each in DECLARED.items() if each.affects is None}
-    return stored.replace(**here)
+    # New data seldom knows the target, which decides nothing here.
+    return stored.replace(**here, target=())
 
 
 def _narrowed(table: Table, judged: Sequence[Decision], where: str) -> tuple[Table, list[str]]:
@@ -156,9 +162,30 @@ def _measure_of(decision: Decision) -> Pass | None:
     if decision.representative is None or decision.pass_number is None:
         return None
     if Reason.of(decision.reason) is Reason.DUPLICATE:
-        return next(each for each in PASSES.values() if each.measures_pairs)
+        return next(each for each in PASSES.values() if each.drops_similar)
     this = PASSES[decision.pass_number]
-    return this if this.measures_pairs else None
+    return this if this.drops_similar else None
+
+
+def _predictors(
+    dropped: Sequence[Decision], options: Options, done: RunFolder
+) -> dict[str, tuple[str, ...]]:
+    """The columns that the run's selection predicts, each with its few predictors, if it has."""
+    if options.vif_threshold is not None or options.max_columns is not None:
+        return {}  # nothing was claimed of the columns that were kept in the end
+    causes = (Reason.PREDICTED, Reason.COMBINATION)
+    predicted = {each.column for each in dropped if each.cause in causes}
+    entries = itertools.chain.from_iterable(done.read_communities().values())
+    few = {each["column"]: tuple(each.get("predictors", ())) for each in entries}
+    return {name: few.get(name, ()) for name in predicted}
+
+
+def _unmeasured(
+    dropped: Sequence[Decision], certificates: Sequence[Certificate], absent: Sequence[str]
+) -> int:
+    """How many columns that something stands for were not compared with it."""
+    others = {each.column for each in dropped if each.representative is not None}
+    return len(others - {each.column for each in certificates} - set(absent))
 
 
 class _New:
@@ -168,9 +195,6 @@ class _New:
         self._context = context
         self._prepared = prepared
         self._options = options
-
-    def _rows(self, fusion: Fusion) -> NDArray[np.int64] | None:
-        return None if fusion.settling is Settling.RERANKED else self._context.nonlinear_rows
 
     def unfit(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """Columns that pass 1 would drop, with the reason."""
@@ -201,12 +225,42 @@ class _New:
                 [(each.column, str(each.representative)) for each in mine],
                 f"pairs-{this.name}",
                 fusion,
-                rows=self._rows(fusion),
+                rows=self._context.rows_of(fusion),
                 min_valid=self._options.required_rows,
             )
             for each, value in zip(mine, values.tolist(), strict=True):
                 found[each.column] = self._certificate(each, fusion.name, value)
         return [found[each.column] for each in present]
+
+    def predictions(
+        self,
+        kept: Sequence[str],
+        predictors: Mapping[str, Sequence[str]],
+        decisions: Mapping[str, Decision],
+    ) -> list[Certificate]:
+        """Dropped columns beside what the kept ones predict of them, where the rows can tell."""
+        left = {name for name in kept if self._varies(name)}
+        names = sorted(filter(self._varies, predictors))  # as `gram.of` gives their places
+        if not left or not names:
+            return []
+        this = next(each for each in PASSES.values() if Reason.PREDICTED in each.reasons)
+        gram = gram_of(this, self._context, self._prepared, [*left, *names])
+
+        def r_squared(of: Sequence[str], by: Collection[str]) -> list[float]:
+            values, _ = explained(gram.values, gram.of(sorted(by)), gram.of(of), gram.rows)
+            return list(map(float, values))
+
+        found = []
+        for name, value in zip(names, r_squared(names, left), strict=True):
+            few = predictors[name]
+            if few and left.issuperset(few):  # which cost fewer degrees of freedom than all
+                value = max(value, *r_squared([name], few))
+            if math.isfinite(value):
+                found.append(self._certificate(decisions[name], "r2", max(value, 0.0)))
+        return found
+
+    def _varies(self, name: str) -> bool:
+        return name in self._prepared and self._prepared[name].statistics.n_unique > 1
 
     def _certificate(self, decision: Decision, measure: str, now: float) -> Certificate:
         duplicate = Reason.of(decision.reason) is Reason.DUPLICATE
@@ -220,7 +274,7 @@ class _New:
             before=math.nan if before is None else before,
             now=now,
             threshold=threshold,
-            holds=mute or _reaches(now, threshold),
+            holds=mute or reaches(now, threshold),
         )
 
     def redundant(self, names: Sequence[str]) -> list[Redundant]:
@@ -231,7 +285,7 @@ class _New:
         found = []
         for number in self._options.passes:
             this = PASSES[number]
-            if not this.measures_pairs or this.threshold is None or len(columns) < 2:
+            if not this.drops_similar or this.threshold is None or len(columns) < 2:
                 continue
             threshold = float(getattr(self._options, this.threshold))
             fusion = fusion_of(this, self._options)
@@ -241,7 +295,7 @@ class _New:
                 columns,
                 f"kept-{this.name}",
                 fusion,
-                rows=self._rows(fusion),
+                rows=self._context.rows_of(fusion),
                 threshold=threshold,
                 margin=0.0 if fusion.settling is Settling.RERANKED else self._margin(),
                 min_valid=self._options.required_rows,
@@ -250,7 +304,7 @@ class _New:
             edges = settled_edges(self._context, grid)
             for i, j, value in zip(edges.i, edges.j, edges.value.tolist(), strict=True):
                 pair = sorted((grid.names[i], grid.names[j]))
-                if _reaches(value, threshold) and not asked.issuperset(pair):
+                if reaches(value, threshold) and not asked.issuperset(pair):
                     found.append(Redundant(pair[0], pair[1], fusion.name, value, threshold))
         return sorted(found, key=lambda each: (-abs(each.value), each.first, each.second))
 
@@ -268,8 +322,3 @@ class _New:
             if low < least or high > most:
                 found.append((name, least, most, low, high))
         return found
-
-
-def _reaches(value: float, threshold: float) -> bool:
-    """Whether a similarity reaches a threshold, in whole millionths; NaN reaches none."""
-    return value == value and round(abs(value) * MILLION) >= round(threshold * MILLION)

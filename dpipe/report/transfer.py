@@ -87,7 +87,7 @@ def render(answer: Transfer, folder: str, n_files: int) -> str:
         f"{'is' if answer.lost == 1 else 'are'} absent."
     )
     if answer.unmeasured:
-        why += f" Not compared, for want of one partner: {counted(answer.unmeasured, 'column')}."
+        why += f" Not compared: {counted(answer.unmeasured, 'column')}."
     facts = f"{counted(answer.n_rows, 'row')} · {counted(n_files, 'file')} · run folder {folder}"
     page = resources.files("dpipe.report")
     return Template(page.joinpath("transfer.html").read_text(encoding="utf-8")).substitute(
@@ -198,7 +198,7 @@ def _certificates(certificates: Sequence[Certificate], otherwise: str) -> str:
         certificates,
         lambda c: (
             _name(c.column),
-            _name(c.representative),
+            "kept columns" if c.measure == "r2" else _name(c.representative),
             escape(c.measure),
             _value(c.before),
             _value(c.now),

@@ -427,7 +427,7 @@ def _check_kept(
 ) -> Failures:
     claims.compared[f"pairs of kept columns, {measure}"] = math.comb(len(kept), 2)
     for first, second, value in pairs:
-        if not ({first, second} <= claims.asked or {first, second} & claims.back):
+        if not {first, second} <= claims.asked:
             yield (
                 f"columns {first!r} and {second!r} were both kept although their {measure} is "
                 f"{value:.6f}, at or above the threshold {threshold:g}"
