@@ -13,12 +13,13 @@ Usage: ``python -m benchmarks.service [--fits 200] [--attached 50] [--reports 50
 from __future__ import annotations
 
 import gc
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest.mock import patch
 
-import dask
 import numpy as np
 import psutil
 
@@ -64,10 +65,12 @@ def main() -> None:
 
 
 _SHORT_MEMORY = {
-    "distributed.admin.log-length": 100,
-    "distributed.admin.low-level-log-length": 100,
-    "distributed.worker.profile.enabled": False,
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__DIAGNOSTICS__COMPUTATIONS__MAX_HISTORY": "10",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
 }
+"""Of the processes of a cluster, which are started with them."""
 
 
 def attached(calls: int, path: str) -> dict[str, list[float]]:
@@ -78,7 +81,7 @@ def attached(calls: int, path: str) -> dict[str, list[float]]:
     import dpipe
 
     with (
-        dask.config.set(_SHORT_MEMORY),
+        patch.dict(os.environ, _SHORT_MEMORY),
         SubprocessCluster(n_workers=2, threads_per_worker=1) as cluster,
         Client(cluster) as client,
     ):

@@ -1112,6 +1112,7 @@ def test_a_dead_scheduler_ends_the_run_soon(
                 started[0].kill()
                 started[0].wait()
                 monkeypatch.setattr(module, "PROBE_SECONDS", 1.0)
+                monkeypatch.setattr(restart, "RECYCLE_SECONDS", 3.0)  # it waits as long as a minute
                 with pytest.raises(ResourceError, match=r"no worker of tcp://.* answers any more"):
                     session.recycle(2)
             finally:
