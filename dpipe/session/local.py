@@ -15,7 +15,6 @@ import importlib
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -24,7 +23,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -33,7 +31,7 @@ from distributed import Client, LocalCluster, SpecCluster, core
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
-from dpipe.common.environment import worker_environment
+from dpipe.common.environment import interrupts_blocked, worker_environment
 from dpipe.common.words import first_line, sized
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
@@ -81,7 +79,7 @@ class StartedCluster:
                 "distributed.scheduler.allowed-failures": DEATHS,
             }
             try:
-                with _environment_noted(), dask.config.set(settings), _interrupts_blocked():
+                with _environment_noted(), dask.config.set(settings), interrupts_blocked():
                     self._cluster = start(self.options, self.workers, self._folder)
                 # Not the default client: what the user computes meanwhile stays where it was.
                 self._client = Client(self._cluster, set_as_default=False)
@@ -292,26 +290,6 @@ def _spawn_environment() -> dict[str, Any]:
     silent = logging.getLogger("distributed").level >= logging.CRITICAL
     quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"} if silent else {}
     return {**configured, **worker_environment(), **quiet}
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C from the processes started inside; it comes to this process afterwards.
-
-    A terminal sends it to every process, and each worker would answer with a traceback while
-    dpipe is about to end it properly. The thread of the event loop starts inside and inherits the
-    mask; the workers, and those that replace them later, inherit it from that thread.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Whoever starts this helper of multiprocessing unblocks the signal in its own thread.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker_folder(local_directory: str | None) -> str:

@@ -13,17 +13,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
-from dpipe.common.environment import worker_environment
+from dpipe.common.environment import interrupts_blocked, worker_environment
 from dpipe.common.words import counted, sized, typed_size
 from dpipe.errors import ResourceError
 
@@ -154,21 +152,9 @@ class _Recording(SpawnContext):
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
-    """What processes that start inside inherit: one thread each, and no ear for Ctrl-C.
-
-    A terminal sends it to every process, and each would answer with a traceback.
-    """
-    with _environment(worker_environment()):
-        if not hasattr(signal, "pthread_sigmask"):
-            yield
-            return
-        # Whoever starts this helper of multiprocessing unblocks the signal in its own thread.
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """What processes that start inside inherit: one thread each, and no ear for Ctrl-C."""
+    with _environment(worker_environment()), interrupts_blocked():
+        yield
 
 
 @contextlib.contextmanager
