@@ -300,9 +300,9 @@ def _task_bytes(targets: Sequence[StoredTarget]) -> int:
 def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
     """Name the columns that follow a target without error: a copy is the commonest leak of all."""
     for place, target in enumerate(measured.targets):
-        told = np.flatnonzero(measured.rdc[:, place] >= 1 - 1 / MILLION)
-        if len(told):
-            names = [measured.columns[index] for index in told]
+        copies = np.flatnonzero(measured.rdc[:, place] >= 1 - 1 / MILLION)
+        if len(copies):
+            names = [measured.columns[index] for index in copies]
             follow = "follows" if len(names) == 1 else "follow"
             context.emit(
                 Note(

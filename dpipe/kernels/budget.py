@@ -115,7 +115,7 @@ def choose_for_target(
     left = np.full(len(gram), 1 + ridge)
     waiting = np.ones(len(gram), dtype=bool)
     factor = np.empty((len(gram), count), order="F")
-    taken, gained = [], []
+    steps, gained = [], []
     for step in range(count):
         gains = (shared**2).sum(axis=1) / left
         best = _first_of_largest(gains, waiting) if step >= n_asked else step
@@ -127,9 +127,9 @@ def choose_for_target(
         shared -= np.outer(column, shared[best] / math.sqrt(left[best]))
         left = np.maximum(left - column * column, ridge)
         waiting[best] = False
-        taken.append(best)
+        steps.append(best)
     share = np.cumsum(gained) / variance
-    return Chosen(order[taken], explained_by(gram, np.array(taken, dtype=np.int64)), share)
+    return Chosen(order[steps], explained_by(gram, np.array(steps, dtype=np.int64)), share)
 
 
 def choose_for_table(r: Matrix, order: Indices, asked: NDArray[np.bool_], count: int) -> Chosen:
@@ -156,13 +156,13 @@ def choose_for_table(r: Matrix, order: Indices, asked: NDArray[np.bool_], count:
     gram = r[np.ix_(order, order)]
     rest = _Residual(gram, count)
     waiting = np.ones(len(gram), dtype=bool)
-    taken: list[int] = []
+    steps: list[int] = []
     for step in range(count):
         best = _first_of_largest(rest.gains(), waiting) if step >= n_asked else step
         rest.take(best)
         waiting[best] = False
-        taken.append(best)
-    return Chosen(order[taken], np.array(rest.explained), np.empty(0))
+        steps.append(best)
+    return Chosen(order[steps], np.array(rest.explained), np.empty(0))
 
 
 def explained_by(r: Matrix, chosen: Indices) -> Matrix:

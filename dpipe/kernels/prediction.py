@@ -175,18 +175,18 @@ def sweep(
     >>> import numpy as np
     >>> a, b = np.eye(4)[:2]
     >>> scores = np.stack([a, b, (a + b) / np.sqrt(2)])
-    >>> gone = sweep(
+    >>> predictions = sweep(
     ...     scores @ scores.T, np.arange(3), np.zeros(3, bool), np.full(3, 100), 0.9, None
     ... )
-    >>> [(one.index, one.representative, one.predictors) for one in gone]
+    >>> [(one.index, one.representative, one.predictors) for one in predictions]
     [(2, 0, 2)]
-    >>> [(column, round(weight, 3)) for column, weight in gone[0].partners]
+    >>> [(column, round(weight, 3)) for column, weight in predictions[0].partners]
     [(0, 0.707), (1, 0.707)]
     """
     order, n_asked = _asked_first(r, order, asked, rows)
     run = _Sweep(r[np.ix_(order, order)], rows[order], threshold, most, few)
     run.go(n_asked)
-    return [_renumbered(one, order) for one in run.gone]
+    return [_renumbered(one, order) for one in run.predictions]
 
 
 class _Sweep:
@@ -204,7 +204,7 @@ class _Sweep:
         self.threshold = threshold
         self.most = len(gram) if most is None else most
         self.few = min(few, self.most)
-        self.gone: list[Prediction] = []
+        self.predictions: list[Prediction] = []
         self.kept = np.zeros(len(gram), dtype=bool)
         self.basis: list[int] = []
         self.limit = math.log(CHANCE / len(gram)) if len(gram) else 0.0
@@ -226,7 +226,7 @@ class _Sweep:
                 left = min(max(float(rest[0]), 0.0), 1.0)
                 claim = None if j < n_asked else self._claim(j, left, factor)
                 if claim is not None:
-                    self.gone.append(claim)
+                    self.predictions.append(claim)
                     continue
                 self.kept[j] = True
                 if left >= RESIDUAL_VARIANCE:
@@ -374,7 +374,7 @@ def explained(r: Matrix, kept: Indices, others: Indices, rows: Indices) -> tuple
 
 
 def on_selection(
-    r: Matrix, kept: Indices, gone: Sequence[Prediction], rows: Indices
+    r: Matrix, kept: Indices, predictions: Sequence[Prediction], rows: Indices
 ) -> NDArray[np.float64]:
     """The best adjusted R^2 of each column that went, on the columns of a later selection.
 
@@ -384,22 +384,22 @@ def on_selection(
         As for `sweep`.
     kept
         The selection, as indices into r.
-    gone
+    predictions
         Answers of `sweep`.
 
     Returns
     -------
-    (gone,) R^2 on all of `kept`, or that of its own few predictors where all of these are among
-    `kept` and it is larger: many predictors cost degrees of freedom.
+    (predictions,) R^2 on all of `kept`, or that of its own few predictors where all of these are
+    among `kept` and it is larger: many predictors cost degrees of freedom.
     """
-    others = np.array([one.index for one in gone], dtype=np.int64)
+    others = np.array([one.index for one in predictions], dtype=np.int64)
     values, _ = explained(r, kept, others, rows)
     present = set(kept.tolist())
     stated = [
         one.r_squared
         if one.partners and all(column in present for column, _ in one.partners)
         else -math.inf
-        for one in gone
+        for one in predictions
     ]
     return np.maximum(values, stated)
 
@@ -407,7 +407,7 @@ def on_selection(
 def returning(
     r: Matrix,
     kept: Indices,
-    gone: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     rows: Indices,
     threshold: float,
     admitted: Callable[[list[int]], list[int]] = list,
@@ -416,7 +416,7 @@ def returning(
 
     Parameters
     ----------
-    r, kept, gone, rows
+    r, kept, predictions, rows
         As for `on_selection`.
     threshold
         R^2 that a column needs to stay away.
@@ -429,12 +429,12 @@ def returning(
     >>> import numpy as np
     >>> r = np.array([[1.0, 0.99, 0.0], [0.99, 1.0, 0.0], [0.0, 0.0, 1.0]])
     >>> rows = np.full(3, 100)
-    >>> gone = sweep(r, np.arange(3), np.zeros(3, bool), rows, 0.9, None)
-    >>> returning(r, np.array([2]), gone, rows, 0.9).tolist()  # another pass took column 0
+    >>> predictions = sweep(r, np.arange(3), np.zeros(3, bool), rows, 0.9, None)
+    >>> returning(r, np.array([2]), predictions, rows, 0.9).tolist()  # another pass took column 0
     [1]
     """
     back: list[int] = []
-    waiting = list(gone)
+    waiting = list(predictions)
     while waiting:
         values = on_selection(r, np.concatenate([kept, np.array(back, np.int64)]), waiting, rows)
         fallen = [not _reaches(value, threshold) for value in values.tolist()]

@@ -46,12 +46,12 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     kept = {*names, *constant[: budget - len(names)]}
     steps = _steps(names, chosen)
     _say_what_is_explained(context, steps)
-    gone = [name for name in columns if name not in kept]
+    dropped = [name for name in columns if name not in kept]
     return PassResult(
         this.number,
         this.name,
         tuple(name for name in columns if name in kept),
-        tuple(_drops(this, gram, kept, gone)),
+        tuple(_drops(this, gram, kept, dropped)),
         chosen=steps,
     )
 
@@ -99,13 +99,13 @@ def _say_what_is_explained(context: Context, steps: Sequence[Step]) -> None:
     explain = "explains" if len(steps) == 1 else "explain"
     target = "" if last.target is None else f" and {percent(last.target)} of the target's"
     of = "the variance of the columns that pass 5 chose from"
-    told = f"{counted(len(steps), 'column')} {explain} {percent(last.table)} of {of}{target}"
-    context.emit(Note(f"{told}, on normal scores.", "notice"))
+    sentence = f"{counted(len(steps), 'column')} {explain} {percent(last.table)} of {of}{target}"
+    context.emit(Note(f"{sentence}, on normal scores.", "notice"))
 
 
-def _drops(this: Pass, gram: Gram, kept: set[str], gone: Sequence[str]) -> list[Drop]:
+def _drops(this: Pass, gram: Gram, kept: set[str], dropped: Sequence[str]) -> list[Drop]:
     """What goes, with the adjusted R^2 of each column on those that stay."""
-    left, others = gram.of(sorted(kept)), gram.of(gone)
+    left, others = gram.of(sorted(kept)), gram.of(dropped)
     if len(left) and len(others):
         values = explained(gram.values, left, others, gram.rows)[0]
     else:
@@ -113,12 +113,14 @@ def _drops(this: Pass, gram: Gram, kept: set[str], gone: Sequence[str]) -> list[
     known = dict(zip((gram.names[index] for index in others), values.tolist(), strict=True))
     place = {name: index for index, name in enumerate(gram.names)}
     drops = []
-    for name in gone:
+    for name in dropped:
         value = known.get(name, -math.inf)
         similar = name in place and len(left) > 0
         nearest = gram.names[gram.nearest(place[name], left)] if similar else min(kept)
-        told = value if math.isfinite(value) else None
+        r_squared = value if math.isfinite(value) else None
         drops.append(
-            Drop(name, this.number, Reason.OVER_BUDGET, "r2", told, None, representative=nearest)
+            Drop(
+                name, this.number, Reason.OVER_BUDGET, "r2", r_squared, None, representative=nearest
+            )
         )
     return drops

@@ -50,28 +50,23 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     most = _most(context)
     _say_what_rows_allow(context, gram, most)
     _say_what_asked_ones_predict(context, gram, order, asked, most)
-    gone = sweep(gram.values, order, asked, gram.rows, options.r2_threshold, most, _few(most))
-    left = _others(len(gram.names), [one.index for one in gone])
+    predictions = sweep(
+        gram.values, order, asked, gram.rows, options.r2_threshold, most, _few(most)
+    )
+    left = _others(len(gram.names), [one.index for one in predictions])
     inflated = _inflated(context, gram, order, asked, left)
     kept = np.setdiff1d(left, [one.index for one in inflated])
     drops = {
         gram.names[one.index]: _predicted(this, one, gram, kept, options.r2_threshold)
-        for one in gone
+        for one in predictions
     } | {gram.names[one.index]: _strict(this, one, gram, kept, options) for one in inflated}
-    predicted = dict(
-        zip(
-            (gram.names[one.index] for one in gone),
-            on_selection(gram.values, kept, gone, gram.rows).tolist() if gone else (),
-            strict=True,
-        )
-    )
     follows = any(not drop.predictors for drop in drops.values())
     return PassResult(
         this.number,
         this.name,
         tuple(name for name in columns if name not in drops),
         tuple(drops[name] for name in columns if name in drops),
-        predicted=predicted,
+        predicted=_on_selection(gram, kept, predictions),
         order=tuple(gram.names[index] for index in order) if follows else (),
     )
 
@@ -100,10 +95,10 @@ def review(
     if not mine.predicted or not later.drops:
         return later
     # Some came back before, and may have gone again.
-    settled = {*later.kept, *(drop.column for done in (*between, later) for drop in done.drops)}
+    settled = {*later.kept, *(drop.column for result in (*between, later) for drop in result.drops)}
     drops = [d for d in mine.drops if d.column in mine.predicted and d.column not in settled]
     gram = gram_of(this, context, prepared, [*later.kept, *(drop.column for drop in drops)])
-    gone = [_as_found(drop, gram) for drop in drops]
+    predictions = [_as_found(drop, gram) for drop in drops]
     kept, similar = list(later.kept), dict[str, Drop]()
 
     def admitted(fallen: list[int]) -> list[int]:
@@ -115,20 +110,28 @@ def review(
 
     if context.options.vif_threshold is None and not PASSES[later.number].rations:
         threshold = context.options.r2_threshold
-        returning(gram.values, gram.of(kept), gone, gram.rows, threshold, admitted)
+        returning(gram.values, gram.of(kept), predictions, gram.rows, threshold, admitted)
     returned = {*kept, *similar} - {*later.kept}
-    gone = [one for one in gone if gram.names[one.index] not in returned]
-    values = on_selection(gram.values, gram.of(kept), gone, gram.rows) if gone else np.empty(0)
+    predictions = [one for one in predictions if gram.names[one.index] not in returned]
     lost = {drop.column: drop for drop in later.drops} | similar
     return dataclasses.replace(
         later,
         kept=_in_order(prepared, kept),
         drops=tuple(lost[name] for name in _in_order(prepared, lost)),
         returned=_in_order(prepared, returned),
-        predicted={
-            gram.names[one.index]: value for one, value in zip(gone, values.tolist(), strict=True)
-        },
+        predicted=_on_selection(gram, gram.of(kept), predictions),
     )
+
+
+def _on_selection(
+    gram: Gram, kept: NDArray[np.int64], predictions: Sequence[Prediction]
+) -> dict[str, float]:
+    """The R^2 of each column that went, on the columns that stay."""
+    if not predictions:
+        return {}
+    values = on_selection(gram.values, kept, predictions, gram.rows).tolist()
+    names = (gram.names[one.index] for one in predictions)
+    return dict(zip(names, values, strict=True))
 
 
 def _most(context: Context) -> int | None:
@@ -142,8 +145,8 @@ def _few(most: int | None) -> int:
     return FEW if most is None else min(FEW, most)
 
 
-def _others(p: int, gone: Sequence[int]) -> NDArray[np.int64]:
-    return np.setdiff1d(np.arange(p), np.array(gone, dtype=np.int64))
+def _others(p: int, indices: Sequence[int]) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(p), np.array(indices, dtype=np.int64))
 
 
 def _in_order(prepared: Prepared, names: Collection[str]) -> tuple[str, ...]:
@@ -203,7 +206,7 @@ def _inflated(
             "--r2-threshold or --spearman-threshold."
         )
     ranked = order[np.isin(order, left)]
-    gone = eliminate(
+    eliminations = eliminate(
         gram.values[np.ix_(ranked, ranked)], np.arange(len(ranked)), asked[ranked], limit
     )
     return [
@@ -212,7 +215,7 @@ def _inflated(
             index=int(ranked[one.index]),
             partners=tuple((int(ranked[k]), weight) for k, weight in one.partners),
         )
-        for one in gone
+        for one in eliminations
     ]
 
 

@@ -150,7 +150,7 @@ def _told_apart(context: Context, prepared: Prepared) -> Prepared:
         tasks[-1] += group
     if not tasks:
         return prepared
-    told = dict(prepared)
+    distinct = dict(prepared)
     for index, fingerprints in submit.run_tasks(
         context.session,
         "compare-columns",
@@ -162,8 +162,8 @@ def _told_apart(context: Context, prepared: Prepared) -> Prepared:
     ):
         for column, fingerprint in zip(tasks[index], fingerprints, strict=True):
             facts = dataclasses.replace(column.statistics, rank_hash=fingerprint)
-            told[facts.name] = dataclasses.replace(column, statistics=facts)
-    return told
+            distinct[facts.name] = dataclasses.replace(column, statistics=facts)
+    return distinct
 
 
 def _write_record(store: Store, table: Table) -> str:

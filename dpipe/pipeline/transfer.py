@@ -79,10 +79,10 @@ def transfer(
 
         check_page(report)  # rather than after all the work
     with mirror.reading(folder, storage_options) as here:
-        done = RunFolder(here)
-        decisions = {each.column: each for each in done.read_decisions()}
-        ranges = {each.name: (each.minimum, each.maximum) for each in done.read_statistics()}
-        options = _options_of(done.read_run(), options or Options())
+        finished = RunFolder(here)
+        decisions = {each.column: each for each in finished.read_decisions()}
+        ranges = {each.name: (each.minimum, each.maximum) for each in finished.read_statistics()}
+        options = _options_of(finished.read_run(), options or Options())
 
     def emit(event: Event) -> None:
         for observer in observers:
@@ -110,7 +110,7 @@ def transfer(
         new = _New(context, prepared, options)
         kept = [each.column for each in judged if each.decision == "kept"]
         dropped = [each for each in judged if each.decision == "dropped"]
-        predictors = _predictors(dropped, options, done)
+        predictors = _predictors(dropped, options, finished)
         certificates = (
             *new.certificates([each for each in dropped if _measure_of(each) is not None]),
             *new.predictions(kept, predictors, decisions),
@@ -168,14 +168,14 @@ def _measure_of(decision: Decision) -> Pass | None:
 
 
 def _predictors(
-    dropped: Sequence[Decision], options: Options, done: RunFolder
+    dropped: Sequence[Decision], options: Options, finished: RunFolder
 ) -> dict[str, tuple[str, ...]]:
     """The columns that the run's selection predicts, each with its few predictors, if it has."""
     if options.vif_threshold is not None or options.max_columns is not None:
         return {}  # nothing was claimed of the columns that were kept in the end
     causes = (Reason.PREDICTED, Reason.COMBINATION)
     predicted = {each.column for each in dropped if each.cause in causes}
-    entries = itertools.chain.from_iterable(done.read_communities().values())
+    entries = itertools.chain.from_iterable(finished.read_communities().values())
     few = {each["column"]: tuple(each.get("predictors", ())) for each in entries}
     return {name: few.get(name, ()) for name in predicted}
 
