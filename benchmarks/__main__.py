@@ -23,6 +23,7 @@ QUICK = {
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],
     "verification": ["--rows=20000", "--columns=12"],
     "service": ["--rows=600", "--columns=8", "--fits=2", "--attached=2", "--reports=2"],
+    "nonlinear": ["--rows=5000", "--columns=20", "--repeats=1"],
     "files": ["--files=20", "--columns=12"],
     "reach": ["--shapes=60x30"],
     "cluster": ["--rows=1000000", "--columns=100", "--workers=1,2", "--factor=1", "--burst=50"],

@@ -42,7 +42,7 @@ from dpipe.engine.context import Context
 from dpipe.engine.grid import run_grid
 from dpipe.engine.plan import Machine, even_blocks, tile_grid
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES, Fusion
+from dpipe.kernels.measures import BASIS, MEASURES, PAIR_BASIS, Fusion
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
 from dpipe.model.events import Event, MemoryRead, PassDone, PassStarted, RunStarted, silent
@@ -94,16 +94,20 @@ def best_seconds(function: Callable[[], Array]) -> float:
 def measure_gram(device: str, scale: float, precision: str) -> dict[str, float]:
     """TFLOP/s of the library's matrix product and of a tile of pass 4, of the same shape."""
     card = 32 * 2**30 if device == "gpu" else None
-    tiling = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 64 * 2**30, card))
+    tiling = tile_grid(
+        1_000_000, [PAIR_BASIS] * 1000, [], PAIR_BASIS, Machine(1, 1, 64 * 2**30, card)
+    )
     width = max(24, int(tiling.widest * min(1.0, scale * 10)))
     rows = max(512, int(tiling.chunk_rows * min(1.0, scale * 10)))
     set_precision(device, precision)
     left, right = (_columns(width, rows, device, seed) for seed in (0, 1))
-    work = 2.0 * rows * (width * BASIS) ** 2
+    work = 2.0 * rows * (width * PAIR_BASIS) ** 2
     figures: dict[str, float] = {"columns": width, "rows": rows}
-    flat = [expand_whitened(*side).functions.reshape(width * BASIS, rows) for side in (left, right)]
+    flat = [
+        expand_whitened(*side).functions.reshape(width * PAIR_BASIS, rows) for side in (left, right)
+    ]
     xp = namespace(flat[0])
-    out = xp.empty((width * BASIS, width * BASIS), dtype=xp.float32)
+    out = xp.empty((width * PAIR_BASIS, width * PAIR_BASIS), dtype=xp.float32)
     library = best_seconds(lambda: xp.matmul(flat[0], flat[1].T, out=out))
     scratches = [Scratch() for _ in range(3)]
 
@@ -149,7 +153,8 @@ def _columns(width: int, rows: int, device: str, seed: int) -> tuple[Array, None
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((width, rows)), axis=1)
     scores = ((order + 0.5) / rows - 0.5).astype(np.float32)
-    marginals = whitened(marginal_sums(scores.astype(np.float64), BASIS, None))
+    sums = marginal_sums(scores.astype(np.float64), BASIS, None)
+    marginals = whitened(sums, spanned=PAIR_BASIS)
     return to_device(scores, device), None, marginals.on_device(device)
 
 
@@ -199,7 +204,7 @@ def measure_pairs(
             spent = [_seconds_of_pairs(context, prepared, number) for number in range(3)]
     finally:
         store.remove()
-    floor = rows * (columns * BASIS) ** 2 / gram["library TFLOP/s"] / 1e12
+    floor = rows * (columns * PAIR_BASIS) ** 2 / gram["library TFLOP/s"] / 1e12
     return {"rows": rows, "columns": columns, "seconds": min(spent[1:]), "floor": floor}
 
 

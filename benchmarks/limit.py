@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from benchmarks import common
 
 CHUNK = 16384
-BASIS = 12
+BASIS = 10
 
 
 def decode(path: str, part: int, parts: int) -> float:

@@ -21,15 +21,15 @@ FUNCTIONS = frozenset(
     re.findall(
         r"\w+",
         """
-    abs absolute add all allclose any append arange argmax argmin argsort array_equal bincount
-    bitwise_and bitwise_or bitwise_xor broadcast_to ceil clip concatenate copysign cos count_nonzero
-    cumsum diag diff divide dot einsum empty empty_like equal exp expand_dims eye flatnonzero floor
-    floor_divide full full_like greater greater_equal invert isfinite isinf isnan left_shift less
-    less_equal lexsort log log1p logical_and logical_not logical_or matmul max maximum mean median
-    min minimum moveaxis multiply nan_to_num nanmax nanmin negative nonzero not_equal ones ones_like
-    outer packbits power quantile ravel repeat reshape right_shift searchsorted sign sin sort sqrt
-    square stack std subtract sum swapaxes take take_along_axis tensordot tile transpose tril triu
-    true_divide unique unpackbits var where zeros zeros_like
+    abs absolute add all allclose any append arange arccos argmax argmin argsort array_equal
+    bincount bitwise_and bitwise_or bitwise_xor broadcast_to ceil clip concatenate copysign cos
+    count_nonzero cumsum diag diff divide dot einsum empty empty_like equal exp expand_dims eye
+    flatnonzero floor floor_divide full full_like greater greater_equal invert isfinite isinf isnan
+    left_shift less less_equal lexsort log log1p logical_and logical_not logical_or matmul max
+    maximum mean median min minimum moveaxis multiply nan_to_num nanmax nanmin negative nonzero
+    not_equal ones ones_like outer packbits power quantile ravel repeat reshape right_shift
+    searchsorted sign sin sort sqrt square stack std subtract sum swapaxes take take_along_axis
+    tensordot tile transpose tril triu true_divide unique unpackbits var where zeros zeros_like
 """,
     )
 )

@@ -40,6 +40,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("text", ["--rows=600,900", "--columns=8"]),
         ("leak", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
+        ("nonlinear", ["--rows=600", "--columns=8", f"--other={ROOT}"]),
         ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),
         ("cluster", ["--memory=2GiB", "--rows=200000"]),
         ("guest", ["--rows=10000", "--columns=8"]),

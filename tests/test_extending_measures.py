@@ -169,7 +169,7 @@ def test_a_new_measure_is_planned_by_the_functions_it_needs() -> None:
         options = options_from({"passes": [1, 4], "weights": weights})
         return make_plan(10**5, 2000, options, machine).passes[-1].operations
 
-    assert operations("size=1") == pytest.approx(operations("hsic=1") / 36)
+    assert operations("size=1") == pytest.approx(operations("hsic=1") / 25)
     assert operations("size=1,hsic=1") == operations("hsic=1")
 
 

@@ -144,8 +144,9 @@ def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], lis
     blocks, changes = [], []
     for part in (slice(0, 9), slice(5, None)):
         mask = None if valid is None else valid[part]
-        sums = marginal_sums(scores[part].astype(np.float64), functions, mask, distances=True)
-        marginals = whitened(sums)
+        known = max(BASIS, functions)
+        sums = marginal_sums(scores[part].astype(np.float64), known, mask, distances=True)
+        marginals = whitened(sums, spanned=functions)
         changes.append(marginals)
         there, there_mask = to_device(scores[part], device), moved(mask, device)
         if functions == 1:

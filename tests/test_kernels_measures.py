@@ -17,7 +17,7 @@ from reference import dense_nhsic, distance_correlation, published_rdc
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.draws import rdc_draws
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES, Scale
+from dpipe.kernels.measures import BASIS, MEASURES, PAIR_BASIS, Fusion, Scale, largest_square
 from dpipe.kernels.moments import (
     Moments,
     expand_normal,
@@ -66,8 +66,9 @@ def marginals_of(
     for start in range(0, scores.shape[1], chunk):
         rows = slice(start, start + chunk)
         mask = None if valid is None else valid[:, rows]
-        parts.append(marginal_sums(scores[:, rows].astype(float), functions, mask, functions > 1))
-    return whitened(reduce(MarginalSums.__iadd__, parts))
+        known = max(BASIS, functions)
+        parts.append(marginal_sums(scores[:, rows].astype(float), known, mask, functions > 1))
+    return whitened(reduce(MarginalSums.__iadd__, parts), spanned=functions)
 
 
 def matrices(columns: list[Array], names: list[str], chunk: int = 10**9) -> dict[str, Array]:
@@ -188,6 +189,37 @@ def test_rdc__degree_is_seed_free_and_sees_finer_shapes() -> None:
     fine = contract(moments, marginals, marginals, {"rdc_degree": BASIS})[0, 1]
     assert contract(moments, marginals, marginals, {"rdc_degree": 3, "seed": 9})[0, 1] == cubic
     assert cubic < 0.6 < 0.9 < fine
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 1e-9, 1e-3, 1.0]),
+)
+def test_largest_square__is_that_of_the_svd(d: int, e: int, seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice([0.0, 1e-5, 0.3, 1.0]) * np.eye(d, e)
+    inner = values + spread * rng.standard_normal((20, d, e))
+    expected = np.linalg.svd(inner, compute_uv=False)[:, 0] ** 2
+    np.testing.assert_allclose(largest_square(inner), expected, rtol=1e-7, atol=1e-14)
+
+
+def test_hsic__needs_ten_functions() -> None:
+    table = {**shapes(500, 1), **counts(500, 1)}
+    columns = [table[name] for name in table]
+    scores, _ = prepared(columns)
+    marginals = whitened(marginal_sums(scores.astype(float), BASIS, None), None, PAIR_BASIS)
+    moments = tile_moments(expand_whitened(scores, None, marginals, "float64"), None).total()
+    found = MEASURES["hsic"].contract(moments, marginals, marginals, {})
+    expected = [[dense_nhsic(x, y) for y in columns] for x in columns]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_rdc__of_as_many_functions_as_its_degree_asks_for() -> None:
+    assert Fusion.of({"hsic": 1, "rdc": 1}).functions_for({"rdc_degree": BASIS}) == BASIS
+    assert Fusion.of({"hsic": 1, "rdc": 1}).functions_for({"rdc_degree": 3}) == PAIR_BASIS
+    assert Fusion.of({"hsic": 1}).functions_for({"rdc_degree": BASIS}) == PAIR_BASIS
 
 
 def counts(n: int, seed: int) -> dict[str, Array]:

@@ -63,11 +63,13 @@ def test_tile_grid__covers_all_pairs_and_rows_within_the_budget(
 ) -> None:
     if complete + incomplete == 0:
         incomplete = 1
-    grid = tile_grid(rows, complete, incomplete, functions, machine)
+    needed = [sorted(1 + k % functions for k in range(p)) for p in (complete, incomplete)]
+    grid = tile_grid(rows, needed[0], needed[1], functions, machine)
     n = len(grid.blocks)
     assert covers(grid.blocks, complete + incomplete)
     assert covers(grid.splits, rows)
     assert all(not start < complete < stop for start, stop in grid.blocks)
+    assert grid.widest <= machine.limits.widest(functions, on_card=False)
     assert len(grid.tiles) == len(set(grid.tiles)) == n * (n + 1) // 2
     assert all(i <= j < n for i, j in grid.tiles)
     assert grid.task_bytes <= machine.task_budget
@@ -76,7 +78,8 @@ def test_tile_grid__covers_all_pairs_and_rows_within_the_budget(
 
 @pytest.mark.parametrize(("blocks", "tiles"), [(1, 1), (2, 3), (20, 210)])
 def test_tiling__pins_the_number_of_tiles(blocks: int, tiles: int) -> None:
-    grid = Tiling(1, tuple((k, k + 1) for k in range(blocks)), ((0, 10),), 10)
+    columns = tuple((k, k + 1) for k in range(blocks))
+    grid = Tiling(1, columns, ((0, 10),), 10)
     assert len(grid.tiles) == grid.n_tasks == tiles
 
 
@@ -199,11 +202,11 @@ def test_check_client__names_the_options_that_help() -> None:
 
 
 def test_a_card_gets_wide_tiles_and_a_lone_worker_no_splits() -> None:
-    grid = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 120 * GIB, 80 * GIB))
+    grid = tile_grid(1_000_000, [BASIS] * 1000, [], BASIS, Machine(1, 1, 120 * GIB, 80 * GIB))
     assert (grid.blocks, len(grid.splits)) == (((0, 1000),), 1)
-    several = tile_grid(1_000_000, 1000, 0, BASIS, Machine(4, 1, 120 * GIB, 80 * GIB))
+    several = tile_grid(1_000_000, [BASIS] * 1000, [], BASIS, Machine(4, 1, 120 * GIB, 80 * GIB))
     assert len(several.tiles) * len(several.splits) >= 16
-    on_cpu = tile_grid(1_000_000, 1000, 0, BASIS, Machine(1, 1, 120 * GIB))
+    on_cpu = tile_grid(1_000_000, [BASIS] * 1000, [], BASIS, Machine(1, 1, 120 * GIB))
     assert on_cpu.widest < grid.widest
 
 
@@ -218,7 +221,7 @@ def test_tiles_fit_the_card(
     rows: int, columns: int, functions: int, card: int, threads: int
 ) -> None:
     machine = Machine(1, threads, 64 * GIB, card * GIB)
-    grid = tile_grid(rows, columns, 0, functions, machine)
+    grid = tile_grid(rows, [functions] * columns, [], functions, machine)
     need = memory.device_tile_bytes(grid.widest, functions, grid.chunk_rows)
     assert threads * need + machine.kept_bytes <= 0.8 * card * GIB
 
@@ -226,7 +229,7 @@ def test_tiles_fit_the_card(
 def test_a_card_that_is_too_small_is_refused_in_one_sentence() -> None:
     machine = Machine(1, 2, 64 * GIB, GIB // 2)
     for refused in (
-        lambda: tile_grid(1000, 100, 0, BASIS, machine),
+        lambda: tile_grid(1000, [BASIS] * 100, [], BASIS, machine),
         lambda: ranking_blocks(100_000_000, 10, 1000, machine),
     ):
         with pytest.raises(ResourceError, match=r"needs .* on the card but a task there has") as e:
@@ -240,7 +243,7 @@ def test_tasks_of_a_tall_table_end_together(workers: int) -> None:
     machine = Machine(workers, 1, 16 * GIB)
     n_rows, n_columns = 120_000_000, 1826
     widths = [stop - start for start, stop in ranking_blocks(n_rows, n_columns, 2**17, machine)]
-    tiling = tile_grid(n_rows, n_columns, 0, 12, machine)
+    tiling = tile_grid(n_rows, [12] * n_columns, [], 12, machine)
     halves = [1 if i == j else 2 for i, j in tiling.tiles for _ in tiling.splits]
     for work in (widths, halves):
         assert busy(work, workers) > 0.9

@@ -1,7 +1,8 @@
 """What a task decides by itself: pairs to rank again, columns whose marginal moments are known.
 
 Covers: the bound on how far a column's marginal ranks may turn from its ranks inside a pair, for
-any values, ties and missing cells, and that it is the best there is; marginal moments of a block.
+any values, ties and missing cells, and that it is the best there is; marginal moments of a block;
+tiles of columns that need different numbers of functions.
 Does not cover: that each such pair is ranked again (`test_pipeline`).
 """
 
@@ -16,12 +17,13 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from reference import dense_nhsic
 
 from dpipe.engine import tiles
-from dpipe.engine.plan import Tiling
+from dpipe.engine.plan import Limits, Machine, Tiling, tile_grid
 from dpipe.engine.tiles import Job, least_by_marginal_ranks
 from dpipe.kernels.marginals import marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, Fusion
+from dpipe.kernels.measures import BASIS, DISTANCE_BASIS, PAIR_BASIS, Fusion
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model.records import ColumnStatistics
 from dpipe.rankstore import Store, StoredColumn, build_catalogue, write_block
@@ -132,7 +134,7 @@ def test_own_moments_of_a_block(
         for k, r in enumerate(ranked)
     ]
     write_block(store, 0, stored, [r.scores for r in ranked], masks)
-    catalogue, _ = build_catalogue({s.statistics.name: s for s in stored}, 600, drawn)
+    catalogue, names = build_catalogue({s.statistics.name: s for s in stored}, 600, drawn, BASIS)
     catalogue.save(store, "job/catalogue.npz")
     half = catalogue.n_rows // 2
     tiling = Tiling(BASIS, ((0, len(columns)),), ((0, half), (half, catalogue.n_rows)), 100)
@@ -143,8 +145,106 @@ def test_own_moments_of_a_block(
     found = store.read_arrays(tiles.marginals_name("job", 0))
 
     rows = slice(None) if drawn is None else drawn
-    for k, r in enumerate(ranked):
+    for k, name in enumerate(names):
+        r = ranked[int(name[1:])]
         mask = None if r.valid is None else r.valid[None, rows]
         marginals = whitened(marginal_sums(r.scores[None, rows].astype(float), BASIS, mask))
-        for name in ("count", "mean", "covariance"):
-            np.testing.assert_allclose(found[name][k], getattr(marginals, name)[0], atol=1e-11)
+        for field in ("count", "mean", "covariance"):
+            np.testing.assert_allclose(found[field][k], getattr(marginals, field)[0], atol=1e-11)
+
+
+def mixed(n: int) -> dict[str, Array]:
+    """Flags, counts, ties and columns of many values, of each kind some with missing cells."""
+    rng = np.random.default_rng(5)
+    x = rng.random(n)
+    columns = {
+        "x": x,
+        "square": (x - 0.4) ** 2 + 0.01 * rng.random(n),
+        "noise": rng.random(n),
+        "rounded": np.round(x + 0.2 * rng.random(n), 2),
+        "flag": (x > 0.7).astype(float),
+        "rare": (x > 0.95).astype(float),
+        "three": np.floor(3 * x),
+        "count": rng.poisson(2 * x).astype(float),
+        "more": rng.poisson(9 * x).astype(float),
+    }
+    for name in [name for name in columns if name != "rare"]:
+        columns[f"{name} with holes"] = np.where(rng.random(n) < 0.1, np.nan, columns[name])
+    return columns
+
+
+def similarities(
+    columns: dict[str, Array], fusion: Fusion, functions: int, limits: Limits, folder: Path
+) -> dict[str, Array]:
+    """Matrices in the order of the columns, computed task by task in this process."""
+    store = Store(str(folder))
+    ranked = {name: rank_column(values) for name, values in columns.items()}
+    masks = {k: np.packbits(r.valid) for k, r in ranked.items() if r.valid is not None}
+    slots = {name: slot for slot, name in enumerate(masks)}
+    stored = {
+        name: StoredColumn(
+            statistics(name, r), 0, k, slots.get(name, -1), name if r.valid is not None else ""
+        )
+        for k, (name, r) in enumerate(ranked.items())
+    }
+    write_block(
+        store, 0, list(stored.values()), [r.scores for r in ranked.values()], list(masks.values())
+    )
+    n = len(next(iter(columns.values())))
+    catalogue, names = build_catalogue(stored, n, None, functions)
+    catalogue.save(store, "job/catalogue.npz")
+    needed, complete = catalogue.functions.tolist(), catalogue.n_complete
+    machine = Machine(2, 1, 2**31, limits=limits)
+    tiling = tile_grid(n, needed[:complete], needed[complete:], functions, machine)
+    Job("job", tiling, fusion).save(store)
+    splits = range(len(tiling.splits))
+    for block in range(len(tiling.blocks)):
+        parts = [tiles.marginals_partial(store, "job", block, split) for split in splits]
+        tiles.marginals_finish(store, "job", block, parts)
+    place = [list(columns).index(name) for name in names]
+    found = {name: np.empty((len(names), len(names))) for name in fusion.names}
+    for i, j in tiling.tiles:
+        moments = [tiles.moments_partial(store, "job", i, j, split) for split in splits]
+        tiles.tile_finish(store, "job", i, j, tiles.merge(moments))
+        rows, cols = (place[slice(*tiling.blocks[block])] for block in (i, j))
+        arrays = store.read_arrays(tiles.tile_name("job", i, j))
+        for name, matrix in found.items():
+            matrix[np.ix_(rows, cols)] = arrays[f"matrix_{name}"]
+            matrix[np.ix_(cols, rows)] = arrays[f"matrix_{name}"].T
+    return found
+
+
+SMALL = Limits(columns=4, functions=4 * PAIR_BASIS, fewest_columns=2, rows=300, fewest_rows=100)
+
+
+def test_a_tile_of_flags_counts_and_ties_is_the_dense_hsic(tmp_path: Path) -> None:
+    columns = mixed(600)
+    found = similarities(columns, Fusion.single("hsic"), PAIR_BASIS, SMALL, tmp_path)["hsic"]
+    holes = {name: np.isnan(values) for name, values in columns.items()}
+    for a, x in enumerate(columns):
+        for b, y in enumerate(columns):
+            if holes[x].any() and holes[y].any() and x != y:
+                continue
+            joint = ~(holes[x] | holes[y])
+            exact = dense_nhsic(columns[x][joint], columns[y][joint])
+            # Missing cells: the moments are of the joint rows, ranks and norms of each column's.
+            assert found[a, b] == pytest.approx(exact, abs=1e-5 if joint.all() else 0.02), (x, y)
+
+
+def test_functions_that_no_column_of_a_block_needs_make_no_difference(tmp_path: Path) -> None:
+    columns = mixed(900)
+    fusion = Fusion.of({"hsic": 1, "rdc": 1, "dcor": 1})
+    few = similarities(columns, fusion, DISTANCE_BASIS, SMALL, tmp_path / "few")
+    wide = Limits(fewest_columns=100)  # no block for itself: every tile has all functions
+    all_of_them = similarities(columns, fusion, DISTANCE_BASIS, wide, tmp_path / "all")
+    for name in fusion.names:
+        np.testing.assert_allclose(few[name], all_of_them[name], rtol=0, atol=2e-5)
+
+
+def test_the_order_of_columns_makes_no_difference(tmp_path: Path) -> None:
+    columns, fusion = mixed(700), Fusion.of({"hsic": 1, "rdc": 1})
+    turned = dict(reversed(columns.items()))
+    first = similarities(columns, fusion, PAIR_BASIS, SMALL, tmp_path / "first")
+    other = similarities(turned, fusion, PAIR_BASIS, SMALL, tmp_path / "other")
+    for name in fusion.names:
+        np.testing.assert_allclose(other[name][::-1, ::-1], first[name], rtol=0, atol=2e-5)

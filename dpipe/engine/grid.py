@@ -107,22 +107,20 @@ def _opened(
     settings: Mapping[str, Any],
 ) -> Grid:
     """A grid of which nothing is computed yet, its job and catalogue where the tasks find them."""
+    parameters = {name: getattr(context.options, name) for name in fusion.parameters}
+    functions = fusion.functions_for(parameters)
     catalogue, ordered = build_catalogue(
-        {name: prepared[name] for name in names}, context.n_rows, rows
+        {name: prepared[name] for name in names}, context.n_rows, rows, functions
     )
-    complete = catalogue.n_complete
+    needed, complete = catalogue.functions.tolist(), catalogue.n_complete
     tiling = tile_grid(
-        catalogue.n_rows,
-        complete,
-        len(catalogue) - complete,
-        fusion.functions,
-        context.machine,
+        catalogue.n_rows, needed[:complete], needed[complete:], functions, context.machine
     )
     job = tiles.Job(
         folder="",
         tiling=tiling,
         fusion=fusion,
-        parameters={name: getattr(context.options, name) for name in fusion.parameters},
+        parameters=parameters,
         device=context.session.device,
         precision=context.options.precision,
         kept_bytes=context.machine.kept_bytes,

@@ -46,6 +46,9 @@ def piece_bytes(block: int, functions: int, rows: int) -> int:
     return block * rows * (functions * item + 4 + 1 + item)
 
 
+_WHITENED = 16 * 2**20  # functions of a few columns and rows, which are whitened at a time
+
+
 def moments_bytes(block: int, functions: int) -> int:
     """Float64 moments of one tile of incomplete columns."""
     width = block * functions
@@ -62,9 +65,9 @@ def tile_bytes(block: int, functions: int, rows: int) -> int:
     """
     item = 8 if functions == 1 else 4
     product = (block * functions) ** 2 * item
-    strips = 4 * block * functions * min(rows, 2048) * 8
-    pieces = 2 * piece_bytes(block, functions, rows) + (strips if functions > 1 else 0)
-    return pieces + moments_bytes(block, functions) + product
+    pieces = 2 * piece_bytes(block, functions, rows)
+    whitened = _WHITENED if functions > 1 else 0
+    return pieces + whitened + moments_bytes(block, functions) + product
 
 
 def prediction_bytes(n_columns: int) -> int:

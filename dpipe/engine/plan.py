@@ -56,7 +56,7 @@ class Limits:
     """
 
     columns: int = 2048
-    functions: int = 4224
+    functions: int = 4150
     device_columns: int = 4096
     device_functions: int = 12288
     fewest_columns: int = 48
@@ -72,7 +72,7 @@ class Limits:
         Examples
         --------
         >>> Limits().widest(1, False), Limits().widest(12, False), Limits().widest(12, True)
-        (2048, 352, 1024)
+        (2048, 345, 1024)
         """
         if on_card:
             return min(self.device_columns, max(1, self.device_functions // functions))
@@ -145,7 +145,7 @@ class Tiling:
     Attributes
     ----------
     functions
-        Functions of a column.
+        K, the functions that every column is expanded in.
     blocks
         Each block as (start, stop) of columns.
     splits
@@ -301,15 +301,27 @@ def ranking_blocks(
 
 def tile_grid(
     n_rows: int,
-    n_complete: int,
-    n_incomplete: int,
+    complete: Sequence[int],
+    incomplete: Sequence[int],
     functions: int,
     machine: Machine,
 ) -> Tiling:
     """The grid of one pass: few wide tiles split over rows for a tall table, many for a wide one.
 
     No block mixes complete and incomplete columns, so only tiles with an incomplete block pay for
-    masked products.
+    masked products. Nor does it mix columns of few functions with those of many, where there are
+    enough for a block of their own.
+
+    Parameters
+    ----------
+    n_rows
+        Rows that the pass looks at.
+    complete, incomplete
+        Functions that each column needs, the fewest first.
+    functions
+        K, the most that one can need.
+    machine
+        The workers.
 
     Raises
     ------
@@ -323,15 +335,26 @@ def tile_grid(
     wanted = 1 if alone else _TASKS_PER_THREAD * machine.slots
     splits_possible = math.ceil(n_rows / min(chunk, limits.chunk(functions, on_card=False)))
 
-    def blocks(width: int) -> list[tuple[int, int]]:
-        border = n_complete
-        return even_blocks(0, border, width) + even_blocks(border, border + n_incomplete, width)
+    needed = [*complete, *incomplete]
+    groups = [
+        *_groups(complete, 0, limits.fewest_columns),
+        *_groups(incomplete, len(complete), limits.fewest_columns),
+    ]
 
-    width = min(widest, max(n_complete, n_incomplete, 1))
-    while width > limits.fewest_columns and _triangle(blocks(width)) * splits_possible < wanted:
+    def blocks(width: int) -> list[tuple[int, int]]:
+        return [block for group in groups for block in even_blocks(*group, width)]
+
+    def full_blocks(cut: list[tuple[int, int]]) -> int:
+        return _full_blocks([(stop - start) * needed[stop - 1] for start, stop in cut])
+
+    width = min(widest, max([stop - start for start, stop in groups], default=1))
+    while (
+        width > limits.fewest_columns
+        and _triangle(full_blocks(blocks(width))) * splits_possible < wanted
+    ):
         width = max(limits.fewest_columns, width // 2)
     cut = blocks(width)
-    split = _even_splits(cut, splits_possible, wanted, machine.slots)
+    split = _even_splits(full_blocks(cut), splits_possible, wanted, machine.slots)
     rows_per_split = max(1, math.ceil(n_rows / split))
     chunk = math.ceil(rows_per_split / math.ceil(rows_per_split / chunk))  # all of one length
     splits = tuple(
@@ -341,27 +364,55 @@ def tile_grid(
     return Tiling(functions, tuple(cut), splits, chunk)
 
 
-def _even_splits(cut: Sequence[object], possible: int, wanted: int, slots: int) -> int:
+def _groups(needed: Sequence[int], first: int, fewest: int) -> list[tuple[int, int]]:
+    """Columns that need about as many functions, as (start, stop), `fewest` to a group or more.
+
+    Examples
+    --------
+    >>> _groups([1, 1, 1, 2, 3, 9, 9], 0, 2)
+    [(0, 3), (3, 5), (5, 7)]
+    """
+    found, start = [], 0
+    for stop in range(1, len(needed) + 1):
+        last = stop == len(needed)
+        if last or (needed[stop] > needed[stop - 1] and stop - start >= fewest):
+            found.append((first + start, first + stop))
+            start = stop
+    return found
+
+
+def _full_blocks(sizes: Sequence[int]) -> int:
+    """How many blocks of the largest size make up all.
+
+    Examples
+    --------
+    >>> _full_blocks([100, 100, 99]), _full_blocks([100, 10, 10])
+    (3, 2)
+    """
+    return math.ceil(sum(sizes) / max(sizes, default=1))
+
+
+def _even_splits(blocks: int, possible: int, wanted: int, slots: int) -> int:
     """Row splits of a grid: enough of them, and up to twice as many where tasks then end together.
 
     A tile on the diagonal is half the work of another, and comes last.
     """
-    apart = len(cut) * (len(cut) - 1) // 2
+    apart = blocks * (blocks - 1) // 2
 
     def idle(splits: int) -> float:
         """The share of the threads' time that nobody uses, at best."""
-        halves = splits * (2 * apart + len(cut))
+        halves = splits * (2 * apart + blocks)
         longest = max(2 * math.ceil(splits * apart / slots), math.ceil(halves / slots))
         return 1 - halves / (slots * longest)
 
-    enough = max(1, math.ceil(wanted / max(1, _triangle(cut))))
-    if not cut or enough >= possible:
+    enough = max(1, math.ceil(wanted / max(1, _triangle(blocks))))
+    if not blocks or enough >= possible:
         return max(1, min(enough, possible))
     return min(range(enough, min(2 * enough, possible) + 1), key=idle)
 
 
-def _triangle(blocks: Sequence[object]) -> int:
-    return len(blocks) * (len(blocks) + 1) // 2
+def _triangle(blocks: int) -> int:
+    return blocks * (blocks + 1) // 2
 
 
 def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, int]:
@@ -514,7 +565,7 @@ def plan_grid(
         When the smallest tile does not fit a task.
     """
     n_rows = table.n_rows if n_rows is None else min(n_rows, table.n_rows)
-    tiling = tile_grid(n_rows, table.n_columns, 0, functions, machine)
+    tiling = tile_grid(n_rows, [functions] * table.n_columns, [], functions, machine)
     return PlannedPass(
         number=of.number,
         name=of.name,

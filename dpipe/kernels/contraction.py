@@ -25,7 +25,7 @@ def by_rows(
     moments
         The tile.
     contract
-        (rows, columns, covariances (q, K, b, K)) -> values (q, b) of that part of the tile.
+        (rows, columns, covariances (q, k_i, b, k_j)) -> values (q, b) of that part.
     symmetric
         Whether only what lies right of the diagonal has to be contracted.
     """
@@ -45,20 +45,20 @@ def by_rows(
 
 
 def project(covariance: Array, left: Array, right: Array) -> Array:
-    """left_i C_ij right_j' for every pair: (q, K, b, K) -> (b, q, a, a)."""
+    """left_i C_ij right_j' for every pair: (q, k_i, b, k_j) -> (b, q, a_i, a_j)."""
     xp = namespace(covariance)
-    q, k, b, _ = covariance.shape
+    q, k_i, b, k_j = covariance.shape
     a = left.shape[1]
-    half = xp.matmul(left, covariance.reshape(q, k, b * k)).reshape(q * a, b, k)
+    half = xp.matmul(left, covariance.reshape(q, k_i, b * k_j)).reshape(q * a, b, k_j)
     full = xp.matmul(half.transpose(1, 0, 2), right.transpose(0, 2, 1))
     return full.reshape(b, q, a, right.shape[1])
 
 
 def _covariances(moments: Moments) -> Callable[[slice, slice], Array]:
-    """A function giving C (q, K, b, K) of a few rows, and some columns, of the tile at a time."""
+    """A function giving C (q, k_i, b, k_j) of a few rows and some columns of the tile at a time."""
     xp = namespace(moments.product)
     count = xp.maximum(moments.count, 1)
-    mean_j = moments.sum_j.transpose(2, 0, 1) / count[:, :, None]  # (b_i or 1, b_j, K)
+    mean_j = moments.sum_j.transpose(2, 0, 1) / count[:, :, None]  # (b_i or 1, b_j, k_j)
 
     def rows(part: slice, others: slice) -> Array:
         seen_part = part if count.shape[0] > 1 else slice(None)

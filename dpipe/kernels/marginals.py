@@ -12,6 +12,10 @@ already orthonormal keep float32's own 1e-7, for every column.
 
 Columns of many values have nearly orthonormal functions as they are. They are *plain*: their
 functions enter the Gram unchanged, evaluated in float32, and are whitened afterwards.
+
+A column of m values has m - 1 directions that vary, whatever K is: a flag has one. A block of such
+columns keeps no more of them than its columns have (k of K), and everything that is multiplied
+afterwards is that much smaller.
 """
 
 from __future__ import annotations
@@ -25,11 +29,12 @@ from dpipe.device.arrays import Array, namespace, to_device, to_host
 from dpipe.kernels.basis import legendre, legendre_sums
 from dpipe.kernels.ranks import untied_scores
 
-# Directions of smaller relative variance cannot reach any measure: HSIC weighs them by their
-# variance and RDC's own tolerance (1e-7 in scale, on features at most 1e-3 apart) leaves them out.
-_SMALLEST_VARIANCE = 1e-9
-# What rounding leaves of a constant column's variance stays below this; one differing row in 1e8 is
-# well above.
+# Directions of smaller relative variance are left out: HSIC weighs them by their variance, and
+# RDC's features lie elsewhere but for 1e-5 of the value. (With 1e-9 it was off by 3e-4 for columns
+# of which a few rows differ from all others.)
+_SMALLEST_VARIANCE = 1e-11
+# What rounding leaves of the variance of what is constant stays below this; one differing row in
+# 1e8 is well above.
 _CONSTANT = 1e-12
 # Whitening after a float32 Gram multiplies its rounding by at most 1 / this; decisions within 5e-4
 # of a threshold are computed again in float64 anyway.
@@ -86,14 +91,15 @@ class Marginals:
     covariance
         (b, K, K) covariance of the functions.
     whiten
-        (b, K, K) maps centred functions to uncorrelated ones of unit variance; the rows of
-        directions that do not vary are 0.
+        (b, k, E) maps the first E centred functions to uncorrelated ones of unit variance, of which
+        there are k <= E <= K; the rows of directions that do not vary are 0.
     loading
-        (b, K, K) maps them back.
+        (b, K, k) maps them back to all K, by least squares where E < K.
     plain
-        (b,) bool: a Gram holds this column's functions as they are, not whitened.
+        (b,) bool: a Gram holds this column's E functions as they are, not whitened. Never where
+        k < E.
     kernel
-        (b, K, K) root of the distance kernel -|u - u'| on the whitened functions under the
+        (b, k, k) root of the distance kernel -|u - u'| on the whitened functions under the
         column's own distribution: for whitened a and b, a' kernel kernel' b is the expectation of
         -|u - u'| a(u) b(u'). None where no measure asks for distances.
     distance
@@ -123,7 +129,9 @@ class Marginals:
         return {name: array for name, array in found.items() if array is not None}
 
     def on_gram(self, rows: np.ndarray) -> np.ndarray:
-        """Combinations (b, a, K) of whitened functions as combinations of those in the Gram."""
+        """Combinations (b, a, k) of whitened functions as combinations of those in a Gram."""
+        if not self.plain.any():
+            return rows
         return np.where(self.plain[:, None, None], rows @ self.whiten, rows)
 
 
@@ -209,8 +217,22 @@ def _products(functions: int) -> np.ndarray:
     return np.asarray(np.einsum("ax,bx,mx,x->abm", first, first, basis, weights / 2, optimize=True))
 
 
-def whitened(sums: MarginalSums) -> Marginals:
-    """The change of basis of each column from its sums (host arrays)."""
+def whitened(
+    sums: MarginalSums, needed: np.ndarray | None = None, spanned: int | None = None
+) -> Marginals:
+    """The change of basis of each column from its sums (host arrays).
+
+    Parameters
+    ----------
+    sums
+        Over all rows.
+    needed
+        (b,) most directions in which each column can vary, m - 1 of one of m values or E; all E
+        when None. The largest of them is k.
+    spanned
+        E, the functions that a Gram is made of; all K when None. Those beyond matter to columns of
+        few values, whose first functions determine them.
+    """
     weight = np.maximum(sums.count, 1)
     functions = sums.total.shape[1] // 2
     means = sums.total / weight[:, None]
@@ -218,14 +240,20 @@ def whitened(sums: MarginalSums) -> Marginals:
     with_one = np.concatenate([np.where(sums.count > 0, 1.0, 0.0)[:, None], means], axis=1)
     product = np.tensordot(with_one, _products(functions), axes=(1, 2))
     covariance = product - mean[:, :, None] * mean[:, None, :]
-    variances, directions = np.linalg.eigh(covariance)
+    spanned = functions if spanned is None else spanned
+    variances, directions = np.linalg.eigh(covariance[:, :spanned, :spanned])
     largest = np.maximum(variances[:, -1:], 0)
-    lives = (variances > _SMALLEST_VARIANCE * largest) & (largest > _CONSTANT)
+    lives = variances > np.maximum(_SMALLEST_VARIANCE * largest, _CONSTANT)
+    first = 0
+    if needed is not None:
+        lives &= np.arange(spanned) >= spanned - needed[:, None]
+        first = spanned - int(needed.max())
+    plain = (variances[:, 0] > _PLAIN_VARIANCE) & (first == 0)
+    variances, directions, lives = variances[:, first:], directions[:, :, first:], lives[:, first:]
     scale = np.sqrt(np.where(lives, variances, 1))
     inverse = np.where(lives, 1 / scale, 0)
-    loading = directions * np.where(lives, scale, 0)[:, None, :]
     whiten = directions.transpose(0, 2, 1) * inverse[:, :, None]
-    plain = variances[:, 0] > _PLAIN_VARIANCE
+    loading = covariance[:, :, :spanned] @ whiten.transpose(0, 2, 1)
     kernel, distance = (None, None) if sums.bins is None else _distances(sums.bins, mean, whiten)
     return Marginals(sums.count, mean, covariance, whiten, loading, plain, kernel, distance)
 
@@ -242,7 +270,7 @@ def _distances(
     stands at the mean of its ranks: where it holds one rank, as for a column of few values, that
     is exact.
     """
-    kernel = np.zeros_like(whiten)
+    kernel = np.zeros((len(whiten), whiten.shape[1], whiten.shape[1]))
     distance = np.zeros(len(bins))
     for column, (counts, sums) in enumerate(bins):
         held = np.flatnonzero(counts)
@@ -253,7 +281,8 @@ def _distances(
         steps = np.diff(scores)
         below = np.cumsum(shares)[:-1]
         distance[column] = 2 * (steps * below * (1 - below)).sum()
-        functions = legendre(scores[None], whiten.shape[1])[0] - mean[column][:, None]
+        functions = legendre(scores[None], whiten.shape[2])[0]
+        functions -= mean[column, : len(functions), None]
         running = np.cumsum(whiten[column] @ functions * shares, axis=1)[:, :-1]
         triangle = np.asarray(np.linalg.qr((running * np.sqrt(2 * steps)).T, mode="r"))
         kernel[column, :, : len(triangle)] = triangle.T

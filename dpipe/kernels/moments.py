@@ -24,8 +24,8 @@ from dpipe.kernels.basis import legendre
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.normal import normal_scores
 
-# Rows whitened at a time: the functions of a column group then stay in a core's own cache.
-_CACHED_ROWS = 2048
+# Rows and columns whitened at a time: their functions then stay in a core's own cache.
+_CACHED_ROWS, _CACHED_COLUMNS = 2048, 4
 # Of a symmetric product on a device; narrower ones would not fill it.
 _STRIPS = 8
 _NARROWEST_STRIP = 512
@@ -54,7 +54,7 @@ class Scratch:
 class Piece:
     """One column block on one row chunk.
 
-    ``functions`` (b, K, r), zero where the column is missing; ``valid`` (b, r) of the same type
+    ``functions`` (b, k, r), zero where the column is missing; ``valid`` (b, r) of the same type
     holds 1 or 0, or is None when every cell of the block is valid.
     """
 
@@ -74,15 +74,16 @@ class Moments:
     Attributes
     ----------
     product
-        (b_i, K, b_j, K) sum of phi_k(i) phi_l(j) over jointly valid rows.
+        (b_i, k_i, b_j, k_j) sum of the products of the functions of i and of j over jointly valid
+        rows.
     count
         (b_i or 1, b_j or 1) jointly valid rows.
     sum_i, sum_j
-        (b_i, K, b_j or 1) and (b_j, K, b_i or 1): sums of one column's functions over the rows
+        (b_i, k_i, b_j or 1) and (b_j, k_j, b_i or 1): sums of one column's functions over the rows
         where the other is valid.
     square_i, square_j
-        (b_i, b_j or 1) and (b_j, b_i or 1): the same for the square of the function, when K = 1;
-        else (1, 1), unused.
+        (b_i, b_j or 1) and (b_j, b_i or 1): the same for the square of the function, of a block
+        that has one for each column; else (1, 1), unused.
     """
 
     product: Array
@@ -159,9 +160,9 @@ def expand_whitened(
     dtype: str = "float32",
     scratch: Scratch | None = None,
 ) -> Piece:
-    """The K functions of each column, whitened unless the column is plain.
+    """The functions of each column, whitened unless the column is plain.
 
-    What is whitened is evaluated in float64, a cache-sized strip at a time, and rounded once:
+    What is whitened is evaluated in float64, a cache-sized piece at a time, and rounded once:
     whitening amplifies what float32 functions would have lost.
 
     Parameters
@@ -180,7 +181,7 @@ def expand_whitened(
     """
     xp = namespace(scores)
     b, rows = scores.shape
-    k = marginals.mean.shape[1]
+    k = marginals.whiten.shape[1]
     functions = (scratch or Scratch()).empty(xp, (b, k, rows), dtype)
     mask = None if valid is None else valid.astype(dtype)
     if xp is not np:
@@ -232,18 +233,20 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
 def _whiten(
     scores: Array, mask: Array | None, whiten: Array, mean: Array, functions: Array
 ) -> None:
-    """Fill `functions` (b, K, r) with whitened functions, zero where missing."""
+    """Fill `functions` (b, k, r) with whitened functions, zero where missing."""
     xp = namespace(scores)
-    offset = xp.matmul(whiten, mean[:, :, None])
-    step = _CACHED_ROWS if xp is np else max(1, scores.shape[1])
-    for start in range(0, scores.shape[1], step):
-        strip = slice(start, start + step)
-        values = legendre(scores[:, strip].astype(xp.float64), functions.shape[1])
-        xp.subtract(
-            xp.matmul(whiten, values), offset, out=functions[:, :, strip], casting="same_kind"
-        )
-        if mask is not None:
-            functions[:, :, strip] *= mask[:, None, strip]
+    b, rows = scores.shape
+    offset = xp.matmul(whiten, mean[:, : whiten.shape[2], None])
+    step, group = (_CACHED_ROWS, _CACHED_COLUMNS) if xp is np else (max(1, rows), max(1, b))
+    for first in range(0, b, group):
+        for start in range(0, rows, step):
+            piece = slice(first, first + group), slice(start, start + step)
+            part = piece[0]
+            values = legendre(scores[piece].astype(xp.float64), whiten.shape[2])
+            out = functions[part, :, piece[1]]
+            xp.subtract(xp.matmul(whiten[part], values), offset[part], out=out, casting="same_kind")
+            if mask is not None:
+                out *= mask[part, None, piece[1]]
 
 
 def tile_moments(left: Piece, right: Piece | None, scratch: Scratch | None = None) -> Moments:
@@ -256,16 +259,15 @@ def tile_moments(left: Piece, right: Piece | None, scratch: Scratch | None = Non
     """
     other = left if right is None else right
     xp = namespace(left.functions)
-    b_i, k, rows = left.functions.shape
-    b_j = other.functions.shape[0]
-    flat_i = left.functions.reshape(b_i * k, rows)
-    flat_j = other.functions.reshape(b_j * k, rows)
-    product = (scratch or Scratch()).empty(xp, (b_i * k, b_j * k), flat_i.dtype)
+    (b_i, k_i, rows), (b_j, k_j, _) = left.functions.shape, other.functions.shape
+    flat_i = left.functions.reshape(b_i * k_i, rows)
+    flat_j = other.functions.reshape(b_j * k_j, rows)
+    product = (scratch or Scratch()).empty(xp, (b_i * k_i, b_j * k_j), flat_i.dtype)
     if right is None and xp is not np:
         _symmetric_product(flat_i, product)
     else:
         xp.matmul(flat_i, flat_j.T, out=product)
-    product = product.reshape(b_i, k, b_j, k)
+    product = product.reshape(b_i, k_i, b_j, k_j)
     sum_i, square_i = _seen_by(left, other)
     if right is None:
         sum_j, square_j = sum_i.copy(), square_i.copy()
@@ -353,8 +355,9 @@ def _joined(parts: Sequence[Moments], side: str, incomplete: bool) -> Moments:
     axes = {"product": 0 if side == "i" else 2, f"sum_{side}": 0, f"square_{side}": 0}
     if incomplete:  # else these axes have length 1 and say the same of every column
         axes |= {"count": 0 if side == "i" else 1, f"sum_{other}": 2, f"square_{other}": 1}
-    if parts[0].product.shape[1] > 1:  # then the squares are unused
-        axes = {name: axis for name, axis in axes.items() if not name.startswith("square")}
+    for name, k in zip(("square_i", "square_j"), parts[0].product.shape[1::2], strict=True):
+        if k > 1:  # then the squares are unused
+            axes.pop(name, None)
 
     def join(name: str) -> np.ndarray:
         arrays = [getattr(part, name) for part in parts]

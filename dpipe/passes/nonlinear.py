@@ -67,7 +67,8 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
 
 def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> PlannedPass:
     """One grid of tiles of the measures' functions, on the rows drawn for it."""
-    functions = fusion_of(this, options).functions
+    fusion = fusion_of(this, options)
+    functions = fusion.functions_for({name: getattr(options, name) for name in fusion.parameters})
     return plan_grid(this, table, machine, functions=functions, n_rows=options.nonlinear_rows)
 
 

@@ -26,9 +26,12 @@ _DRAW_CELLS = 2**21  # read at a time, of which a draw takes some; 14 bytes each
 class Catalogue:
     """The columns a pass works on, in the order its tiles address them: complete ones first.
 
+    Of those, as of the others, the ones that need few functions come first.
+
     Arrays of one entry per column: ``block``, ``slot`` and ``valid_slot`` say where it lies,
     ``pattern`` numbers its set of valid rows (0: complete), ``n_valid`` counts them, ``untied``
-    says that its ranks are 1 to ``n_rows``, each once. ``rows`` (sorted) restricts the pass to a
+    says that its ranks are 1 to ``n_rows``, each once, ``functions`` how many it needs: a column
+    of m different values has m - 1 that differ. ``rows`` (sorted) restricts the pass to a
     draw of rows; empty means all.
     """
 
@@ -39,6 +42,7 @@ class Catalogue:
     pattern: NDArray[np.int64]
     n_valid: NDArray[np.int64]
     untied: NDArray[np.bool_]
+    functions: NDArray[np.int64]
     rows: NDArray[np.int64]
 
     @property
@@ -64,6 +68,7 @@ def build_catalogue(
     columns: Mapping[str, StoredColumn],
     n_rows: int,
     rows: NDArray[np.int64] | None = None,
+    functions: int = 1,
 ) -> tuple[Catalogue, tuple[str, ...]]:
     """The catalogue of some stored columns and their names in its order.
 
@@ -75,11 +80,18 @@ def build_catalogue(
         Rows of the store.
     rows
         Sorted draw of rows to restrict the pass to.
+    functions
+        K, the most functions that a column has in the pass.
     """
+    needed = {
+        name: max(1, min(functions, column.statistics.n_unique - 1))
+        for name, column in columns.items()
+    }
     order = sorted(
         columns,
         key=lambda name: (
             columns[name].valid_slot >= 0,
+            needed[name],
             columns[name].block,
             columns[name].slot,
         ),
@@ -99,6 +111,7 @@ def build_catalogue(
             [rows is None and column.statistics.n_unique == n_rows for column in stored],
             dtype=bool,
         ),
+        functions=np.array([needed[name] for name in order], dtype=np.int64),
         rows=np.empty(0, dtype=np.int64) if rows is None else rows,
     )
     return catalogue, tuple(order)

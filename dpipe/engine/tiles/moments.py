@@ -29,7 +29,7 @@ from dpipe.device.arrays import (
 from dpipe.engine.tiles.job import Job, marginals_name, marginals_of, open_job
 from dpipe.errors import ResourceError
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
-from dpipe.kernels.measures import Scale
+from dpipe.kernels.measures import BASIS, Scale
 from dpipe.kernels.moments import (
     Moments,
     Piece,
@@ -89,7 +89,10 @@ def marginals_finish(
     total = reduce(MarginalSums.__iadd__, measured) if measured else None
     known = _untied_sums(job, catalogue.n_rows) if untied.any() else None
     sums = _put_together(untied, known, total)
-    of_block = normal_moments(sums) if _is_normal(job) else whitened(sums)
+    needed = catalogue.functions[slice(*job.tiling.blocks[block])]
+    of_block = (
+        normal_moments(sums) if _is_normal(job) else whitened(sums, needed, job.tiling.functions)
+    )
     store.write_arrays(marginals_name(folder, block), of_block.arrays())
 
 
@@ -100,13 +103,18 @@ def _is_normal(job: Job) -> bool:
 def _sums_of(job: Job, scores: Array, valid: Array | None) -> MarginalSums:
     if _is_normal(job):
         return normal_sums(scores, valid)
-    return marginal_sums(scores, job.tiling.functions, valid, job.fusion.needs_distances)
+    return marginal_sums(scores, _known(job), valid, job.fusion.needs_distances)
 
 
 def _untied_sums(job: Job, n_rows: int) -> MarginalSums:
     if _is_normal(job):
         return untied_normal_sums(n_rows)
-    return untied_sums(n_rows, job.tiling.functions, job.fusion.needs_distances)
+    return untied_sums(n_rows, _known(job), job.fusion.needs_distances)
+
+
+def _known(job: Job) -> int:
+    """Functions whose marginal moments are known: more than are multiplied cost little."""
+    return max(BASIS, job.tiling.functions)
 
 
 def _put_together(
