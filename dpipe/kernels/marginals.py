@@ -20,8 +20,10 @@ afterwards is that much smaller.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, fields
 from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 
@@ -114,9 +116,28 @@ class Marginals:
     plain: np.ndarray
     kernel: np.ndarray | None = None
     distance: np.ndarray | None = None
+    _whole: tuple[Marginals, slice] | None = field(default=None, init=False, repr=False)
+    _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, part: slice) -> Marginals:
-        return Marginals(**{name: array[part] for name, array in self.arrays().items()})
+        found = Marginals(**{name: array[part] for name, array in self.arrays().items()})
+        object.__setattr__(found, "_whole", (self, part))
+        return found
+
+    def worked_out(
+        self, what: Hashable, work: Callable[[Marginals], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """What follows from each column alone, as arrays (b, ...): once for all tiles of a block.
+
+        A part of a block takes its part of what is known of the whole.
+        """
+        if self._whole is not None:
+            block, part = self._whole
+            return [array[part] for array in block.worked_out(what, work)]
+        if what not in self._known:
+            self._known[what] = work(self)
+        found: list[np.ndarray] = self._known[what]
+        return found
 
     def on_device(self, device: str) -> Marginals:
         """The same with arrays where `device` computes; ``plain``, which steers, stays here."""
@@ -125,7 +146,8 @@ class Marginals:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields by name, as they are stored on disk."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = (each.name for each in fields(self) if not each.name.startswith("_"))
+        found = {name: getattr(self, name) for name in names}
         return {name: array for name, array in found.items() if array is not None}
 
     def on_gram(self, rows: np.ndarray) -> np.ndarray:

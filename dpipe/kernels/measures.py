@@ -375,14 +375,18 @@ def _rdc(
     """Randomized dependence coefficient: the median over draws, in [0, 1]."""
     assert left is not None and right is not None
     xp = namespace(moments.product)
-    spans = feature_spans(
-        parameters.get("seed", 0), parameters.get("rdc_seeds", 5), parameters.get("rdc_degree")
+    drawn = (
+        parameters.get("seed", 0),
+        parameters.get("rdc_seeds", 5),
+        parameters.get("rdc_degree"),
     )
+
+    def spans_of(side: Marginals) -> list[np.ndarray]:
+        spans = feature_spans(*drawn)
+        return [side.on_gram(orthonormal_span(side.loading[:, :BASIS], span)) for span in spans]
+
     spans_i, spans_j = (
-        [
-            xp.asarray(side.on_gram(orthonormal_span(side.loading[:, :BASIS], span)))
-            for span in spans
-        ]
+        [xp.asarray(span) for span in side.worked_out(("rdc", *drawn), spans_of)]
         for side in (left, right)
     )
 
