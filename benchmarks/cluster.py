@@ -38,7 +38,7 @@ from benchmarks import common, sleepers
 from dpipe.engine import grid, submit, tiles
 from dpipe.engine.context import Context
 from dpipe.engine.measures import fusion_of
-from dpipe.engine.plan import ranking_blocks
+from dpipe.engine.tiling import ranking_blocks
 from dpipe.model.events import silent
 from dpipe.model.records import ColumnStatistics
 from dpipe.model.registry import PASSES

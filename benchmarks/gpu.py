@@ -40,7 +40,8 @@ from benchmarks import common
 from dpipe.device.arrays import Array, namespace, set_precision, to_device, to_host
 from dpipe.engine.context import Context
 from dpipe.engine.grid import run_grid
-from dpipe.engine.plan import Machine, even_blocks, tile_grid
+from dpipe.engine.machine import Machine
+from dpipe.engine.tiling import even_blocks, tile_grid
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, MEASURES, PAIR_BASIS, Fusion
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments

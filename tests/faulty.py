@@ -76,7 +76,7 @@ if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
     from dpipe import pipeline
     from dpipe.cli import main
-    from dpipe.engine.plan import Limits
+    from dpipe.engine.machine import Limits
 
     small = Limits(
         columns=12, functions=144, fewest_columns=6, rank_rows=300, rows=300, fewest_rows=100

@@ -21,7 +21,7 @@ from scipy.stats import norm, rankdata
 from sklearn.linear_model import LinearRegression, Ridge
 
 import dpipe
-from dpipe.engine.plan import Limits
+from dpipe.engine.machine import Limits
 from dpipe.errors import InputError, VerificationError
 from dpipe.estimator import DescriptorSelector
 from dpipe.model.events import Note, PassDone

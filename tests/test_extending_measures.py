@@ -21,7 +21,7 @@ from tables import mixed_table, write_parts
 import dpipe
 from dpipe.cli import main
 from dpipe.device.arrays import Array, namespace
-from dpipe.engine.plan import Machine
+from dpipe.engine.machine import Machine
 from dpipe.errors import VerificationError
 from dpipe.kernels.contraction import by_rows, project
 from dpipe.kernels.marginals import Marginals

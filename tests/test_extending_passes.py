@@ -19,7 +19,8 @@ from dpipe import pipeline
 from dpipe.choice import rules
 from dpipe.choice.rules import Rule, first_broken
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import Machine, TableShape
+from dpipe.engine.machine import Machine
+from dpipe.engine.plan import TableShape
 from dpipe.errors import InputError, VerificationError
 from dpipe.model.events import PassDone, PlannedPass
 from dpipe.model.records import ColumnStatistics, Drop, PassResult

@@ -30,7 +30,7 @@ import dpipe
 from dpipe.device import cache
 from dpipe.device.arrays import namespace, to_device, to_host
 from dpipe.engine import memory, tiles
-from dpipe.engine.plan import LIMITS, Limits
+from dpipe.engine.machine import LIMITS, Limits
 from dpipe.errors import ResourceError
 from dpipe.kernels import contraction
 from dpipe.kernels.basis import legendre

@@ -20,7 +20,7 @@ from dpipe.choice.communities import find_communities
 from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
-from dpipe.engine.plan import Limits
+from dpipe.engine.machine import Limits
 from dpipe.errors import InputError
 from dpipe.model.events import Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.model.records import Edges

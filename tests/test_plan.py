@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipe.engine import memory
-from dpipe.engine.plan import (
-    FAN_IN,
-    Machine,
-    Tiling,
-    check_client,
-    check_disk,
-    even_blocks,
-    ranking_blocks,
-    tile_grid,
-)
+from dpipe.engine.machine import Machine
+from dpipe.engine.plan import check_client, check_disk
+from dpipe.engine.tiling import FAN_IN, Tiling, even_blocks, ranking_blocks, tile_grid
 from dpipe.errors import InputError, ResourceError
 from dpipe.kernels.measures import BASIS
 from dpipe.model.registry import PASSES

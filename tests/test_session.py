@@ -32,7 +32,7 @@ from distributed.system import MEMORY_LIMIT
 from trials import wait_for
 
 from dpipe.device import card
-from dpipe.engine.plan import Machine
+from dpipe.engine.machine import Machine
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Note, silent
 from dpipe.model.records import MemoryReading

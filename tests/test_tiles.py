@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from reference import dense_nhsic
 
 from dpipe.engine import tiles
-from dpipe.engine.plan import Limits, Machine, Tiling, tile_grid
+from dpipe.engine.machine import Limits, Machine
 from dpipe.engine.tiles import Job, least_by_marginal_ranks
+from dpipe.engine.tiling import Tiling, tile_grid
 from dpipe.kernels.marginals import marginal_sums, whitened
 from dpipe.kernels.measures import BASIS, DISTANCE_BASIS, PAIR_BASIS, Fusion
 from dpipe.kernels.ranks import RankedColumn, rank_column

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
-from dpipe.engine.plan import LIMITS, Limits, Machine
+from dpipe.engine.machine import LIMITS, Limits, Machine
 from dpipe.kernels.measures import Fusion, Settling
 from dpipe.model.events import Emit
 from dpipe.model.records import ColumnStatistics, Pairs

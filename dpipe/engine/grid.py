@@ -1,8 +1,8 @@
 """One grid of tiles, as the client sees it: run it, settle its pairs, put its matrices together.
 
 Covers: submitting a grid, reading its tiles, exact values of pairs in doubt, a matrix from tiles.
-Does not cover: what a tile is (`dpipe.engine.tiles`), its size (`dpipe.engine.plan`), what is done
-with its pairs (`dpipe.passes`).
+Does not cover: what a tile is (`dpipe.engine.tiles`), its size (`dpipe.engine.tiling`), what is
+done with its pairs (`dpipe.passes`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dpipe.engine import submit, tiles
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import tile_grid
+from dpipe.engine.tiling import tile_grid
 from dpipe.kernels.measures import Fusion, Settling
 from dpipe.model.events import Note
 from dpipe.model.records import Edges, Pairs

@@ -1,7 +1,7 @@
 """Bytes a task needs, from shapes alone.
 
 Covers: arithmetic on rows, columns and functions.
-Does not cover: what is chosen from it (`dpipe.engine.plan`) or what a process really uses (the
+Does not cover: what is chosen from it (`dpipe.engine.tiling`) or what a process really uses (the
 ledger).
 
 Each figure is an upper bound of one task's own arrays, in host memory unless its name speaks of a

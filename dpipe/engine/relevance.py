@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from dpipe.common.words import columns_phrase, counted, quoted
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import even_blocks
+from dpipe.engine.tiling import even_blocks
 from dpipe.errors import InputError
 from dpipe.kernels.marginals import MarginalSums, marginal_sums, untied_sums, whitened
 from dpipe.kernels.measures import BASIS

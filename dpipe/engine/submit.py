@@ -31,7 +31,7 @@ from distributed.scheduler import KilledWorker
 
 from dpipe.common.words import sized
 from dpipe.engine import tiles
-from dpipe.engine.plan import FAN_IN
+from dpipe.engine.tiling import FAN_IN
 from dpipe.errors import ResourceError
 from dpipe.model.events import Emit, Fault, Note, StageStarted, TaskDone
 from dpipe.rankstore import Store

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import Machine, Plan, TableShape, TaskTooLarge, rank_store_bytes
+from dpipe.engine.machine import Machine, TaskTooLarge
+from dpipe.engine.plan import Plan, TableShape, rank_store_bytes
 from dpipe.model.events import PlannedPass
 from dpipe.model.records import PassResult
 from dpipe.model.registry import PASSES, Pass

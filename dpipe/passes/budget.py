@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from dpipe.common.words import counted, percent
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.gram import Gram, gram_of, order_of
+from dpipe.engine.machine import Machine
 from dpipe.engine.memory import prediction_bytes
-from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.kernels.budget import Chosen, choose_for_table, choose_for_target, ridge_for
 from dpipe.kernels.prediction import explained
 from dpipe.model.events import Note, PlannedPass

@@ -21,8 +21,9 @@ from dpipe.engine.grid import (
     settled_pairs,
     write_matrix,
 )
+from dpipe.engine.machine import Machine
 from dpipe.engine.measures import fusion_of
-from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.kernels.measures import MARGIN
 from dpipe.model.events import PlannedPass
 from dpipe.model.records import PassResult

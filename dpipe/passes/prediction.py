@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from dpipe.common.words import counted
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.gram import Gram, gram_of, order_of
+from dpipe.engine.machine import Machine
 from dpipe.engine.memory import prediction_bytes
-from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.errors import InputError
 from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
 from dpipe.kernels.vif import Elimination, eliminate

@@ -24,8 +24,10 @@ from dpipe.common.words import listed
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
-from dpipe.engine.plan import Machine, TableShape, plan_ranking, ranking_blocks
+from dpipe.engine.machine import Machine
+from dpipe.engine.plan import TableShape, plan_ranking
 from dpipe.engine.relevance import measure_relevance, store_targets, warn_of_leaks
+from dpipe.engine.tiling import ranking_blocks
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model.events import Note, PlannedPass
 from dpipe.model.records import ColumnStatistics, Drop, PassResult

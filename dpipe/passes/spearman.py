@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import by_name, leave_pairs, run_grid, settled_pairs, write_matrix
+from dpipe.engine.machine import Machine
 from dpipe.engine.measures import fusion_of
-from dpipe.engine.plan import Machine, TableShape, plan_grid
+from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.model.events import PlannedPass
 from dpipe.model.records import PassResult
 from dpipe.model.registry import Pass

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpipe.choice.communities import check_library
+from dpipe.engine.machine import LIMITS, Limits
 from dpipe.engine.measures import fusion_of
-from dpipe.engine.plan import LIMITS, Limits
 from dpipe.model.events import Emit
 from dpipe.model.inventory import CHECKPOINT
 from dpipe.model.registry import PASSES

@@ -18,7 +18,8 @@ from typing import Any
 from dpipe.choice.priority import Priority, in_millionths
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import remove_grids
-from dpipe.engine.plan import Limits, Plan, check_disk
+from dpipe.engine.machine import Limits
+from dpipe.engine.plan import Plan, check_disk
 from dpipe.errors import ResourceError
 from dpipe.model.events import MemoryRead, PassDone, PassStarted, RunStarted
 from dpipe.model.records import PassResult

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpipe.engine.plan import Machine, Plan
+from dpipe.engine.machine import Machine
+from dpipe.engine.plan import Plan
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, silent
 from dpipe.options import Options

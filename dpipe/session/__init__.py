@@ -3,7 +3,7 @@
 Covers: opening a session on local workers (CPU or one per GPU) or on a running cluster, the client
 that is current here, a pool of threads in this process.
 Does not cover: what a session does (`dpipe.session.session`), submitting tasks
-(`dpipe.engine.submit`), choosing tile sizes (`dpipe.engine.plan`).
+(`dpipe.engine.submit`), choosing tile sizes (`dpipe.engine.tiling`).
 
 Two kinds of session behave differently on purpose. An *owned* one is dpipe's to restart, rebuild
 and close. An *attached* one belongs to somebody else: dpipe never calls ``Client.restart`` on it

@@ -2,7 +2,7 @@
 
 Covers: marginal moments of a column block, moments of a tile over a row split, turning moments into
 similarities and edges, settling single pairs exactly.
-Does not cover: which tasks there are (`dpipe.engine.plan`) and when they run
+Does not cover: which tasks there are (`dpipe.engine.tiling`) and when they run
 (`dpipe.engine.submit`).
 
 Every function here is pure but for finished files in the store: it names its input by paths and

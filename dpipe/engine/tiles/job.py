@@ -2,7 +2,7 @@
 
 Covers: the job as a record in the store, the catalogue of columns beside it, the columns'
 marginal moments, the names of the files that tasks leave.
-Does not cover: which tasks there are (`dpipe.engine.plan`), what they do (the modules beside
+Does not cover: which tasks there are (`dpipe.engine.tiling`), what they do (the modules beside
 this one).
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from dpipe.engine.plan import Tiling
+from dpipe.engine.tiling import Tiling
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measures import Fusion
 from dpipe.rankstore import Catalogue, Store, load_catalogue
