@@ -18,6 +18,7 @@ QUICK = {
     "comparison": ["--repeats=1", "--contenders=dpipe,SciPy"],
     "whatif": ["examples/nci/part-00000.parquet", "--thresholds=2", "--pairs=20000"],
     "transfer": ["--rows=2000", "--columns=40", "--repeats=1"],
+    "target": ["--rows=2000", "--columns=20", "--repeats=1"],
     "downstream": ["--repeats=1", "--folds=2", "--trees=5"],
     "text": ["--rows=2000,4000", "--columns=12"],
     "leak": ["--rows=2000", "--columns=12", "--runs=2", "--calls=2"],

@@ -39,6 +39,7 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
         ("big", ["--rows=3000", "--columns=12"]),
         ("text", ["--rows=600,900", "--columns=8"]),
         ("leak", ["--rows=600", "--columns=8"]),
+        ("target", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
         ("nonlinear", ["--rows=600", "--columns=8", f"--other={ROOT}"]),
         ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),
