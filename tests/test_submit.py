@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from distributed import Client
 
 from dpipe.engine import submit
+from dpipe.errors import ResourceError
 from dpipe.model.events import silent
 from dpipe.options import Options
-from dpipe.session import attach_session, threads_here
+from dpipe.session import attach_session, open_session, threads_here
 
 GATE = threading.Event()
 
@@ -69,3 +71,20 @@ def test_a_task_that_finishes_just_before_the_client_listens_is_heard() -> None:
     session: Any = SimpleNamespace(client=SimpleNamespace(status="running"))
     stage = submit._Stage(session, "take-naps", silent, 1, str)
     assert stage._next(completed) == heard
+
+
+def test_a_cluster_of_its_own_without_any_worker_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As when the client was stopped for minutes: the workers gave up, and no nanny starts others.
+    monkeypatch.setattr(submit, "DESERTED_SECONDS", 0.5)
+    monkeypatch.setattr(submit, "LOOK_SECONDS", 0.1)
+    with open_session(Options(workers=1, device="cpu")) as session:
+        cluster: Any = session.client.cluster
+        assert not session.deserted()
+        cluster.scale(0)
+        while not session.deserted():
+            time.sleep(0.05)
+        results = submit.run_tasks(session, "take-naps", abs, [(-1,)], silent, need=1, describe=str)
+        with pytest.raises(ResourceError, match="the cluster was lost during take-naps; run the"):
+            list(results)

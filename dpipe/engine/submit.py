@@ -40,6 +40,10 @@ from dpipe.session.spans import span
 
 STALL_SECONDS = 300.0
 """How long no task may finish before the run says what its workers are doing."""
+DESERTED_SECONDS = 60.0
+"""How long a cluster of dpipe's own may have no worker process before it counts as lost."""
+LOOK_SECONDS = 5.0
+"""How often it is asked, while nothing finishes."""
 ANSWER_SECONDS = 20.0
 """How long a scheduler may take to answer a question about faults."""
 
@@ -276,6 +280,7 @@ class _Stage:
     def _next(self, completed: as_completed) -> list[Future[Any]]:
         """All futures that have finished since, none when none is left; speaks up when slow."""
         began, patience = time.monotonic(), STALL_SECONDS
+        looked = inhabited = began
         while not completed.has_ready():
             if completed.is_empty():
                 return []
@@ -286,9 +291,16 @@ class _Stage:
                 # that reports futures, so that its call often came just before this one listened.
                 if not completed.has_ready():
                     completed.thread_condition.wait(timeout=0.1)
-            if time.monotonic() - began > patience:
+            now = time.monotonic()
+            if now - looked > LOOK_SECONDS:
+                looked = now
+                if not self.session.deserted():
+                    inhabited = now
+                elif now - inhabited > DESERTED_SECONDS:
+                    raise CancelledError(self.name)
+            if now - began > patience:
                 patience *= 2
-                self._say_stalled(time.monotonic() - began)
+                self._say_stalled(now - began)
         return list(completed.next_batch())
 
     # Faults

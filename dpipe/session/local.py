@@ -98,6 +98,10 @@ class StartedCluster:
             return frozenset()
         return frozenset(n.pid for n in self._cluster.workers.values() if n.pid is not None)
 
+    def is_deserted(self) -> bool:
+        """Whether none of them lives."""
+        return not _running(self.pids())
+
     def close(self) -> None:
         """End every process, remove the folder, put the environment back.
 
@@ -334,9 +338,12 @@ def killed_after_grace(pids: Iterable[int]) -> Iterator[None]:
 
 def kill(pids: Iterable[int]) -> list[psutil.Process]:
     """Kill those of the processes that this one started and that still run."""
-    wanted = frozenset(pids)
-    running = [child for child in psutil.Process().children() if child.pid in wanted]
+    running = _running(frozenset(pids))
     for child in running:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     return running
+
+
+def _running(pids: frozenset[int]) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.pid in pids]

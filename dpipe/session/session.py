@@ -136,6 +136,14 @@ class Session:
         if self._opened_client:
             self.client.close()
 
+    def deserted(self) -> bool:
+        """Whether a cluster that dpipe started has no worker process left.
+
+        Its nannies bring back a worker that dies, but not one that gave the scheduler up, as after
+        this process was stopped for minutes.
+        """
+        return self._local is not None and self._local.is_deserted()
+
     # Memory
 
     def read_memory(self, moment: str, pass_number: int) -> tuple[MemoryReading, ...]:
