@@ -213,7 +213,7 @@ def measure(workers: int, given: Any) -> tuple[dict[str, Spent], float]:
         attach_session(address, Options()) as session,
         patch.multiple(tiles, **sleepers.TASKS),
     ):
-        options = Options().for_rows(rows)
+        options = Options().resolved(rows)
         store = Store(folder, durable=False)
         context = Context(session, store, options, silent, rows)
         growth = Growth()

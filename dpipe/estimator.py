@@ -50,7 +50,7 @@ def _described(selector: type[DescriptorSelector]) -> type[DescriptorSelector]:
     """The class, its docstring completed by what `dpipe.options` declares of its parameters."""
     text = selector.__doc__ or ""
     lines = [
-        f"{field.name} : {str(field.type).replace(' | ', ' or ')}\n        {declared.help}."
+        f"{field.name} : {str(field.type).replace(' | ', ' or ')}\n        {declared.description}."
         for field in dataclasses.fields(selector)
         if (declared := DECLARED.get(field.name)) and f"    {field.name} : " not in text
     ]
@@ -123,7 +123,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     spearman_threshold: float = Options.spearman_threshold
-    r2_threshold: float = Options.r2_threshold
+    r2_threshold: float | None = Options.r2_threshold
     most_predictors: int | None = Options.most_predictors
     vif_threshold: float | None = Options.vif_threshold
     nonlinear_threshold: float = Options.nonlinear_threshold

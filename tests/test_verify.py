@@ -63,6 +63,7 @@ OPTIONS = Options(
     exclude=("target",),
     keep=("kept_one", "kept_two"),
     min_valid=60,
+    r2_threshold=0.9,
     variance_threshold=0.005,
     nonlinear_threshold=0.6,
     rdc_seeds=3,
@@ -238,7 +239,7 @@ def prediction_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
     for name in sorted(
         names_of(values), key=lambda n: (n not in options.keep, values[n].isna().sum(), n)
     ):
-        found = _predictors_by_hand(values, name, left, options.r2_threshold)
+        found = _predictors_by_hand(values, name, left, options.required_r2)
         if not found or name in options.keep:
             left.append(name)
             continue
@@ -251,7 +252,7 @@ def prediction_by_hand(values: pd.DataFrame, options: Options) -> PassResult:
             Reason.COMBINATION if exact else Reason.PREDICTED,
             "r2",
             1.0 if exact else value,
-            1.0 if exact else options.r2_threshold,
+            1.0 if exact else options.required_r2,
             found[0],
             "of these" if exact else "by these",
             len(found),

@@ -66,7 +66,12 @@ RUNS: dict[str, tuple[Callable[[], pd.DataFrame], dict[str, Any]]] = {
     ),
     "came back": (
         comes_back,
-        {"passes": (1, 3, 4), "nonlinear_threshold": 0.6, "prefer": ["c1", "c0", "c2", "curve"]},
+        {
+            "passes": (1, 3, 4),
+            "r2_threshold": 0.9,
+            "nonlinear_threshold": 0.6,
+            "prefer": ["c1", "c0", "c2", "curve"],
+        },
     ),
 }
 

@@ -38,6 +38,12 @@ from dpipe.options.kinds import (
 
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
 
+R2_WITHOUT_TARGET = 0.95
+"""Where nothing says which columns matter, what goes must be predicted well (docs/models.md)."""
+
+R2_WITH_TARGET = 0.9
+"""With a target the columns that tell most of it stay, and the rest may be predicted less well."""
+
 
 class Section(StrEnum):
     """The headings of ``--help`` and of the reference, in their order."""
@@ -65,6 +71,11 @@ class Option:
     """The first pass whose answer it changes; None: no answer."""
     also: tuple[str, ...] = ()
     """The commands beside ``run`` whose ``--help`` lists it; every one of them takes it."""
+
+    @property
+    def description(self) -> str:
+        """`help`, and `more` where there is more to say."""
+        return f"{self.help}; {self.more}" if self.more else self.help
 
 
 def _option(section: Section, default: Any, kind: Kind, text: str, **rest: Any) -> Any:
@@ -165,8 +176,12 @@ class Options:
         affects=2,
         also=("similarity",),
     )
-    r2_threshold: float = _redundancy(
-        0.9, _SHARE, "adjusted R^2 at which kept columns predict a column", affects=3
+    r2_threshold: float | None = _redundancy(
+        None,
+        _SHARE,
+        "adjusted R^2 at which kept columns predict a column",
+        more="0.95 by default, and 0.9 with a target",
+        affects=3,
     )
     most_predictors: int | None = _redundancy(
         None,
@@ -344,25 +359,36 @@ class Options:
                 f"column {min(clash)!r} is asked to be kept and to be left out of the analysis."
             )
 
-    def for_rows(self, n_rows: int) -> Options:
-        """The same options, those that follow from the number of rows resolved.
+    def resolved(self, n_rows: int) -> Options:
+        """The same options for a table of `n_rows`, with those that follow from others filled in.
 
         Examples
         --------
-        >>> [Options().for_rows(n).min_valid for n in (6, 15, 72, 10**6)]
+        >>> [Options().resolved(n).min_valid for n in (6, 15, 72, 10**6)]
         [6, 10, 36, 100]
-        >>> Options(min_valid=50).for_rows(72).min_valid
+        >>> Options(min_valid=50).resolved(72).min_valid
         50
+        >>> Options().resolved(72).r2_threshold, Options(target=("y",)).resolved(72).r2_threshold
+        (0.95, 0.9)
         """
-        if self.min_valid is not None:
-            return self
-        return self.replace(min_valid=max(min(n_rows, 10), min(n_rows // 2, 100)))
+        changes: dict[str, Any] = {}
+        if self.min_valid is None:
+            changes["min_valid"] = max(min(n_rows, 10), min(n_rows // 2, 100))
+        if self.r2_threshold is None:
+            changes["r2_threshold"] = R2_WITH_TARGET if self.target else R2_WITHOUT_TARGET
+        return self.replace(**changes)
 
     @property
     def required_rows(self) -> int:
-        """``min_valid`` of options that were resolved by `for_rows`."""
+        """``min_valid`` of options that were filled in by `resolved`."""
         assert self.min_valid is not None, "the options are not resolved"
         return self.min_valid
+
+    @property
+    def required_r2(self) -> float:
+        """``r2_threshold`` of options that were filled in by `resolved`."""
+        assert self.r2_threshold is not None, "the options are not resolved"
+        return self.r2_threshold
 
     @property
     def pass_numbers(self) -> tuple[int, ...]:

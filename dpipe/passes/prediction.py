@@ -51,14 +51,12 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     most = _most(context)
     _say_what_rows_allow(context, gram, most)
     _say_what_asked_ones_predict(context, gram, order, asked, most)
-    predictions = sweep(
-        gram.values, order, asked, gram.rows, options.r2_threshold, most, _few(most)
-    )
+    predictions = sweep(gram.values, order, asked, gram.rows, options.required_r2, most, _few(most))
     left = _others(len(gram.names), [one.index for one in predictions])
     inflated = _inflated(context, gram, order, asked, left)
     kept = np.setdiff1d(left, [one.index for one in inflated])
     drops = {
-        gram.names[one.index]: _predicted(this, one, gram, kept, options.r2_threshold)
+        gram.names[one.index]: _predicted(this, one, gram, kept, options.required_r2)
         for one in predictions
     } | {gram.names[one.index]: _strict(this, one, gram, kept, options) for one in inflated}
     follows = any(not drop.predictors for drop in drops.values())
@@ -110,7 +108,7 @@ def review(
         return [index for index in fallen if gram.names[index] not in found]
 
     if context.options.vif_threshold is None and not PASSES[later.number].rations:
-        threshold = context.options.r2_threshold
+        threshold = context.options.required_r2
         returning(gram.values, gram.of(kept), predictions, gram.rows, threshold, admitted)
     returned = {*kept, *similar} - {*later.kept}
     predictions = [one for one in predictions if gram.names[one.index] not in returned]
@@ -178,7 +176,7 @@ def _say_what_asked_ones_predict(
     members = order[asked[order]]
     part = gram.values[np.ix_(members, members)]
     nobody = np.zeros(len(members), dtype=bool)
-    threshold = context.options.r2_threshold
+    threshold = context.options.required_r2
     places = np.arange(len(members))
     for one in sweep(part, places, nobody, gram.rows[members], threshold, most, _few(most)):
         terms = _terms([(gram.names[members[k]], weight) for k, weight in one.partners])

@@ -146,7 +146,7 @@ def _ranked(
     with ExitStack() as stack:
         table = stack.enter_context(opened)
         tell_notes(table, emit)
-        options = options.for_rows(table.n_rows)
+        options = options.resolved(table.n_rows)
         if table.n_rows < options.required_rows:
             raise InputError(
                 f"the table has {table.n_rows:,} rows and a pair needs {options.required_rows:,} "

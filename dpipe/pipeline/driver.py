@@ -57,7 +57,7 @@ class Run:
         self._limits = limits
         self._rows = sample(table, options)
         self.n_rows = table.n_rows if self._rows is None else len(self._rows)
-        self.options = options.for_rows(self.n_rows)
+        self.options = options.resolved(self.n_rows)
         self._resume = Resume(table, self.options, folder, journal)
         self._relevance: dict[str, int] = {}
         self._plan: dict[str, Any] | None = None  # of the run before while no session is open

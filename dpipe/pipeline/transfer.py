@@ -99,7 +99,7 @@ def transfer(
         whole = stack.enter_context(opened)
         tell_notes(whole, emit)
         table, absent = _narrowed(whole, judged, os.fspath(folder))
-        options = options.for_rows(table.n_rows)
+        options = options.resolved(table.n_rows)
         rows = sample(table, options)
         n_rows = table.n_rows if rows is None else len(rows)
         store = stack.enter_context(temporary_store(options.scratch_dir, table.storage_options))

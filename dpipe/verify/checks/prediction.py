@@ -37,7 +37,7 @@ def rules_of_prediction(options: Options) -> dict[str, Rule]:
     """Measure and threshold of every rule of pass 3."""
     rules: dict[str, Rule] = {
         COMBINATION: ("r2", 1.0),
-        PREDICTED: ("r2", options.r2_threshold),
+        PREDICTED: ("r2", options.required_r2),
     }
     if options.vif_threshold is not None:
         rules[INFLATED] = ("vif", options.vif_threshold)
@@ -125,7 +125,7 @@ def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failu
 
     Its drop is not recorded any more, so that is asked of all columns together.
     """
-    limit = claims.options.r2_threshold
+    limit = claims.options.required_r2
     left = [name for name in sorted(claims.survivors(4)) if name in scores]
     first = [name for name in left if name not in claims.back]
     for name in sorted(claims.back):
@@ -169,10 +169,10 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"not {recorded:.6f}"
             )
-        elif claims.promises_prediction and found < claims.options.r2_threshold - R2_TOLERANCE:
+        elif claims.promises_prediction and found < claims.options.required_r2 - R2_TOLERANCE:
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
-                f"below the threshold {claims.options.r2_threshold:g}"
+                f"below the threshold {claims.options.required_r2:g}"
             )
 
 
