@@ -14,7 +14,9 @@ def program(name: str | None = None) -> None:
     # table; no command draws with either.
     sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
     from dpipe.cli import main
+    from dpipe.common.environment import own_this_process
 
+    own_this_process()
     main(prog_name=name)
 
 

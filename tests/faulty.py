@@ -76,10 +76,12 @@ if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
     from dpipe import pipeline
     from dpipe.cli import main
+    from dpipe.common.environment import own_this_process
     from dpipe.engine.machine import Limits
 
     small = Limits(
         columns=12, functions=144, fewest_columns=6, rank_rows=300, rows=300, fewest_rows=100
     )
     pipeline.run = functools.partial(pipeline.run, limits=small)  # type: ignore[assignment]
+    own_this_process()  # as the program does
     main()

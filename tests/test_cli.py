@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -836,6 +837,42 @@ def test_a_scheduler_that_does_not_answer_has_exit_code_3(
     result = invoke("run", data, "--output-dir", tmp_path / "out", "--scheduler", address)
     assert result.exit_code == 3
     assert address in one_sentence(result.stderr)
+
+
+# Where workers come from
+
+FROM_ELSEWHERE = "import sys; sys.path.remove(''); from dpipe.__main__ import program; program()"
+"""The program as its console script runs it: not looking for modules in the current folder."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+@pytest.mark.parametrize("killed", [False, True])
+def test_workers_are_forked_from_one_process_that_ends_with_the_program(
+    killed: bool, tmp_path: Path
+) -> None:
+    write_table(tmp_path / "data")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('not the module that was meant')")
+    words = [sys.executable, "-c", FROM_ELSEWHERE, "run", "data", "--output-dir", "out", *SMALL]
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()  # the workers are up
+    started = psutil.Process(process.pid).children(recursive=True)
+    servers = [child for child in started if "forkserver" in " ".join(child.cmdline())]
+    # A forked process has the command line of what it was forked from.
+    assert [child.ppid() for child in servers] == [process.pid, servers[0].pid]
+    if killed:
+        process.kill()
+    _, errors = process.communicate(timeout=60)
+    if not killed:  # else a helper of multiprocessing tells of what was left behind
+        assert (process.returncode, errors) == (0, "")
+    assert psutil.wait_procs(started, timeout=10)[1] == []
 
 
 # Interruption

@@ -1,6 +1,7 @@
 """What worker processes inherit: threads, allocator and instruction sets, as measured; no Ctrl-C.
 
-Covers: variables that must be set before a worker loads NumPy, the signal that a worker ignores.
+Covers: variables that must be set before a worker loads NumPy, the signal that a worker ignores;
+whether the process that starts them is dpipe's own.
 Does not cover: starting workers (`dpipe.session`, `dpipe.verify.crew`).
 
 Figures: 1e6 random float64 ranked on a Zen 4 core took 80 ms of CPU time with Dask's defaults,
@@ -41,6 +42,20 @@ anew. dpipe's workers are restarted between passes and need not be so eager: the
 """
 
 _SLOW_SORT = {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}
+
+
+_own_process = False
+
+
+def own_this_process() -> None:
+    """Say that nobody but dpipe runs in this process, whose settings it may then change."""
+    global _own_process
+    _own_process = True
+
+
+def owns_this_process() -> bool:
+    """Whether nobody but dpipe runs in this process."""
+    return _own_process
 
 
 def worker_environment() -> dict[str, str]:

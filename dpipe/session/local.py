@@ -37,8 +37,9 @@ from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
 from dpipe.options import Options
 from dpipe.session.device import LocalWorkers
+from dpipe.session.forkserver import serve_workers
 from dpipe.session.spawn import advice, check_that_processes_can_start
-from dpipe.session.worker import QuietShutdown
+from dpipe.session.worker import QuietShutdown, give_memory_back
 
 GRACE_SECONDS = 2.0
 """How long an owned worker may take, at a restart, to stop what it is doing before it is killed."""
@@ -80,6 +81,8 @@ class StartedCluster:
             }
             try:
                 with _environment_noted(), dask.config.set(settings), interrupts_blocked():
+                    if self.workers.device == "cpu":
+                        serve_workers(_spawn_environment())
                     self._cluster = start(self.options, self.workers, self._folder)
                 # Not the default client: what the user computes meanwhile stays where it was.
                 self._client = Client(self._cluster, set_as_default=False)
@@ -120,6 +123,7 @@ class StartedCluster:
                 self._cluster.close(timeout=CLOSE_SECONDS)
         self._client = self._cluster = None
         forget_closed_schedulers()
+        give_memory_back()  # a process that opens one after the other would grow by what they leave
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -346,4 +350,4 @@ def kill(pids: Iterable[int]) -> list[psutil.Process]:
 
 
 def _running(pids: frozenset[int]) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.pid in pids]
+    return [child for child in psutil.Process().children(recursive=True) if child.pid in pids]

@@ -8,6 +8,7 @@ Does not cover: tasks (`dpipe.engine.tiles`), asking the workers (`dpipe.session
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -153,6 +154,7 @@ def give_memory_back() -> int:
     """Collect garbage and hand free pages to the system; the bytes of resident memory saved."""
     before = process_memory()[0]
     cache.CACHE.clear()
+    gc.collect()
     free_device_memory()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
