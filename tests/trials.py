@@ -85,9 +85,11 @@ class Trial:
         for process in self.family():
             try:
                 words = " ".join(process.cmdline())
+                # A worker is started from nothing, or forked from the server that the client has.
+                forked = "forkserver" in words and process.ppid() != self.process.pid
             except psutil.Error:
                 continue
-            if "spawn_main" in words and process.pid != self.process.pid:
+            if forked or "spawn_main" in words:
                 found.append(process)
         return found
 

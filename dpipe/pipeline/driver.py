@@ -28,6 +28,7 @@ from dpipe.options import Options
 from dpipe.passes import make_plan, module_of, prepare, reviewed, reviews
 from dpipe.pipeline.record import Finished, write_results
 from dpipe.pipeline.resume import Resume
+from dpipe.rankstore import Store
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
 from dpipe.session import use_session
@@ -191,6 +192,7 @@ class Run:
     @contextmanager
     def _context(self) -> Iterator[Context]:
         with ExitStack() as stack:
+            ended = stack.enter_context(ExitStack())  # what is done when the session has ended
             session = stack.enter_context(use_session(self.options, self._client, self.journal))
             context = Context(
                 session=session,
@@ -203,6 +205,8 @@ class Run:
                 limits=self._limits,
                 priority=self._priority(),
             )
+            if session.owned:  # its workers may be killed in the middle of a write
+                ended.callback(_remove_partial, context.store)
             plan = self._checked_plan(context)
             self._plan = dataclasses.asdict(plan)
             stack.enter_context(shown(session, page(), self.journal.board.state, self.journal))
@@ -250,6 +254,11 @@ class Run:
             parent.mkdir(parents=True, exist_ok=True)
             check_disk(plan, shutil.disk_usage(parent).free, str(parent))
         return plan
+
+
+def _remove_partial(store: Store) -> None:
+    with suppress(OSError, ResourceError):  # which would hide what went wrong
+        store.remove_partial()
 
 
 def restarts_after(number: int, passes: Sequence[int]) -> bool:
