@@ -57,6 +57,7 @@ def main() -> None:
             gc.collect()
             client.append(process.memory_info().rss / 2**20)
             print(f"client {client[-1]:.1f} MiB, workers {baselines[-1]}", flush=True)
+    del session  # which would keep its scheduler
     means = np.array([np.mean(each) for each in baselines])
     drift = float(np.abs(means / means[0] - 1).max()) * 100
     figures = {
