@@ -39,7 +39,7 @@ from dpipe.errors import InputError
 from dpipe.model.events import PassDone
 from dpipe.options import Options
 from dpipe.pipeline import plan_run
-from dpipe.table import Table, copy_columns, delimited, open_table, read_block
+from dpipe.table import Table, copy_columns, delimited, foreign, open_table, read_block
 from dpipe.table.cells import CellColumn, Holds
 from dpipe.table.convert import MISSING_WORDS, parse_number
 from dpipe.verify import verify
@@ -505,3 +505,16 @@ def test_the_command_says_what_is_wrong_and_leaves_nothing(tmp_path: Path) -> No
     assert done.output.count("\n") == 1
     assert "has 1 cell in row 3" in done.output
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_takes_a_while_is_told_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "a,b\n1,2\n3,4\n")
+    told: list[Any] = []
+    open_table([path], options=Options(), emit=told.append)
+    assert told == []
+    monkeypatch.setattr(foreign, "LARGE", 12)
+    open_table([path], options=Options(), emit=told.append)
+    (note,) = told
+    assert note.text.startswith("1 file of 12 B must be made into Parquet before anything else")

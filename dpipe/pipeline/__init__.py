@@ -95,7 +95,13 @@ def run(
     with mirror.working(target or into or ".", storage_options, into=into) as (local, send):
         folder = RunFolder(local, mirrors=mirrors, temporary=output_dir is None)
         journal = Journal(folder, (*observers, send))
-        table = open_table(sources, options=options, storage_options=storage_options, scratch=local)
+        table = open_table(
+            sources,
+            options=options,
+            storage_options=storage_options,
+            scratch=local,
+            emit=journal,
+        )
         with folder.lock():
             selection = Run(table, options, folder, journal, client, limits).select(sources)
             if not folder.temporary:

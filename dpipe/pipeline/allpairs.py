@@ -142,7 +142,9 @@ def _ranked(
         for observer in observers:
             observer(event)
 
-    opened = open_table(as_sources(sources), options=options, storage_options=storage_options)
+    opened = open_table(
+        as_sources(sources), options=options, storage_options=storage_options, emit=emit
+    )
     with ExitStack() as stack:
         table = stack.enter_context(opened)
         tell_notes(table, emit)

@@ -94,6 +94,7 @@ def transfer(
         options=Options(coerce_strings=options.coerce_strings, scratch_dir=options.scratch_dir),
         storage_options=storage_options,
         analysed={each.column for each in judged},
+        emit=emit,
     )
     with ExitStack() as stack:
         whole = stack.enter_context(opened)

@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -23,8 +23,9 @@ from typing import Any
 import pyarrow as pa
 
 from dpipe.common.credentials import without_secrets
-from dpipe.common.words import columns_phrase, counted, listed
+from dpipe.common.words import columns_phrase, counted, listed, sized
 from dpipe.errors import InputError
+from dpipe.model.events import Emit, Note
 from dpipe.table import frames
 from dpipe.table.cells import CellColumn, Holds, Survey
 from dpipe.table.delimited import Delimited
@@ -40,6 +41,9 @@ from dpipe.table.files import (
 from dpipe.table.formats import Format, codec_of, format_of
 from dpipe.table.record import Origin
 from dpipe.table.scratch import Scratch, part_of
+
+LARGE = 50 * 10**6
+"""Bytes of text that take a second or more to read."""
 
 _TRIES = 3
 
@@ -68,6 +72,7 @@ def make_parquet(
     scratch: Scratch,
     is_analysed: Callable[[str], bool],
     storage_options: StorageOptions = None,
+    emit: Emit | None = None,
 ) -> dict[str, Made | BadFile]:
     """A Parquet file for each file of another format, or what is wrong with that file.
 
@@ -83,16 +88,33 @@ def make_parquet(
         Whether the numbers of a column are needed; the cells of others may look like anything.
     storage_options
         Passed to fsspec.
+    emit
+        Told beforehand of what takes a while.
     """
+    foreign = [path for path in paths if format_of(path) is not Format.PARQUET]
+    if emit is not None:
+        _announce(foreign, emit)
     made: dict[str, Made | BadFile] = {}
-    for path in paths:
-        if format_of(path) is not Format.PARQUET:
-            target = part_of(scratch.path, len(made))
-            try:
-                made[path] = _make(path, target, is_analysed, storage_options)
-            except BadFile as error:
-                made[path] = error
+    for path in foreign:
+        target = part_of(scratch.path, len(made))
+        try:
+            made[path] = _make(path, target, is_analysed, storage_options)
+        except BadFile as error:
+            made[path] = error
     return made
+
+
+def _announce(paths: Sequence[str], emit: Emit) -> None:
+    with suppress(OSError):  # which whoever reads the file will tell better
+        size = sum(os.path.getsize(path) for path in paths if not is_url(path))
+        if size >= LARGE:
+            emit(
+                Note(
+                    f"{counted(len(paths), 'file')} of {sized(size)} must be made into Parquet "
+                    "before anything else, by this and by every other command that reads it.",
+                    "notice",
+                )
+            )
 
 
 def notes_of(made: Iterable[Made]) -> Iterator[str]:

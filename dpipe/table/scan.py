@@ -26,6 +26,7 @@ import pyarrow as pa
 from dpipe.common.credentials import Secrets
 from dpipe.common.words import counted, listed
 from dpipe.errors import InputError
+from dpipe.model.events import Emit
 from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.table.files import (
@@ -57,6 +58,7 @@ def open_table(
     storage_options: StorageOptions = None,
     scratch: str | os.PathLike[str] | None = None,
     analysed: Collection[str] | None = None,
+    emit: Emit | None = None,
 ) -> Table:
     """Open files as one table.
 
@@ -75,6 +77,8 @@ def open_table(
         closed by ``with``.
     analysed
         The columns whose numbers are needed, if not all: text elsewhere may look like anything.
+    emit
+        Told beforehand of what takes a while.
 
     Returns
     -------
@@ -101,7 +105,7 @@ def open_table(
     """
     room = Scratch(options.scratch_dir or scratch)
     try:
-        return _open(sources, options, Secrets(storage_options), room, analysed)
+        return _open(sources, options, Secrets(storage_options), room, analysed, emit)
     except BaseException:
         room.remove()
         raise
@@ -113,6 +117,7 @@ def _open(
     storage_options: Secrets,
     room: Scratch,
     analysed: Collection[str] | None,
+    emit: Emit | None,
 ) -> Table:
     inputs = find_files(sources, storage_options)
     left_out = {*options.exclude, *options.id_columns}
@@ -120,7 +125,7 @@ def _open(
     def is_analysed(name: str) -> bool:
         return name not in left_out and (analysed is None or name in analysed)
 
-    made = make_parquet(inputs.paths, room, is_analysed, storage_options)
+    made = make_parquet(inputs.paths, room, is_analysed, storage_options, emit)
     scans, skipped = _scan_all(inputs.paths, made, options.on_bad_file, storage_options)
     if not any(scan.n_rows for scan in scans):
         paths = [scan.named for scan in scans]
