@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dpipe.errors import DpipeError
-from dpipe.rankstore import Store
+from dpipe.rankstore import Store, temporary_store
 from dpipe.runfolder import RunFolder
 
 ARRAYS = {
@@ -230,3 +230,11 @@ class TestRemoteRankStore(StoreTests):
     def _open(self) -> None:
         fsspec.filesystem("memory").store.clear()
         self.store = Store("memory://store")
+
+
+def test_a_temporary_store_makes_the_folder_that_is_asked_for(tmp_path: Path) -> None:
+    parent = tmp_path / "not" / "yet"
+    with temporary_store(str(parent), {}) as store:
+        store.write_text("a", "b")
+        assert Path(store.root).parent == parent
+    assert list(parent.iterdir()) == []

@@ -263,6 +263,8 @@ def bytes_of(array: NDArray[Any]) -> memoryview:
 def temporary_store(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator[Store]:
     """A store for the time of one call, in a folder of its own below `parent`."""
     if parent is None or "://" not in parent:
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
             yield Store(folder, storage_options, durable=False)
         return
