@@ -235,6 +235,6 @@ class TestRemoteRankStore(StoreTests):
 def test_a_temporary_store_makes_the_folder_that_is_asked_for(tmp_path: Path) -> None:
     parent = tmp_path / "not" / "yet"
     with temporary_store(str(parent), {}) as store:
-        store.write_text("a", "b")
+        store.write_json("a.json", {})
         assert Path(store.root).parent == parent
     assert list(parent.iterdir()) == []
