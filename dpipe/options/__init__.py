@@ -38,11 +38,14 @@ from dpipe.options.kinds import (
 
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
 
+R2_WITH_TARGET = 0.9
+"""With a target the columns that tell most of it stay, and the rest may be predicted less well."""
+
 R2_WITHOUT_TARGET = 0.95
 """Where nothing says which columns matter, what goes must be predicted well (docs/models.md)."""
 
-R2_WITH_TARGET = 0.9
-"""With a target the columns that tell most of it stay, and the rest may be predicted less well."""
+_R2_ROWS = 15
+"""1 - R^2 of an exact sum on normal scores stays below this over the rows (docs/statistics.md)."""
 
 
 class Section(StrEnum):
@@ -180,7 +183,8 @@ class Options:
         None,
         _SHARE,
         "adjusted R^2 at which kept columns predict a column",
-        more="0.95 by default, and 0.9 with a target",
+        more="0.95 by default (of fewer than 300 rows 1 - 15/rows, but at least 0.9), "
+        "and 0.9 with a target",
         affects=3,
     )
     most_predictors: int | None = _redundancy(
@@ -368,14 +372,18 @@ class Options:
         [6, 10, 36, 100]
         >>> Options(min_valid=50).resolved(72).min_valid
         50
-        >>> Options().resolved(72).r2_threshold, Options(target=("y",)).resolved(72).r2_threshold
-        (0.95, 0.9)
+        >>> [Options().resolved(n).r2_threshold for n in (72, 200, 10**6)]
+        [0.9, 0.925, 0.95]
+        >>> Options(target=("y",)).resolved(10**6).r2_threshold
+        0.9
         """
         changes: dict[str, Any] = {}
         if self.min_valid is None:
             changes["min_valid"] = max(min(n_rows, 10), min(n_rows // 2, 100))
         if self.r2_threshold is None:
-            changes["r2_threshold"] = R2_WITH_TARGET if self.target else R2_WITHOUT_TARGET
+            reached = max(R2_WITH_TARGET, round(1 - _R2_ROWS / max(n_rows, 1), 3))
+            usual = R2_WITH_TARGET if self.target else min(reached, R2_WITHOUT_TARGET)
+            changes["r2_threshold"] = usual
         return self.replace(**changes)
 
     @property
