@@ -105,16 +105,18 @@ def make_parquet(
 
 
 def _announce(paths: Sequence[str], emit: Emit) -> None:
-    with suppress(OSError):  # which whoever reads the file will tell better
-        size = sum(os.path.getsize(path) for path in paths if not is_url(path))
-        if size >= LARGE:
-            emit(
-                Note(
-                    f"{counted(len(paths), 'file')} of {sized(size)} must be made into Parquet "
-                    "before anything else, by this and by every other command that reads it.",
-                    "notice",
-                )
+    sizes = []
+    for path in paths:
+        with suppress(OSError):  # which whoever reads the file tells better
+            sizes.append(0 if is_url(path) else os.path.getsize(path))
+    if sum(sizes) >= LARGE:
+        emit(
+            Note(
+                f"{counted(len(paths), 'file')} of {sized(sum(sizes))} must be made into Parquet "
+                "before anything else, by this and by every other command that reads them.",
+                "notice",
             )
+        )
 
 
 def notes_of(made: Iterable[Made]) -> Iterator[str]:
