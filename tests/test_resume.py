@@ -18,7 +18,8 @@ from trials import Reference, make_reference, make_table, wait_for
 
 import dpipe
 from dpipe.model.events import Event, Note, PassDone, TaskDone
-from dpipe.pipeline import resume
+from dpipe.options import options_from
+from dpipe.pipeline import resume, run
 from dpipe.runfolder import RunFolder, files
 from dpipe.runfolder.plain import digest_of
 
@@ -406,3 +407,22 @@ def test_a_rank_store_that_is_gone_is_made_again(again: Any, tmp_path: Path) -> 
 def test_a_matrix_budget_below_the_table_leaves_passes_reusable(again: Any) -> None:
     assert again(matrix_budget=8 * 30**2, spearman_threshold=0.9)[0] == [True, False, False, False]
     assert again(matrix_budget=8 * 30**2, spearman_threshold=0.9)[0] == [True] * 4
+
+
+def test_what_a_worker_had_half_written_goes_with_its_session(tmp_path: Path) -> None:
+    make_table(tmp_path / "table")
+    left: list[Path] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, PassDone):
+            (block,) = sorted((tmp_path / "run").rglob("block-*.f32"))[:1]
+            left.append(block.with_name(f".{block.name}.0123456789ab.partial"))
+            left[0].touch()
+            raise KeyboardInterrupt
+
+    options = options_from({"workers": 1, "device": "cpu", "passes": "1,2", "min_valid": 50})
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "table", options, output_dir=tmp_path / "run", observers=[interrupt])
+    assert len(left) == 1
+    assert not left[0].exists()
+    assert list((tmp_path / "run").rglob("block-*.f32")) != []

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 from dpipe.common.credentials import check_url
 from dpipe.common.words import nearest
 from dpipe.errors import InputError
 from dpipe.model.registry import PASSES, usual_passes
+from dpipe.options.declaration import Option, Section, option
 from dpipe.options.kinds import (
     Flag,
     Globs,
@@ -38,57 +38,20 @@ from dpipe.options.kinds import (
 
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
 
-R2_WITH_TARGET = 0.9
+_R2_WITH_TARGET = 0.9
 """With a target the columns that tell most of it stay, and the rest may be predicted less well."""
 
-R2_WITHOUT_TARGET = 0.95
+_R2_WITHOUT_TARGET = 0.95
 """Where nothing says which columns matter, what goes must be predicted well (docs/models.md)."""
 
 _R2_ROWS = 15
 """1 - R^2 of an exact sum on normal scores stays below this over the rows (docs/statistics.md)."""
 
 
-class Section(StrEnum):
-    """The headings of ``--help`` and of the reference, in their order."""
-
-    INPUT = "Input"
-    REDUNDANCY = "What is redundant"
-    WORKERS = "Workers and memory"
-    OUTPUT = "Output"
-    OTHER = "Other"
-
-
-@dataclass(frozen=True)
-class Option:
-    """Everything there is to say about an option beside its name and its default."""
-
-    section: Section
-    """The heading it stands under."""
-    kind: Kind
-    """What a value may be."""
-    help: str
-    """What it means, in a line, with the unit."""
-    more: str = ""
-    """What the reference adds to that line."""
-    affects: int | None = None
-    """The first pass whose answer it changes; None: no answer."""
-    also: tuple[str, ...] = ()
-    """The commands beside ``run`` whose ``--help`` lists it; every one of them takes it."""
-
-    @property
-    def description(self) -> str:
-        """`help`, and `more` where there is more to say."""
-        return f"{self.help}; {self.more}" if self.more else self.help
-
-
-def _option(section: Section, default: Any, kind: Kind, text: str, **rest: Any) -> Any:
-    return field(default=default, metadata={"option": Option(section, kind, text, **rest)})
-
-
-_input = functools.partial(_option, Section.INPUT)
-_redundancy = functools.partial(_option, Section.REDUNDANCY)
-_workers = functools.partial(_option, Section.WORKERS)
-_output = functools.partial(_option, Section.OUTPUT)
+_input = functools.partial(option, Section.INPUT)
+_redundancy = functools.partial(option, Section.REDUNDANCY)
+_workers = functools.partial(option, Section.WORKERS)
+_output = functools.partial(option, Section.OUTPUT)
 
 
 _SHARE = Number(low=0, high=1)
@@ -182,9 +145,8 @@ class Options:
     r2_threshold: float | None = _redundancy(
         None,
         _SHARE,
-        "adjusted R^2 at which kept columns predict a column",
-        more="0.95 by default (of fewer than 300 rows 1 - 15/rows, but at least 0.9), "
-        "and 0.9 with a target",
+        "adjusted R^2 at which kept columns predict a column; by default 0.95, with a target 0.9",
+        more="without a target and of fewer than 300 rows 1 - 15/rows, but at least 0.9",
         affects=3,
     )
     most_predictors: int | None = _redundancy(
@@ -381,8 +343,8 @@ class Options:
         if self.min_valid is None:
             changes["min_valid"] = max(min(n_rows, 10), min(n_rows // 2, 100))
         if self.r2_threshold is None:
-            reached = max(R2_WITH_TARGET, round(1 - _R2_ROWS / max(n_rows, 1), 3))
-            usual = R2_WITH_TARGET if self.target else min(reached, R2_WITHOUT_TARGET)
+            reached = max(_R2_WITH_TARGET, round(1 - _R2_ROWS / max(n_rows, 1), 3))
+            usual = _R2_WITH_TARGET if self.target else min(reached, _R2_WITHOUT_TARGET)
             changes["r2_threshold"] = usual
         return self.replace(**changes)
 
