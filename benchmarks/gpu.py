@@ -42,8 +42,10 @@ from dpipe.engine.context import Context
 from dpipe.engine.grid import run_grid
 from dpipe.engine.machine import Machine
 from dpipe.engine.tiling import even_blocks, tile_grid
+from dpipe.kernels.copula import BASIS, PAIR_BASIS
+from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES, PAIR_BASIS, Fusion
+from dpipe.kernels.measures import MEASURES
 from dpipe.kernels.moments import Moments, Scratch, expand_whitened, tile_moments
 from dpipe.kernels.ranks import rank_column
 from dpipe.model.events import Event, MemoryRead, PassDone, PassStarted, RunStarted, silent

@@ -25,7 +25,8 @@ from dpipe.engine.machine import Machine
 from dpipe.errors import VerificationError
 from dpipe.kernels.contraction import by_rows, project
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.measures import MEASURES, Measure, Settling
+from dpipe.kernels.measure import Measure, Settling
+from dpipe.kernels.measures import MEASURES
 from dpipe.kernels.moments import Moments
 from dpipe.options import options_from
 from dpipe.passes import make_plan

@@ -34,8 +34,10 @@ from dpipe.engine.machine import LIMITS, Limits
 from dpipe.errors import ResourceError
 from dpipe.kernels import contraction
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.copula import BASIS
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, MARGIN, MEASURES
+from dpipe.kernels.measure import MARGIN
+from dpipe.kernels.measures import MEASURES
 from dpipe.kernels.moments import (
     Moments,
     Piece,

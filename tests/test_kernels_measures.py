@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from reference import dense_nhsic, distance_correlation, published_rdc
 
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.copula import BASIS, PAIR_BASIS, largest_square
 from dpipe.kernels.draws import rdc_draws
+from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
-from dpipe.kernels.measures import BASIS, MEASURES, PAIR_BASIS, Fusion, Scale, largest_square
+from dpipe.kernels.measure import Scale
+from dpipe.kernels.measures import MEASURES
 from dpipe.kernels.moments import (
     Moments,
     expand_normal,

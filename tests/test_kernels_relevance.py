@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from reference import dense_nhsic, published_rdc, uniform_ranks
 
+from dpipe.kernels.copula import BASIS
 from dpipe.kernels.draws import rdc_draws
 from dpipe.kernels.marginals import marginal_sums, whitened
-from dpipe.kernels.measures import BASIS
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.relevance import (
     CrossSums,

@@ -14,7 +14,7 @@ from dpipe.engine.machine import Machine
 from dpipe.engine.plan import check_client, check_disk
 from dpipe.engine.tiling import FAN_IN, Tiling, even_blocks, ranking_blocks, tile_grid
 from dpipe.errors import InputError, ResourceError
-from dpipe.kernels.measures import BASIS
+from dpipe.kernels.copula import BASIS
 from dpipe.model.registry import PASSES
 from dpipe.options import Options, options_from, parse_size
 from dpipe.passes import make_plan

@@ -23,8 +23,9 @@ from dpipe.engine import tiles
 from dpipe.engine.machine import Limits, Machine
 from dpipe.engine.tiles import Job, least_by_marginal_ranks
 from dpipe.engine.tiling import Tiling, tile_grid
+from dpipe.kernels.copula import BASIS, DISTANCE_BASIS, PAIR_BASIS
+from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.marginals import marginal_sums, whitened
-from dpipe.kernels.measures import BASIS, DISTANCE_BASIS, PAIR_BASIS, Fusion
 from dpipe.kernels.ranks import RankedColumn, rank_column
 from dpipe.model.records import ColumnStatistics
 from dpipe.rankstore import Store, StoredColumn, build_catalogue, write_block

@@ -256,3 +256,34 @@ def test_the_command_says_it_and_ends_with_0_or_4(
     assert ("does not hold on 200 rows" if broken else "holds on 200 rows") in result.stdout
     assert ("near" in result.stdout) is broken
     assert ("does not hold" in (tmp_path / "page.html").read_text(encoding="utf-8")) is broken
+
+
+def wide(n: int, seed: int, same: int) -> pd.DataFrame:
+    """Columns with ties and missing cells, `same` of them bent copies of others."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=(n, 60))
+    base[:, 40:] = np.round(base[:, 40:])
+    base[rng.random(base.shape) < 0.05] = np.nan
+    names = [f"c{i:02d}" for i in range(60)]
+    table = pd.DataFrame(base, columns=names)
+    for i in range(same):
+        noise = rng.uniform(0.02, 0.3) * rng.normal(size=n)
+        table[f"c{i:02d}"] = (table[f"c{i + 20:02d}"] + noise) ** 2
+        table[f"c{i + 20:02d}"] = np.abs(table[f"c{i + 20:02d}"])
+    return table
+
+
+def test_what_the_bound_leaves_out_does_not_reach_the_threshold(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pairs of kept columns that became similar are those of all pairs in tiles."""
+    dpipe.select(wide(400, 1, 0), output_dir=tmp_path / "run", client=client, **PLAIN)
+    few = on(tmp_path / "run", wide(400, 2, 15), client).redundant
+    with monkeypatch.context() as patched:
+        patched.setattr("dpipe.engine.screen._FEW", 0)
+        every = on(tmp_path / "run", wide(400, 2, 15), client).redundant
+    assert sum(each.measure == "hsic+rdc" for each in few) > 3
+    assert [(e.first, e.second, e.measure) for e in few] == [
+        (e.first, e.second, e.measure) for e in every
+    ]
+    assert [e.value for e in few] == pytest.approx([e.value for e in every], abs=1e-4)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.engine.machine import LIMITS, Limits, Machine
-from dpipe.kernels.measures import Fusion, Settling
+from dpipe.kernels.fusion import Fusion
+from dpipe.kernels.measure import Settling
 from dpipe.model.events import Emit
 from dpipe.model.records import ColumnStatistics, Pairs
 from dpipe.options import Options

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from dpipe.engine import submit, tiles
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiling import tile_grid
-from dpipe.kernels.measures import Fusion, Settling
+from dpipe.kernels.fusion import Fusion
+from dpipe.kernels.measure import Settling
 from dpipe.model.events import Note
 from dpipe.model.records import Edges, Pairs
 from dpipe.rankstore import Catalogue, Store, build_catalogue
@@ -165,7 +166,7 @@ def settled_pairs(context: Context, grid: Grid) -> Pairs:
     Pairs that turn out to have no similarity are left out, and where more than `MOST_PAIRS` reach
     the job's floor, the weakest of those that do not decide: the floor is raised.
     """
-    found, floor = _reported(context, grid)
+    found, floor = reported_pairs(context, grid)
     value, exact = found["value"], found["exact"]
     # Apart, so that no last digit of what decides depends on what is listed beside it.
     for some in (found["decides"], ~found["decides"]):
@@ -185,13 +186,13 @@ def settled_pairs(context: Context, grid: Grid) -> Pairs:
 
 def _single_pairs(context: Context, grid: Grid, measure: str) -> Pairs:
     """The pairs of a measure that is part of the mean, as precise as the products of the grid."""
-    found, floor = _reported(context, grid, measure)
+    found, floor = reported_pairs(context, grid, measure)
     order = np.lexsort((found["j"], found["i"]))
     edges = Edges(*(found[name][order] for name in ("i", "j", "value")))
     return Pairs(edges, found["rows"][order], found["exact"][order], floor)
 
 
-def _reported(
+def reported_pairs(
     context: Context, grid: Grid, measure: str | None = None
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """What the tiles say of their pairs, bounded, and the floor from which on it is complete.

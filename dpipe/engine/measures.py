@@ -6,7 +6,7 @@ Does not cover: the measures (`dpipe.kernels.measures`), the entries (`dpipe.mod
 
 from __future__ import annotations
 
-from dpipe.kernels.measures import Fusion
+from dpipe.kernels.fusion import Fusion
 from dpipe.model.registry import Pass
 from dpipe.options import Options
 from dpipe.options.kinds import parse_weights

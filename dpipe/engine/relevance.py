@@ -28,8 +28,8 @@ from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiling import even_blocks
 from dpipe.errors import InputError
+from dpipe.kernels.copula import BASIS
 from dpipe.kernels.marginals import MarginalSums, marginal_sums, untied_sums, whitened
-from dpipe.kernels.measures import BASIS
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.relevance import CrossSums, Relevance, Target, cross_sums, relevance
 from dpipe.model.events import Note

@@ -106,6 +106,9 @@ class Marginals:
         -|u - u'| a(u) b(u'). None where no measure asks for distances.
     distance
         (b,) mean distance |u - u'| of two rows, None likewise.
+    variances
+        (b, E) variances of HSIC's kernel in its own directions on the column, the largest first;
+        the whitened functions are then the first of these directions. None where they are others.
     """
 
     count: np.ndarray
@@ -116,6 +119,7 @@ class Marginals:
     plain: np.ndarray
     kernel: np.ndarray | None = None
     distance: np.ndarray | None = None
+    variances: np.ndarray | None = None
     _whole: tuple[Marginals, slice] | None = field(default=None, init=False, repr=False)
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 

@@ -19,14 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.copula import BASIS, feature_spans, kernel_root, orthonormal_span, self_hsic
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measures import (
-    BASIS,
-    feature_spans,
-    kernel_root,
-    orthonormal_span,
-    self_hsic,
-)
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -24,7 +24,7 @@ from dpipe.engine.grid import (
 from dpipe.engine.machine import Machine
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import TableShape, plan_grid
-from dpipe.kernels.measures import MARGIN
+from dpipe.kernels.measure import MARGIN
 from dpipe.model.events import PlannedPass
 from dpipe.model.records import PassResult
 from dpipe.model.registry import Pass

@@ -18,7 +18,9 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid, settled_edges
 from dpipe.engine.relevance import measure_relevance
 from dpipe.errors import InputError
-from dpipe.kernels.measures import Fusion, Settling, public_measures
+from dpipe.kernels.fusion import Fusion
+from dpipe.kernels.measure import Settling
+from dpipe.kernels.measures import public_measures
 from dpipe.model.events import Emit, Event
 from dpipe.model.records import Similarity, TargetRelevance
 from dpipe.options import Options

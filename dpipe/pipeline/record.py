@@ -15,7 +15,8 @@ from typing import Any
 
 from dpipe.choice.certificate import alternatives, decide
 from dpipe.engine.measures import fusion_of
-from dpipe.kernels.measures import Fusion, Measure
+from dpipe.kernels.fusion import Fusion
+from dpipe.kernels.measure import Measure
 from dpipe.kernels.ranks import implementation
 from dpipe.model.events import Emit, Note
 from dpipe.model.inventory import SINGLE_RESULTS

@@ -23,10 +23,10 @@ from typing import Any
 from dpipe.choice.rules import first_broken
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.gram import gram_of
-from dpipe.engine.grid import measured_pairs, run_grid, settled_edges
+from dpipe.engine.grid import measured_pairs
 from dpipe.engine.measures import fusion_of
+from dpipe.engine.screen import similar_pairs
 from dpipe.errors import InputError
-from dpipe.kernels.measures import MARGIN, Settling
 from dpipe.kernels.prediction import explained
 from dpipe.model.events import Emit, Event
 from dpipe.model.records import Decision, Role, reaches
@@ -290,27 +290,16 @@ class _New:
                 continue
             threshold = float(getattr(self._options, this.threshold))
             fusion = fusion_of(this, self._options)
-            grid = run_grid(
-                self._context,
-                self._prepared,
-                columns,
-                f"kept-{this.name}",
-                fusion,
-                rows=self._context.rows_of(fusion),
-                threshold=threshold,
-                margin=0.0 if fusion.settling is Settling.RERANKED else self._margin(),
-                min_valid=self._options.required_rows,
-                matrix=False,
+            title = f"kept-{this.name}"
+            similar = similar_pairs(
+                self._context, self._prepared, columns, title, fusion, threshold
             )
-            edges = settled_edges(self._context, grid)
-            for i, j, value in zip(edges.i, edges.j, edges.value.tolist(), strict=True):
-                pair = sorted((grid.names[i], grid.names[j]))
-                if reaches(value, threshold) and not asked.issuperset(pair):
-                    found.append(Redundant(pair[0], pair[1], fusion.name, value, threshold))
+            found += [
+                Redundant(first, second, fusion.name, value, threshold)
+                for first, second, value in similar
+                if not asked.issuperset((first, second))
+            ]
         return sorted(found, key=lambda each: (-abs(each.value), each.first, each.second))
-
-    def _margin(self) -> float:
-        return MARGIN[self._options.precision]
 
     def outside(
         self, ranges: Mapping[str, tuple[float, float]]

@@ -27,7 +27,7 @@ from dpipe.choice.priority import Priority, in_millionths
 from dpipe.choice.redundant import decide_at
 from dpipe.common.words import counted
 from dpipe.errors import InputError
-from dpipe.kernels.measures import MARGIN
+from dpipe.kernels.measure import MARGIN
 from dpipe.model.records import Decision, Pairs
 from dpipe.model.registry import PASSES, Pass
 from dpipe.runfolder import RunFolder

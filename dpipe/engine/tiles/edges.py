@@ -18,7 +18,8 @@ from dpipe.device.arrays import retried, to_host
 from dpipe.engine.tiles.job import Job, marginals_of, open_job, tile_name
 from dpipe.engine.tiles.moments import tile
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.measures import MEASURES, Measure, Settling
+from dpipe.kernels.measure import Measure, Settling
+from dpipe.kernels.measures import MEASURES
 from dpipe.kernels.moments import Moments
 from dpipe.rankstore import Catalogue, Store
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import Any
 
 from dpipe.engine.tiling import Tiling
+from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.measures import Fusion
 from dpipe.rankstore import Catalogue, Store, load_catalogue
 
 

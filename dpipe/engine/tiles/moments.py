@@ -28,8 +28,10 @@ from dpipe.device.arrays import (
 )
 from dpipe.engine.tiles.job import Job, marginals_name, marginals_of, open_job
 from dpipe.errors import ResourceError
+from dpipe.kernels.bound import leading
+from dpipe.kernels.copula import BASIS, PAIR_BASIS
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
-from dpipe.kernels.measures import BASIS, Scale
+from dpipe.kernels.measure import Scale
 from dpipe.kernels.moments import (
     Moments,
     Piece,
@@ -90,10 +92,17 @@ def marginals_finish(
     known = _untied_sums(job, catalogue.n_rows) if untied.any() else None
     sums = _put_together(untied, known, total)
     needed = catalogue.functions[slice(*job.tiling.blocks[block])]
-    of_block = (
-        normal_moments(sums) if _is_normal(job) else whitened(sums, needed, job.tiling.functions)
-    )
-    store.write_arrays(marginals_name(folder, block), of_block.arrays())
+    store.write_arrays(marginals_name(folder, block), _of_block(job, sums, needed).arrays())
+
+
+def _of_block(job: Job, sums: MarginalSums, needed: NDArray[np.int64]) -> Marginals:
+    """The change of basis that the job's measures ask for."""
+    if _is_normal(job):
+        return normal_moments(sums)
+    if job.fusion.scale is Scale.LEADING:
+        # Of all directions that a pair is measured in, not of those alone that are multiplied.
+        return leading(whitened(sums, spanned=PAIR_BASIS), int(needed.max()))
+    return whitened(sums, needed, job.tiling.functions)
 
 
 def _is_normal(job: Job) -> bool:

@@ -15,7 +15,7 @@ from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine.tiles.job import Job, load_marginals, open_job
 from dpipe.engine.tiles.moments import functions_of
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.measures import Settling
+from dpipe.kernels.measure import Settling
 from dpipe.kernels.moments import Moments, tile_moments
 from dpipe.kernels.rerank import joint_spearman
 from dpipe.rankstore import Catalogue, Store, read_piece
