@@ -16,7 +16,8 @@ from dpipe.engine.machine import Machine, refuse, refuse_card
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""
-_TASKS_PER_THREAD = 4  # enough to even out tasks of unequal length
+# Enough to even out tasks of unequal length; every tile evaluates the functions of its columns again.
+_TASKS_PER_THREAD, _TILES_PER_THREAD = 4, 3
 _MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
 # Seconds, as measured on one core: what a ranking task takes for every file, whatever it reads of
 # it, and for each column of its footer; for a column of a file; for a cell.
@@ -169,7 +170,7 @@ def tile_grid(
     widest, chunk = _largest_tile(n_rows, functions, machine)
     # One task at a time needs no balance, and on a card every partial result crosses the bus.
     alone = machine.device is not None and machine.slots == 1
-    wanted = 1 if alone else _TASKS_PER_THREAD * machine.slots
+    wanted = 1 if alone else _TILES_PER_THREAD * machine.slots
     splits_possible = math.ceil(n_rows / min(chunk, limits.chunk(functions, on_card=False)))
 
     needed = [*complete, *incomplete]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dpipe.common.npy import map_npy
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid, settled_edges
 from dpipe.engine.relevance import measure_relevance
@@ -99,7 +100,7 @@ def similarity(
         folder = Files(target.parent.absolute(), manifest=False).create()
         with folder.write_matrix(target.stem, columns) as out:
             assemble(context, grid, measure, columns, edges, out)
-        return Similarity(np.load(target, mmap_mode="r"), columns)
+        return Similarity(map_npy(target), columns)
 
 
 def relevance(

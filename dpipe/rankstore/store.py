@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from dpipe.common.atomic import PARTIAL, replacing
 from dpipe.common.credentials import Secrets, safe_reason
+from dpipe.common.npy import read_npz
 from dpipe.errors import InputError, ResourceError
 
 
@@ -182,8 +183,7 @@ class Store:
         """Read what `write_arrays` wrote; refuses pickled objects."""
         with self._reaching(), self._fs.open(self.path(name), "rb") as file:
             try:
-                with np.load(file, allow_pickle=False) as data:
-                    return {key: data[key] for key in data.files}
+                return read_npz(file if self.local else io.BytesIO(file.read()))
             except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
                 raise self._damaged(name) from None
 

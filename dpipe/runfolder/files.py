@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.common.atomic import replacing
+from dpipe.common.npy import map_npy
 from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.inventory import MANIFEST, is_listed, matrix_files
@@ -299,10 +300,9 @@ class Files:
         """Map a ``.npy`` file of the folder into memory, read-only; pickled ones are refused."""
         path = self.inside(name)
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return map_npy(path)
         except BROKEN as error:
             raise unreadable(path, error) from error
-        return array
 
     def read_matrix(self, name: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
         """The columns of a matrix and its values, mapped into memory.
