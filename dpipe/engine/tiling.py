@@ -16,7 +16,7 @@ from dpipe.engine.machine import Machine, refuse, refuse_card
 
 FAN_IN = 4
 """Partial moments added by one task of the tree-sum."""
-# Enough to even out tasks of unequal length; every tile evaluates the functions of its columns again.
+# Enough to even out tasks of unequal length. Each tile evaluates its columns' functions again.
 _TASKS_PER_THREAD, _TILES_PER_THREAD = 4, 3
 _MOST_RANKED = 2**25  # cells of a ranking task; each task parses every footer, so not too few
 # Seconds, as measured on one core: what a ranking task takes for every file, whatever it reads of
