@@ -15,8 +15,10 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psutil
@@ -137,18 +139,24 @@ def living_children(patience: float = 0.0) -> list[psutil.Process]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    left = living_children(patience=10)
-    session.config.stash[LEFT_BEHIND] = [f"{p.pid}: {' '.join(p.cmdline())[:200]}" for p in left]
-    if left and session.exitstatus == pytest.ExitCode.OK:
+    config = session.config
+    left = [f"{p.pid}: {' '.join(p.cmdline())[:200]}" for p in living_children(patience=10)]
+    if hasattr(config, "workeroutput"):  # one of several processes, whose parent asks for it
+        config.workeroutput["left_behind"] = left
+    LEFT_BEHIND.extend(left)
+    if LEFT_BEHIND and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-LEFT_BEHIND = pytest.StashKey[list[str]]()
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    LEFT_BEHIND.extend(getattr(node, "workeroutput", {}).get("left_behind", []))
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+LEFT_BEHIND: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     without_gpu = [
         report
         for report in terminalreporter.stats.get("skipped", [])
@@ -158,8 +166,37 @@ def pytest_terminal_summary(
     if without_gpu:
         terminalreporter.section("GPU NOT TESTED", sep="!", red=True, bold=True)
         terminalreporter.line(f"{len(without_gpu)} tests need a GPU and did not run here.")
-    for line in config.stash.get(LEFT_BEHIND, []):
+    for line in LEFT_BEHIND:
         terminalreporter.line(f"ERROR: a process outlived the tests: {line}", red=True)
+
+
+_WANTED = threading.Event()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_dask_report() -> Iterator[None]:
+    """Dask's report of a run takes Bokeh a second: hundreds of runs go without, see `dask_report`."""
+    from distributed.scheduler import Scheduler
+
+    drawn = Scheduler.performance_report
+
+    @functools.wraps(drawn)
+    async def report(self: Scheduler, *arguments: Any, **settings: Any) -> Any:
+        if _WANTED.is_set():
+            return await drawn(self, *arguments, **settings)
+        return "<p>Not drawn for this test.</p>"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "performance_report", report)
+        yield
+
+
+@pytest.fixture
+def dask_report() -> Iterator[None]:
+    """Have Dask draw its report of each run of the test, as it does for users."""
+    _WANTED.set()
+    yield
+    _WANTED.clear()
 
 
 @pytest.fixture(scope="session")

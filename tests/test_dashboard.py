@@ -175,6 +175,7 @@ def eventually(look: Callable[[], Any]) -> Any:
     raise AssertionError("it never came")
 
 
+@pytest.mark.usefixtures("dask_report")
 def test_page_shows_a_run_while_it_runs(tmp_path: Path) -> None:
     write_parts(mixed_table(400), tmp_path / "table")
     seen: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """What Bokeh draws: the similarity matrix, columns kept against threshold, ranks of a pair, memory.
 
-Covers: empty figures for the page's script to fill (matrix, curve, pair) and the memory figure.
+Covers: empty figures for the page's script to fill (matrix, curve, pair), which are the same for
+every run, and the memory figure.
 Does not cover: values of matrices (see `dpipe.report.matrix`), tables and bars (plain HTML).
 
 Every model that has a colour names it in its tags, as ``property=variable`` of the page's style
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -44,12 +46,14 @@ _FONT = "system-ui, sans-serif"
 _SMALL = "12px"
 
 
+@lru_cache
 def scripts() -> tuple[str, ...]:
     """BokehJS itself, only the part that draws, to stand inside the page."""
     resources = Resources(mode="inline", components=["bokeh"], log_level="error")
     return tuple(str(script) for script in resources.js_raw)
 
 
+@lru_cache
 def matrix_figure() -> dict[str, Any]:
     """A square of cells, row 0 on top; the script sets image, ranges, labels and palette."""
     plot = _plot(
@@ -93,6 +97,7 @@ def matrix_figure() -> dict[str, Any]:
     return _item(plot)
 
 
+@lru_cache
 def curve_figure() -> dict[str, Any]:
     """Columns kept against the threshold of a pass; the script sets points, ranges and marks."""
     plot = _plot(
@@ -130,6 +135,7 @@ def curve_figure() -> dict[str, Any]:
     return _item(plot)
 
 
+@lru_cache
 def pair_figure() -> dict[str, Any]:
     """Ranks of two columns on some rows; the script sets the points."""
     plot = _plot(
