@@ -175,7 +175,7 @@ _WANTED = threading.Event()
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_dask_report() -> Iterator[None]:
-    """Dask's report of a run takes Bokeh a second: hundreds of runs go without, see `dask_report`."""
+    """Dask's report of a run takes Bokeh a second: all runs but those of `dask_report` go without."""
     from distributed.scheduler import Scheduler
 
     drawn = Scheduler.performance_report
