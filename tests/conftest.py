@@ -175,7 +175,7 @@ _WANTED = threading.Event()
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_dask_report() -> Iterator[None]:
-    """Dask's report of a run takes Bokeh a second: all runs but those of `dask_report` go without."""
+    """Leave out Dask's report of a run, a second of Bokeh's time, but for `dask_report`."""
     from distributed.scheduler import Scheduler
 
     drawn = Scheduler.performance_report
