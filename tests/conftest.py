@@ -1,7 +1,7 @@
 """Fixtures and rules every test shares.
 
 Covers: the `slow` and `gpu` markers, one small Dask cluster for the whole session, the paths of
-example and shared data, hypothesis profiles, the compiled part of the checkout, and the check that
+example and shared data, hypothesis profiles, the compiled parts of the checkout, and the check that
 no process outlives the tests.
 Does not cover: references and data made by tests (they stand beside the tests that use them).
 """
@@ -25,6 +25,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "dpipe" / "kernels"
 
 # A program of its own, which plans tiny tiles and breaks `open` as soon as it is imported.
 collect_ignore = ["faulty.py"]
@@ -73,10 +74,10 @@ def linker() -> list[str] | None:
 
 
 def build_kernel(target: Path, *flags: str) -> None:
-    """Compile ``_ranking.c``; where that fails, `CalledProcessError` holds what was said."""
+    """Compile a kernel to its module; `CalledProcessError` holds what was said where it fails."""
     command = linker()
     assert command is not None
-    source = str(ROOT / "dpipe" / "kernels" / "_ranking.c")
+    source = str(KERNELS / target.name.replace(".abi3.so", ".c"))
     passing = target.with_suffix(f".{os.getpid()}")  # another session may read the target now
     words = [*command, "-fPIC", "-O3", "-ffp-contract=off", *flags, source, "-o", str(passing)]
     subprocess.run([*words, "-lm"], check=True, capture_output=True, text=True)
@@ -85,11 +86,11 @@ def build_kernel(target: Path, *flags: str) -> None:
 
 def pytest_configure() -> None:
     """Compile in place, as ``pip install --editable`` does: the tests import the checkout."""
-    package = ROOT / "dpipe" / "kernels"
-    target, source = package / "_ranking.abi3.so", package / "_ranking.c"
-    is_fresh = target.exists() and target.stat().st_mtime >= source.stat().st_mtime
-    if linker() and not is_fresh:
-        build_kernel(target)
+    for source in KERNELS.glob("*.c"):
+        target = source.with_suffix(".abi3.so")
+        is_fresh = target.exists() and target.stat().st_mtime >= source.stat().st_mtime
+        if linker() and not is_fresh:
+            build_kernel(target)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

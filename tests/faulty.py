@@ -69,11 +69,18 @@ def open(file: Any, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
     return opened
 
 
+async def no_report(*_: Any, **settings: Any) -> str:
+    """Dask's report of a run, which takes Bokeh a second: hundreds of runs go without."""
+    return "<p>Not drawn for this test.</p>"
+
+
 os.replace = replace  # type: ignore[assignment]
 builtins.open = open
 
 if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
+    from distributed.scheduler import Scheduler
+
     from dpipe import pipeline
     from dpipe.cli import main
     from dpipe.common.environment import own_this_process
@@ -83,5 +90,6 @@ if __name__ == "__main__":
         columns=12, functions=144, fewest_columns=6, rank_rows=300, rows=300, fewest_rows=100
     )
     pipeline.run = functools.partial(pipeline.run, limits=small)  # type: ignore[assignment]
+    Scheduler.performance_report = no_report
     own_this_process()  # as the program does
     main()

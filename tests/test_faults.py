@@ -215,9 +215,9 @@ def test_a_scheduler_that_dies_ends_the_run_in_time(reference: Reference, tmp_pa
     "pattern",
     [
         pytest.param("*/checkpoint/.statistics.json.*", marks=pytest.mark.slow),
-        "*/.block-*.f32.*",
+        pytest.param("*/.block-*.f32.*", marks=pytest.mark.slow),
         "*/spearman-*/.tile-*.npz.*",
-        "*/.spearman.npy.*",
+        pytest.param("*/.spearman.npy.*", marks=pytest.mark.slow),
         "*/prediction-*/.marginals-*.npz.*",
         pytest.param("*/checkpoint/.pass-3.*", marks=pytest.mark.slow),
         pytest.param("*/.decisions.parquet.*", marks=pytest.mark.slow),

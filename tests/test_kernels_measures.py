@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference import dense_nhsic, distance_correlation, published_rdc
 
+from dpipe.kernels import basis
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.copula import BASIS, PAIR_BASIS, largest_square
 from dpipe.kernels.draws import rdc_draws
@@ -135,6 +136,60 @@ def test_basis__keeps_the_type_and_agrees_with_numpy(dtype: type) -> None:
         expected = np.polynomial.legendre.legval(2 * scores.astype(float), series)
         tolerance = 1e-5 if dtype is np.float32 else 1e-12
         np.testing.assert_allclose(values[0, k - 1], expected, atol=tolerance)
+
+
+@given(
+    columns=st.integers(0, 5),
+    rows=st.sampled_from([0, 1, 2, 1023, 1024, 1025, 3000]),
+    functions=st.integers(1, 24),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_basis__compiled_is_numpy_to_the_bit(
+    columns: int, rows: int, functions: int, dtype: type, masked: bool, seed: int
+) -> None:
+    if basis.compiled is None:
+        pytest.skip("the basis is not compiled here")
+    rng = np.random.default_rng(seed)
+    valid = (rng.random((columns, rows)) < 0.8).astype(dtype) if masked else None
+    scores = (rng.random((columns, 2 * rows)) - 0.5).astype(dtype)[:, ::2]  # no row in one piece
+    if valid is not None:
+        scores *= valid
+    room = np.full((columns, 2 * functions, rows + 7), np.nan, dtype)
+    compiled = legendre(scores, functions, valid, out=room[:, ::2, 3:-4])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(basis, "compiled", None)
+        expected = legendre(scores, functions, valid)
+    np.testing.assert_array_equal(compiled, expected)
+    room[:, ::2, 3:-4] = np.nan
+    assert np.isnan(room).all(), "something was written beside the functions"
+
+
+def test_basis__compiled_refuses_other_arrays() -> None:
+    if basis.compiled is None:
+        pytest.skip("the basis is not compiled here")
+    scores, values = np.zeros((2, 5)), np.zeros((2, 3, 5))
+    good = [scores, None, values, np.zeros(4)]
+    basis.compiled.expand(*good)
+    for place, other in (
+        (0, scores.astype(np.float32)),
+        (0, scores.astype(np.int64)),
+        (0, scores[:, :4]),
+        (0, scores[0]),
+        (1, np.zeros((1, 5))),
+        (1, np.zeros((2, 5), bool)),
+        (2, values[:1]),
+        (2, values.transpose(0, 2, 1)),
+        (2, values[:, :0]),
+        (3, np.zeros(3)),
+        (3, np.zeros(4, np.float32)),
+    ):
+        with pytest.raises(ValueError, match="other types or shapes"):
+            basis.compiled.expand(*[other if k == place else each for k, each in enumerate(good)])
+    values.setflags(write=False)
+    with pytest.raises((ValueError, BufferError)):
+        basis.compiled.expand(*good)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -532,12 +532,22 @@ def test_the_compiled_way_refuses_arrays_that_do_not_fit() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_way_is_clean_under_sanitizers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "names", "tests"),
+    [
+        ("_ranking", "compiled or long or whole_numbers or do_not_count", "test_kernels_ranks.py"),
+        ("_basis", "basis", "test_kernels_measures.py"),
+    ],
+)
+def test_the_compiled_way_is_clean_under_sanitizers(
+    tmp_path: Path, module: str, names: str, tests: str
+) -> None:
     """The same comparisons in a process of its own, where the first wrong byte ends it."""
     if linker() is None:
         pytest.skip("there is no compiler")
     flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    build_kernel(tmp_path / "_ranking.abi3.so", *flags)
+    target = tmp_path / f"{module}.abi3.so"
+    build_kernel(target, *flags)
     runtime = subprocess.run(
         [*linker()[:1], "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -545,15 +555,14 @@ def test_the_compiled_way_is_clean_under_sanitizers(tmp_path: Path) -> None:
         pytest.skip("the compiler has no sanitizers")
     program = (
         "import importlib.util, sys, pytest\n"
-        "spec = importlib.util.spec_from_file_location('dpipe.kernels._ranking', sys.argv[1])\n"
+        f"spec = importlib.util.spec_from_file_location('dpipe.kernels.{module}', sys.argv[1])\n"
         "sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
-        "names = 'compiled or long or whole_numbers or do_not_count'\n"
-        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', f'({names}) and not sanit',\n"
-        "    'tests/test_kernels_ranks.py']))\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', '({names}) and not sanit',\n"
+        f"    'tests/{tests}']))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "_ranking.abi3.so")],
+        [sys.executable, "-c", program, str(target)],
         env={
             **os.environ,
             "LD_PRELOAD": runtime,

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ ONE = ("--workers", "1", "--device", "cpu", "--restart", "never")
 start = functools.partial(trials.start, verbose=True, where=ONE)
 
 # In the order a run comes by them: every kind of file in every pass, of workers and of the client.
-KILLS = (
+EVERY_KILL = (
     "kill-before */ranks-*/table-*.json",
     "kill-after */ranks-*/layout.json",
     "kill-before */block-*.f32",
@@ -60,6 +61,8 @@ KILLS = (
     "kill-before */run.json",
     "kill-after */report.html",
 )
+KILLS = EVERY_KILL[::2]
+"""Of each pass and of each side some; the others only with ``--runslow``."""
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +71,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return make_reference(make_table(folder / "table"), folder / "run", where=ONE)
 
 
+@pytest.mark.parametrize(
+    "kills", [KILLS, pytest.param(EVERY_KILL, marks=pytest.mark.slow)], ids=["some", "every"]
+)
 def test_a_client_killed_at_every_kind_of_write_continues(
-    reference: Reference, tmp_path: Path
+    reference: Reference, tmp_path: Path, kills: Sequence[str]
 ) -> None:
     log = tmp_path / "finished"
     folder = tmp_path / "run"
-    for kill in KILLS:
+    for kill in kills:
         trial = start(reference.table, folder, "--write-table", fault=kill, log=log)
         assert trial.finish() == -signal.SIGKILL, (kill, trial.out, trial.errors)
     trial = start(reference.table, folder, "--write-table", log=log)

@@ -1,7 +1,7 @@
 """Orthonormal shifted Legendre functions on the uniform scale.
 
 Covers: psi_k(u) = sqrt(2k+1) P_k(2u - 1), k = 1..K, orthonormal on [0, 1] and orthogonal to 1, for
-NumPy and CuPy arrays.
+NumPy and CuPy arrays; on the host in C where that is compiled.
 Does not cover: where the ranks u come from (`dpipe.kernels.ranks`) or what is done with the
 functions (`dpipe.kernels.moments`).
 """
@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from dpipe.device.arrays import Array, namespace
+from dpipe.kernels.compiled import load
+
+compiled = load("_basis")
 
 # A group of columns is expanded while its functions still sit in a core's cache. A device has no
 # use for that: there every group costs the start of some sixty kernels.
@@ -37,7 +40,7 @@ def legendre(
         (columns, rows) 1 or 0 in the type of `scores`: the functions are 0 where it is. Scores
         must then be 0 there too.
     out
-        (columns, K, rows) array to fill; a new one when None.
+        (columns, K, rows) array to fill, contiguous along the rows; a new one when None.
 
     Returns
     -------
@@ -58,6 +61,10 @@ def legendre(
     xp = namespace(scores)
     columns, rows = scores.shape
     values = xp.empty((columns, functions, rows), dtype=scores.dtype) if out is None else out
+    if compiled is not None and xp is np and values.dtype in (np.float32, np.float64):
+        mask = None if valid is None else np.ascontiguousarray(valid)
+        compiled.expand(np.ascontiguousarray(scores), mask, values, _steps(functions))
+        return values
     group = _group(xp, columns, functions * rows)
     for start in range(0, columns, group):
         part = slice(start, start + group)
@@ -123,6 +130,12 @@ def recurrence(k: int) -> tuple[float, float]:
     ahead = math.sqrt((2 * k + 1) * (2 * k + 3)) / (k + 1)
     back = k / (k + 1) * math.sqrt((2 * k + 3) / (2 * k - 1)) if k else 0.0
     return ahead, back
+
+
+@lru_cache
+def _steps(functions: int) -> np.ndarray:
+    """Both factors of each step to as many functions, one after the other."""
+    return np.array([factor for k in range(1, functions) for factor in recurrence(k)])
 
 
 def legendre_sums(scores: Array, degree: int, valid: Array | None = None) -> Array:

@@ -15,7 +15,6 @@ symmetric around 0, negated when the column is reversed. Scores and fingerprint 
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import struct
 import sys
@@ -26,6 +25,7 @@ from types import ModuleType
 import numpy as np
 
 from dpipe.device.arrays import Array, namespace
+from dpipe.kernels.compiled import load
 from dpipe.kernels.ordering import (
     QUANTILES,
     Moments,
@@ -36,16 +36,7 @@ from dpipe.kernels.ordering import (
     scores_of,
 )
 
-
-def _load_compiled() -> ModuleType | None:
-    """The compiled way; it is built where there is a compiler, and NumPy ranks as well without."""
-    try:
-        return importlib.import_module("dpipe.kernels._ranking")
-    except ImportError:
-        return None
-
-
-compiled = _load_compiled()
+compiled = load("_ranking")
 
 _MOST_COMPILED = 2**31 - 1
 _SIGN = 1 << 63
