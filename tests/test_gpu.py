@@ -34,9 +34,10 @@ from dpipe.engine.machine import LIMITS, Limits
 from dpipe.errors import ResourceError
 from dpipe.kernels import contraction
 from dpipe.kernels.basis import legendre
+from dpipe.kernels.bound import leading
 from dpipe.kernels.copula import BASIS
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
-from dpipe.kernels.measure import MARGIN
+from dpipe.kernels.measure import MARGIN, Scale
 from dpipe.kernels.measures import MEASURES
 from dpipe.kernels.moments import (
     Moments,
@@ -52,7 +53,14 @@ from dpipe.options import Options, options_from
 from dpipe.pipeline import run
 from dpipe.session import open_session, worker
 
-TOLERANCE = {"spearman": 1e-6, "gram": 1e-12, "hsic": 1e-5, "rdc": 1e-4, "dcor": 1e-5}
+TOLERANCE = {
+    "spearman": 1e-6,
+    "gram": 1e-12,
+    "hsic": 1e-5,
+    "rdc": 1e-4,
+    "dcor": 1e-5,
+    "hsic_bound": 1e-5,
+}
 ROWS = 700
 
 
@@ -140,7 +148,9 @@ def test_marginal_sums__equal_the_host(device: str, missing: bool) -> None:
     np.testing.assert_allclose(to_host(there.total), here.total, atol=1e-9)
 
 
-def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], list[Marginals]]:
+def pieces(
+    functions: int, missing: bool, device: str, scale: Scale = Scale.RANKS
+) -> tuple[list[Piece], list[Marginals]]:
     """Two overlapping column blocks on a device, and their marginal moments on the host."""
     scores, valid = stacked(missing)
     blocks, changes = [], []
@@ -148,7 +158,9 @@ def pieces(functions: int, missing: bool, device: str) -> tuple[list[Piece], lis
         mask = None if valid is None else valid[part]
         known = max(BASIS, functions)
         sums = marginal_sums(scores[part].astype(np.float64), known, mask, distances=True)
-        marginals = whitened(sums, spanned=functions)
+        marginals = whitened(sums, spanned=None if scale is Scale.LEADING else functions)
+        if scale is Scale.LEADING:
+            marginals = leading(marginals, functions)
         changes.append(marginals)
         there, there_mask = to_device(scores[part], device), moved(mask, device)
         if functions == 1:
@@ -184,7 +196,7 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
     measure = MEASURES[name]
 
     def values(where: str) -> NDArray[np.float64]:
-        (left, right), changes = pieces(measure.functions, missing, where)
+        (left, right), changes = pieces(measure.functions, missing, where, measure.scale)
         moments: Moments = tile_moments(left, right).total()
         if contracted == "on the host":
             moments = moments.to_host()

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 
 from distributed import SSHCluster
@@ -60,8 +61,12 @@ def main() -> None:
             **network,
         },
     )
-    with cluster:
+    try:
         dpipe(["run", *for_dpipe, "--scheduler", cluster.scheduler_address])
+    finally:
+        # When all is closed Dask may still look up a worker that it has forgotten.
+        with contextlib.suppress(KeyError):
+            cluster.close()
 
 
 if __name__ == "__main__":

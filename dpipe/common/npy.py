@@ -33,7 +33,7 @@ def read_npz(file: IO[bytes]) -> dict[str, NDArray[Any]]:
     >>> import io
     >>> file = io.BytesIO()
     >>> np.savez(file, a=np.arange(3))
-    >>> read_npz(file)
+    >>> read_npz(io.BytesIO(file.getvalue()))
     {'a': array([0, 1, 2])}
     """
     with _READING, np.load(file, allow_pickle=False) as data:
