@@ -49,8 +49,11 @@ def name_of(value: Any) -> str:
 @pytest.mark.parametrize(
     ("estimator", "check"), list(estimator_checks_generator(DescriptorSelector())), ids=name_of
 )
-def test_scikit_learn_is_content(estimator: Any, check: Any) -> None:
-    check(estimator)
+def test_scikit_learn_is_content(estimator: Any, check: Any, here: Any) -> None:
+    """Every fit takes the client that is there; one of its own takes ten times as long."""
+    with here.as_current():
+        assert current_client() is here
+        check(estimator)
 
 
 def test_fit__selects_what_select_selects(here: Any) -> None:

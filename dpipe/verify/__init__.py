@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_TOLD = 5
+_SAID = {"rows": "rows of the decision table"}  # and not of the input
 _SHARE = 0.8  # of the free memory, where nobody says how much to take
 
 
@@ -78,7 +79,7 @@ class VerifyReport:
         return (
             f"{self.n_selected} of {self.n_columns} columns kept, {self.n_rows} rows: {verdict}",
             *drawn,
-            *(f"checked: {count} {kind}" for kind, count in self.compared.items()),
+            *(f"checked: {count} {_SAID.get(kind, kind)}" for kind, count in self.compared.items()),
             *(
                 f"largest difference: {value:.1e} ({measure})"
                 for measure, value in self.differences.items()
