@@ -57,7 +57,7 @@ from dpipe.session import (
 from dpipe.session import session as module
 from dpipe.session.cards import CardMemory
 from dpipe.session.decision import Others, Restart, Tidy, decide_restart
-from dpipe.session.worker import AWAKE, expect_restart, process_memory
+from dpipe.session.worker import AWAKE, expect_restart, give_memory_back, process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1024**2
@@ -1288,3 +1288,25 @@ def test_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
         peak = worker._peak_elsewhere()
     assert peak >= 20 * MIB
     assert process_memory()[0] <= process_memory()[1]
+
+
+def test_only_a_process_that_has_grown_looks_at_every_object() -> None:
+    class Circle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def is_collected(baselines: dict[int, int] | None) -> bool:
+        seen = weakref.ref(Circle())
+        give_memory_back(baselines)
+        return seen() is None
+
+    now = process_memory()[0]
+    gc.collect()
+    gc.disable()
+    try:
+        assert not is_collected({os.getpid(): now})
+        assert is_collected({os.getpid(): now - 2**26})
+        assert is_collected({})  # of a process that came later nothing is known
+        assert is_collected(None)
+    finally:
+        gc.enable()

@@ -141,8 +141,8 @@ def out_of_device_memory(error: BaseException) -> bool:
 
 def free_device_memory() -> None:
     """Give back what this process keeps on the device without using it."""
-    gc.collect()
     cupy = sys.modules.get("cupy")
     if cupy is not None:
+        gc.collect()
         cupy.get_default_memory_pool().free_all_blocks()
         cupy.get_default_pinned_memory_pool().free_all_blocks()

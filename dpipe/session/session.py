@@ -85,6 +85,7 @@ class Session:
         self._wake = wake
         self._thread_limit: str | None = None
         self._began = time.monotonic()
+        self._baselines: dict[int, int] = {}  # resident bytes of each process when first seen
         self._closed = False
         self.device = device or "unknown"
         self._address = scheduler_address(client)
@@ -164,6 +165,9 @@ class Session:
     def _readings(
         self, moment: str, pass_number: int, facts: Iterable[WorkerFacts]
     ) -> tuple[MemoryReading, ...]:
+        facts = sorted(facts, key=lambda f: _natural(f.name))
+        for f in facts:
+            self._baselines.setdefault(f.pid, f.rss)
         seconds = time.monotonic() - self._began
         rss, peak = process_memory()
         client = MemoryReading(moment, pass_number, "client", os.getpid(), rss, peak, None, seconds)
@@ -179,7 +183,7 @@ class Session:
                 seconds,
                 f.device_peak,
             )
-            for f in sorted(facts, key=lambda f: _natural(f.name))
+            for f in facts
         )
         return (client, *workers)
 
@@ -247,7 +251,7 @@ class Session:
         Hold no future and no scattered data over this call: they are lost. A local cluster whose
         workers do not come back in time is closed and opened again. An attached one is restarted
         only as far as ``--restart`` and its other users allow; otherwise its workers collect
-        garbage and hand free pages back.
+        garbage and hand free pages back, where they have grown.
 
         Returns
         -------
@@ -325,7 +329,14 @@ class Session:
         """Give back what can be given back without a restart, and say why."""
         self._emit(Note(f"the workers keep their processes, because {reason}."))
         try:
-            within(self.client, PROBE_SECONDS, "run", give_memory_back, on_error="ignore")
+            within(
+                self.client,
+                PROBE_SECONDS,
+                "run",
+                give_memory_back,
+                self._baselines,
+                on_error="ignore",
+            )
         except CLUSTER_ERRORS as error:
             self._warn(f"the workers did not tidy up ({first_line(error)}).")
         return self._expect(1, time.monotonic() + PROBE_SECONDS)

@@ -16,6 +16,7 @@ import resource
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,12 +151,24 @@ def _is_not_about_waking(record: logging.LogRecord) -> bool:
     return AWAKE not in record.getMessage()
 
 
-def give_memory_back() -> int:
-    """Collect garbage and hand free pages to the system; the bytes of resident memory saved."""
+_WORTH_A_LOOK = 32 * 2**20  # bytes
+
+
+def give_memory_back(baselines: Mapping[int, int] | None = None) -> int:
+    """Collect garbage and hand free pages to the system; the bytes of resident memory saved.
+
+    Parameters
+    ----------
+    baselines
+        Process id -> resident bytes at first. A process that has hardly grown does no more than
+        empty its caches: to look at every object of a large one takes longer than a small table.
+    """
     before = process_memory()[0]
     cache.CACHE.clear()
-    gc.collect()
     free_device_memory()
+    if baselines is not None and before - baselines.get(os.getpid(), 0) < _WORTH_A_LOOK:
+        return 0
+    gc.collect()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()
