@@ -16,7 +16,7 @@ from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.measure import MARGIN, Settling
 from dpipe.model.records import reaches
 
-_FEW = 1 / 64  # of all pairs; that many take as long one by one as all of them in tiles
+_FEW = 1 / 256  # of all pairs; that many take as long one by one as all of them in tiles
 
 
 def similar_pairs(
