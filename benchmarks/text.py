@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 from benchmarks import big, common
 
 READ = """
-import json, resource, sys, time
+import json, sys, time
 from dpipe.options import Options
+from dpipe.session.worker import process_memory
 from dpipe.table import open_table
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+peak = lambda: process_memory()[1]
 before, start = peak(), time.perf_counter()
 with open_table([sys.argv[1]], options=Options(scratch_dir=sys.argv[2])) as table:
     print(json.dumps([time.perf_counter() - start, peak() - before, len(table.features)]))
-"""  # noqa: E501
+"""
 
 
 def as_text(parquet: Path) -> Path:
