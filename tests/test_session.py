@@ -501,6 +501,22 @@ def test_the_dashboard_takes_its_usual_port_when_it_is_free(
         assert local._free_dashboard_address() == "127.0.0.1:0"
 
 
+# Tornado leaves the socket to the collector whose port it did not get.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_port_that_is_taken_in_the_last_moment_is_no_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where two runs start at the same time; a warning would be an error here."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(local, "_free_dashboard_address", lambda: address)
+        with open_session(Options(workers=1)) as session:
+            assert session.dashboard is not None
+            assert address not in session.dashboard
+
+
 def test_an_interrupted_script_ends_at_once_without_noise(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

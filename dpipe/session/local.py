@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,7 +81,12 @@ class StartedCluster:
                 "distributed.scheduler.allowed-failures": DEATHS,
             }
             try:
-                with _environment_noted(), dask.config.set(settings), interrupts_blocked():
+                with (
+                    _environment_noted(),
+                    dask.config.set(settings),
+                    interrupts_blocked(),
+                    _taken_port_unsaid(),
+                ):
                     if self.workers.device == "cpu":
                         serve_workers(_spawn_environment())
                     self._cluster = start(self.options, self.workers, self._folder)
@@ -322,6 +328,14 @@ def _free_dashboard_address() -> str:
         except OSError:
             return "127.0.0.1:0"
     return f"127.0.0.1:{DASHBOARD_PORT}"
+
+
+@contextlib.contextmanager
+def _taken_port_unsaid() -> Iterator[None]:
+    """Another program may take the dashboard's port meanwhile; Dask then takes any other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Port [0-9]+ is already in use", UserWarning)
+        yield
 
 
 @contextlib.contextmanager
