@@ -84,11 +84,11 @@ def test_missing_cells_of_one_column_where_the_other_is_extreme() -> None:
     assert bound[0, 1] >= hsic[0, 1] - ROUNDING
 
 
-@pytest.mark.parametrize("step", [0, 0.5])
-def test_it_is_close(step: float) -> None:
+@pytest.mark.parametrize(("step", "most"), [(0, 0.043), (0.5, 0.06)])
+def test_it_is_close(step: float, most: float) -> None:
     hsic, bound = both(table(2000, 3, step, 0.0))
     excess = (bound - hsic)[np.triu_indices(len(hsic), 1)]
-    assert excess.max() < 0.06
+    assert excess.max() < most
     strong = hsic[np.triu_indices(len(hsic), 1)] > 0.6
     assert strong.any()
     assert excess[strong].max() < 0.03

@@ -8,7 +8,12 @@ threshold (`dpipe.engine.grid`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import Grid, measured_pairs, reported_pairs, run_grid, settled_edges
@@ -38,64 +43,47 @@ def similar_pairs(
     threshold
         Of the fusion's mean.
     """
-    pairs = _in_doubt(context, prepared, columns, title, fusion, threshold)
-    if pairs is None:
-        grid = _grid(context, prepared, columns, title, fusion, threshold)
-        edges = settled_edges(context, grid)
-        pairs = [(grid.names[i], grid.names[j]) for i, j in zip(edges.i, edges.j, strict=True)]
-        values = edges.value
-    else:
-        values = measured_pairs(
+    settings: dict[str, Any] = {
+        "rows": context.rows_of(fusion),
+        "min_valid": context.options.required_rows,
+    }
+
+    def grid_of(name: str, measures: Fusion, least: float) -> Grid:
+        reranked = measures.settling is Settling.RERANKED
+        margin = 0.0 if reranked else MARGIN[context.options.precision]
+        return run_grid(
             context,
             prepared,
-            pairs,
-            f"{title}-pairs",
-            fusion,
-            rows=context.rows_of(fusion),
-            min_valid=context.options.required_rows,
+            columns,
+            name,
+            measures,
+            threshold=least,
+            margin=margin,
+            matrix=False,
+            **settings,
         )
+
+    screen = fusion.screen(threshold)
+    pairs: list[tuple[str, str]] | None = None
+    if screen is not None and context.session.device == "cpu":  # on a card all pairs cost little
+        pairs = _in_doubt(context, grid_of(f"{title}-bound", *screen))
+    if pairs is None:
+        grid = grid_of(title, fusion, threshold)
+        edges = settled_edges(context, grid)
+        pairs, values = _named(grid, edges.i, edges.j), edges.value
+    else:
+        values = measured_pairs(context, prepared, pairs, f"{title}-pairs", fusion, **settings)
     found = zip(pairs, values.tolist(), strict=True)
     return [(*sorted(pair), value) for pair, value in found if reaches(value, threshold)]
 
 
-def _in_doubt(
-    context: Context,
-    prepared: Prepared,
-    columns: Sequence[str],
-    title: str,
-    fusion: Fusion,
-    threshold: float,
-) -> list[tuple[str, str]] | None:
-    """The pairs that may reach the threshold; None where there is no bound or it leaves many."""
-    screen = fusion.screen(threshold)
-    if screen is None or context.session.device != "cpu":  # a card multiplies as fast as it expands
-        return None
-    bound, least = screen
-    grid = _grid(context, prepared, columns, f"{title}-bound", bound, least)
+def _in_doubt(context: Context, grid: Grid) -> list[tuple[str, str]] | None:
+    """The pairs whose bound reaches the threshold; None where they are many."""
     found, _ = reported_pairs(context, grid)
-    if len(found["i"]) > _FEW * len(columns) * (len(columns) - 1) / 2:
+    if len(found["i"]) > _FEW * math.comb(len(grid.names), 2):
         return None
-    return [(grid.names[i], grid.names[j]) for i, j in zip(found["i"], found["j"], strict=True)]
+    return _named(grid, found["i"], found["j"])
 
 
-def _grid(
-    context: Context,
-    prepared: Prepared,
-    columns: Sequence[str],
-    title: str,
-    fusion: Fusion,
-    threshold: float,
-) -> Grid:
-    reranked = fusion.settling is Settling.RERANKED
-    return run_grid(
-        context,
-        prepared,
-        columns,
-        title,
-        fusion,
-        rows=context.rows_of(fusion),
-        threshold=threshold,
-        margin=0.0 if reranked else MARGIN[context.options.precision],
-        min_valid=context.options.required_rows,
-        matrix=False,
-    )
+def _named(grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]) -> list[tuple[str, str]]:
+    return [(grid.names[a], grid.names[b]) for a, b in zip(i, j, strict=True)]
