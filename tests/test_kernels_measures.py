@@ -31,7 +31,13 @@ from dpipe.kernels.moments import (
 )
 from dpipe.kernels.normal import normal_moments, normal_sums, untied_normal_sums
 from dpipe.kernels.ranks import rank_column
-from dpipe.kernels.rerank import average_ranks, joint_spearman
+from dpipe.kernels.rerank import (
+    MOST_COUNTED,
+    average_ranks,
+    counted_ranks,
+    joint_spearman,
+    places,
+)
 
 Array = NDArray[np.float64]
 
@@ -404,6 +410,18 @@ def test_measures__ignore_monotone_maps_and_row_order(seed: int) -> None:
 def test_rerank__average_ranks_equal_scipy(rows: list[list[int]]) -> None:
     values = np.array(rows, dtype=float)
     np.testing.assert_array_equal(average_ranks(values), scipy.stats.rankdata(values, axis=1))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 7, 1000, MOST_COUNTED]))
+def test_rerank__counted_ranks_are_those_of_sorting(seed: int, n_valid: int) -> None:
+    rng = np.random.default_rng(seed)
+    cuts = np.unique(rng.integers(1, n_valid + 1, rng.integers(1, 1000)))
+    ends = np.union1d(np.maximum(cuts - rng.integers(0, 2, len(cuts)), 1), [n_valid])
+    starts = np.append(0, ends[:-1])  # the ties of each value, of one row to very many
+    scores = ((starts + ends - n_valid) / (2 * n_valid)).astype(np.float32)
+    drawn = rng.choice(scores, (1, 50))
+    counted = counted_ranks(places(drawn, np.array([n_valid])))
+    np.testing.assert_array_equal(counted, average_ranks(drawn))
 
 
 def test_rerank__equals_pandas_inside_pairs() -> None:

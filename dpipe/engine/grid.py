@@ -92,7 +92,10 @@ def measured_pairs(
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     settings = {"min_valid": min_valid, "matrix": False}
     grid = _opened(context, prepared, names, title, fusion, rows, settings)
-    submit.run_marginals(context.session, grid.job, context.store, title, context.emit, grid.names)
+    if fusion.settling is not Settling.RERANKED:  # which looks at ranks alone
+        submit.run_marginals(
+            context.session, grid.job, context.store, title, context.emit, grid.names
+        )
     number = {name: index for index, name in enumerate(grid.names)}
     numbers = np.array([(number[a], number[b]) for a, b in pairs], dtype=np.int64)
     return settle(context, grid, numbers.min(axis=1), numbers.max(axis=1))

@@ -7,7 +7,52 @@ Source: Kendall & Gibbons 1990, ch. 3 (average ranks of ties).
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dpipe.device.arrays import Array, namespace
+
+MOST_COUNTED = 2**22
+"""Valid rows of a column whose scores still tell its ranks apart by half a rank and more."""
+
+
+def places(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whole numbers ordered as the columns are, from which ranks are counted instead of sorted.
+
+    Parameters
+    ----------
+    scores
+        (columns, rows) as `dpipe.kernels.ranks.rank_column` has them, of any valid rows.
+    n_valid
+        (columns,) valid rows that the scores came from, `MOST_COUNTED` at most.
+
+    Returns
+    -------
+    (columns, rows) from 0 to below `n_valid`. Of r - 1/2, r the average rank, the whole part:
+    another one for each value, because between two of them lies a whole number.
+
+    Examples
+    --------
+    >>> places(np.array([[-0.25, 0.375, -0.25]], dtype=np.float32), np.array([4])).tolist()
+    [[1, 3, 1]]
+    """
+    rows = n_valid[:, None].astype(np.float64)
+    return (scores * rows + rows / 2).astype(np.int64)
+
+
+def counted_ranks(places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What `average_ranks` gives, of whole numbers from 0 to not far beyond the rows.
+
+    Examples
+    --------
+    >>> counted_ranks(np.array([[1, 3, 1]]))
+    array([[1.5, 3. , 1.5]])
+    """
+    ranks = np.empty(places.shape)
+    for column, out in zip(places, ranks, strict=True):
+        rows = np.bincount(column)
+        np.take(np.cumsum(rows) - (rows - 1) / 2, column, out=out, mode="clip")
+    return ranks
 
 
 def average_ranks(values: Array) -> Array:
@@ -24,7 +69,6 @@ def average_ranks(values: Array) -> Array:
 
     Examples
     --------
-    >>> import numpy as np
     >>> average_ranks(np.array([[3.0, 1.0, 3.0]]))
     array([[2.5, 1. , 2.5]])
     """
@@ -51,7 +95,7 @@ def joint_spearman(left: Array, right: Array) -> Array:
     ----------
     left, right
         (a, rows) and (b, rows): any values ordered as the columns are, on the rows where all of
-        these columns are valid.
+        these columns are valid; whole numbers are those of `places`.
 
     Returns
     -------
@@ -59,14 +103,13 @@ def joint_spearman(left: Array, right: Array) -> Array:
 
     Examples
     --------
-    >>> import numpy as np
     >>> joint_spearman(np.array([[1.0, 2, 3, 4]]), np.array([[1.0, 3, 2, 4]])).round(6)
     array([[0.8]])
     """
     xp = namespace(left)
     scores = []
     for side in (left, right):
-        ranks = average_ranks(side)
+        ranks = counted_ranks(side) if side.dtype.kind == "i" else average_ranks(side)
         ranks -= (side.shape[1] + 1) / 2
         norm = xp.sqrt((ranks**2).sum(axis=1))
         scores.append(ranks / xp.where(norm > 0, norm, xp.nan)[:, None])

@@ -17,11 +17,13 @@ from dpipe.engine.tiles.moments import functions_of
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measure import Settling
 from dpipe.kernels.moments import Moments, tile_moments
-from dpipe.kernels.rerank import joint_spearman
+from dpipe.kernels.rerank import MOST_COUNTED, joint_spearman, places
 from dpipe.rankstore import Catalogue, Store, read_piece
 
 # Of a pair, which is as narrow as a tile is wide: a card needs some 150 kernels for each step.
 _CHUNKS_AT_ONCE = 128
+
+_SPARSE = 2  # ranks of a column to each that is looked at, from which on sorting is faster
 
 
 def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
@@ -65,8 +67,12 @@ def _rerank(
     if scores.shape[1] < job.min_valid:
         return np.full(len(i), np.nan)
 
+    n_valid = catalogue.n_valid[columns]
+    may_count = n_valid.max() <= min(MOST_COUNTED, _SPARSE * scores.shape[1])
+
     def rho(device: str) -> NDArray[np.float64]:
-        ranked = to_device(scores, device)
+        counted = device == "cpu" and may_count
+        ranked = places(scores, n_valid) if counted else to_device(scores, device)
         return to_host(joint_spearman(ranked[: len(left)], ranked[len(left) :]))
 
     return retried(job.device, lambda: rho(job.device), lambda: rho("cpu"))[index_i, index_j]
