@@ -8,8 +8,9 @@ threshold (`dpipe.engine.grid`).
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,12 @@ def similar_pairs(
     title: str,
     fusion: Fusion,
     threshold: float,
+    *,
+    of: Collection[str] | None = None,
 ) -> list[tuple[str, str, float]]:
     """Pairs whose similarity reaches a threshold, as (first, second, value) by name.
+
+    Which pairs these are is exact; the values of strong ones may be as precise as a tile's.
 
     Parameters
     ----------
@@ -42,11 +47,15 @@ def similar_pairs(
         Two or more.
     threshold
         Of the fusion's mean.
+    of
+        Some of the columns, where only their pairs are asked for: with each other and with the
+        rest.
     """
     settings: dict[str, Any] = {
         "rows": context.rows_of(fusion),
         "min_valid": context.options.required_rows,
     }
+    asked = frozenset(columns if of is None else of)
 
     def grid_of(name: str, measures: Fusion, least: float) -> Grid:
         reranked = measures.settling is Settling.RERANKED
@@ -63,10 +72,11 @@ def similar_pairs(
             **settings,
         )
 
+    pairs = _few_pairs(asked, columns)
     screen = fusion.screen(threshold)
-    pairs: list[tuple[str, str]] | None = None
-    if screen is not None and context.session.device == "cpu":  # on a card all pairs cost little
-        pairs = _in_doubt(context, grid_of(f"{title}-bound", *screen))
+    if pairs is None and screen is not None and context.session.device == "cpu":
+        # On a card all pairs cost little.
+        pairs = _in_doubt(context, grid_of(f"{title}-bound", *screen), asked)
     if pairs is None:
         grid = grid_of(title, fusion, threshold)
         edges = settled_edges(context, grid)
@@ -74,15 +84,31 @@ def similar_pairs(
     else:
         values = measured_pairs(context, prepared, pairs, f"{title}-pairs", fusion, **settings)
     found = zip(pairs, values.tolist(), strict=True)
-    return [(*sorted(pair), value) for pair, value in found if reaches(value, threshold)]
+    return [
+        (*sorted(pair), value)
+        for pair, value in found
+        if reaches(value, threshold) and not asked.isdisjoint(pair)
+    ]
 
 
-def _in_doubt(context: Context, grid: Grid) -> list[tuple[str, str]] | None:
-    """The pairs whose bound reaches the threshold; None where they are many."""
-    found, _ = reported_pairs(context, grid)
-    if len(found["i"]) > _FEW * math.comb(len(grid.names), 2):
+def _few_pairs(asked: frozenset[str], columns: Sequence[str]) -> list[tuple[str, str]] | None:
+    """All pairs that are asked for; None where they are many."""
+    others = [name for name in columns if name not in asked]
+    if not _are_few(math.comb(len(asked), 2) + len(asked) * len(others), columns):
         return None
-    return _named(grid, found["i"], found["j"])
+    return [*itertools.combinations(sorted(asked), 2), *itertools.product(sorted(asked), others)]
+
+
+def _in_doubt(context: Context, grid: Grid, asked: frozenset[str]) -> list[tuple[str, str]] | None:
+    """The pairs asked for whose bound reaches the threshold; None where they are many."""
+    found, _ = reported_pairs(context, grid)
+    pairs = [pair for pair in _named(grid, found["i"], found["j"]) if not asked.isdisjoint(pair)]
+    return pairs if _are_few(len(pairs), grid.names) else None
+
+
+def _are_few(pairs: int, columns: Sequence[str]) -> bool:
+    """Whether so many pairs take less time one by one than all of the columns' in tiles."""
+    return pairs <= _FEW * math.comb(len(columns), 2)
 
 
 def _named(grid: Grid, i: NDArray[np.int64], j: NDArray[np.int64]) -> list[tuple[str, str]]:

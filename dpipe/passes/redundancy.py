@@ -16,6 +16,7 @@ from dpipe.choice.redundant import decide_at
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import measured_pairs
 from dpipe.engine.measures import fusion_of
+from dpipe.engine.screen import similar_pairs
 from dpipe.engine.tiles import NEAR
 from dpipe.model.events import Note
 from dpipe.model.records import MILLION, Drop, Edges, PassResult, reaches
@@ -116,20 +117,24 @@ def drop_similar(
     fusion = fusion_of(this, context.options)
     missing = np.array([prepared[name].statistics.n_missing for name in columns], dtype=np.int64)
     order = [columns[index] for index in context.priority.order(columns, missing)]
-    pairs = [(name, other) for at, name in enumerate(order) for other in (*kept, *order[:at])]
+    place = {name: at for at, name in enumerate(order)}  # whatever stays comes before them
+    title = f"{this.name}-again"
+    found = similar_pairs(
+        context, prepared, [*kept, *columns], title, fusion, threshold, of=columns
+    )
+    pairs = [sorted(pair, key=lambda name: place.get(name, -1)) for *pair, _ in found]
     values = measured_pairs(
         context,
         prepared,
-        pairs,
-        f"{this.name}-again",
+        [(first, second) for first, second in pairs],
+        f"{title}-values",
         fusion,
         rows=context.rows_of(fusion),
         min_valid=context.options.required_rows,
     )
     similar: dict[str, list[tuple[int, str, float]]] = defaultdict(list)
-    for (name, other), value in zip(pairs, values.tolist(), strict=True):
-        if reaches(value, threshold):
-            similar[name].append((-round(abs(value) * MILLION), other, value))
+    for (other, name), value in zip(pairs, values.tolist(), strict=True):
+        similar[name].append((-round(abs(value) * MILLION), other, value))
     drops: dict[str, Drop] = {}
     for name in order:
         stays = [found for found in similar[name] if found[1] not in drops]
