@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -247,8 +248,15 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         """Every parameter but the connection is an option of a run."""
         given = self.get_params(deep=False)
         options = {name: value for name, value in given.items() if name in DECLARED}
+        thresholds = [self.spearman_threshold, self.nonlinear_threshold]
+        comparable = all(isinstance(threshold, Real) for threshold in thresholds)
         # Nobody sees the run folder, and data that fits in memory leaves the workers slim.
-        return options | {"restart": "never", "checkpoint": False, "matrix_budget": 0}
+        return options | {
+            "restart": "never",
+            "checkpoint": False,
+            "matrix_budget": 0,
+            "pairs_from": min(thresholds) if comparable else None,
+        }
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
         check_is_fitted(self)

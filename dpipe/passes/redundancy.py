@@ -19,7 +19,7 @@ from dpipe.engine.measures import fusion_of
 from dpipe.engine.screen import similar_pairs
 from dpipe.engine.tiles import NEAR
 from dpipe.model.events import Note
-from dpipe.model.records import MILLION, Drop, Edges, PassResult, reaches
+from dpipe.model.records import MILLION, Drop, Edges, PassResult
 from dpipe.model.registry import Pass, Reason
 
 
