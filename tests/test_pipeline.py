@@ -23,8 +23,9 @@ from dpipe.cli import main as command_line
 from dpipe.engine.machine import Limits
 from dpipe.errors import InputError
 from dpipe.model.events import Event, MemoryRead, Note, PassDone, TaskDone
-from dpipe.model.records import Edges
+from dpipe.model.records import Drop, Edges
 from dpipe.options import Options, options_from
+from dpipe.passes.redundancy import drop_similar
 from dpipe.pipeline import plan_run, run
 from dpipe.pipeline.allpairs import similarity
 from dpipe.pipeline.driver import restarts_after
@@ -152,6 +153,33 @@ def test_select__example_decisions_are_those_of_pandas(client: Any, tmp_path: Pa
         folder, client=client, passes=[1, 2], exclude=excluded, output_dir=tmp_path / "run"
     )
     check_real_decisions(frame[chosen], result)
+
+
+def test_select__columns_that_come_back_are_dropped_anew_by_tiles_as_pair_by_pair(
+    client: Any, example_table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pass 4 drops what predicted them, and they are similar to something that stays."""
+    frame = pd.read_parquet(sorted(example_table.glob("*.parquet")))
+    target, known = "tpsa_reference", ["TopoPSA", "TopoPSA(NO)", "rdkit_TPSA"]
+    features = frame.columns.drop(["id", "smiles", target, *known])
+    frame = frame[[target, *features[1::3]]]
+    asked: list[tuple[int, int]] = []
+    measured = drop_similar
+
+    def counted(*arguments: Any) -> dict[str, Drop]:
+        dropped = measured(*arguments)
+        asked.append((len(arguments[3]), len(dropped)))
+        return dropped
+
+    monkeypatch.setattr("dpipe.passes.prediction.drop_similar", counted)
+    found = []
+    for few in (1, 0, 1 / 256):  # pairs one by one, tiles, what the bound leaves in doubt
+        monkeypatch.setattr("dpipe.engine.screen._FEW", few)
+        result = dpipe.select(frame, target=target, client=client, restart="never")
+        found.append((result.decisions, asked.copy()))
+        asked.clear()
+    assert sum(came for came, _ in found[0][1]) > sum(dropped for _, dropped in found[0][1]) > 0
+    assert found[0] == found[1] == found[2]
 
 
 def check_real_decisions(frame: pd.DataFrame, result: Selection) -> None:
