@@ -17,6 +17,7 @@ import functools
 import os
 import resource
 import signal
+import sys
 import time
 from typing import Any
 
@@ -33,6 +34,7 @@ _replace = os.replace
 _open = builtins.open
 
 grid._PAIRS_A_BATCH = 4
+grid._RERANKED_A_BATCH = 4
 
 
 def _strikes(kind: str, path: object) -> bool:
@@ -70,7 +72,7 @@ def open(file: Any, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
 
 
 async def no_report(*_: Any, **settings: Any) -> str:
-    """Dask's report of a run, which takes Bokeh a second: hundreds of runs go without."""
+    """For Dask's report of a run."""
     return "<p>Not drawn for this test.</p>"
 
 
@@ -79,6 +81,8 @@ builtins.open = open
 
 if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
+    # Bokeh takes two seconds of a run, for Dask's own pages and report: a hundred runs go without.
+    sys.modules["distributed.dashboard.scheduler"] = None  # type: ignore[assignment]
     from distributed.scheduler import Scheduler
 
     from dpipe import pipeline

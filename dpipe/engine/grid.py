@@ -308,6 +308,7 @@ def settle(
 
 _COLUMN_BYTES = 64  # a row of a column that is ranked again: score, order, groups, ranks
 _PAIRS_A_BATCH = 512
+_RERANKED_A_BATCH = 4096  # they share the ranks of their columns
 
 
 def _batches(
@@ -319,7 +320,8 @@ def _batches(
     """
     pattern = grid.catalogue.pattern
     columns = context.machine.task_budget // (grid.catalogue.n_rows * _COLUMN_BYTES)
-    size = max(1, min(_PAIRS_A_BATCH, columns // 2))
+    reranked = grid.job.fusion.settling is Settling.RERANKED
+    size = max(1, min(_RERANKED_A_BATCH if reranked else _PAIRS_A_BATCH, columns // 2))
     order = np.lexsort((j, i, pattern[j], pattern[i]))
     return order, [*range(0, len(i), size), len(i)]
 
