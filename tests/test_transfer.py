@@ -23,6 +23,7 @@ from click.testing import CliRunner
 import dpipe
 from dpipe.cli import main
 from dpipe.errors import InputError
+from dpipe.model.registry import Reason
 from dpipe.model.transfer import Certificate, Transfer
 from dpipe.report.transfer import render, write_transfer
 from tests.tables import mixed_table, write_parts
@@ -108,6 +109,24 @@ def test_columns_that_are_absent_or_unfit_are_named(finished: Path, client: Any)
         on(finished, pd.DataFrame({"other": [1.0, 2.0, 3.0]}), client)
 
 
+def test_what_is_not_compared_says_why(client: Any, tmp_path: Path) -> None:
+    table = frame()
+    table["sum"] = table["x0"] + table["x3"]
+    table["total"] = table["x4"] - table["x5"]
+    run = dpipe.select(table, output_dir=tmp_path / "run", client=client, **PLAIN)
+    one, other = (d for d in run.decisions if d.cause is Reason.PREDICTED)
+    similar = next(d for d in run.decisions if d.cause is Reason.REDUNDANT)
+    new = table.assign(**{one.column: 1.0}).drop(columns=similar.representative)
+    answer = on(tmp_path / "run", new, client)
+    assert (similar.column, "what stands for them is absent") in answer.uncompared
+    assert (one.column, "they have one value only") in answer.uncompared
+    few = on(tmp_path / "run", table[:7].drop(columns=other.representative), client)
+    assert (other.column, "so few rows cannot tell what predicts them") in few.uncompared
+    assert few.unmeasured == len(few.uncompared)
+    assert few.lines[-1].startswith("not compared: ")
+    assert few.lines[-1].endswith(" because so few rows cannot tell what predicts them")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -129,6 +148,8 @@ def test_a_selection_holds_on_the_data_it_was_made_from(
     assert answer.holds, answer.lines
     if {"max_columns", "vif_threshold"}.isdisjoint(options):
         assert answer.unmeasured == 0
+    else:
+        assert {why for _, why in answer.uncompared} == {"the run claims nothing of them"}
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--workers", "1"])
     assert result.exit_code == 0, result.output
 
@@ -215,7 +236,7 @@ def test_the_page_holds_names_as_text_and_few_rows(tmp_path: Path) -> None:
         for k in range(1200)
     )
     empty = Certificate("flat", "a", "spearman", 0.97, math.nan, 0.95, holds=True)
-    answer = Transfer(9, 1, (*certificates, empty), (), (), (), 0, (), 0)
+    answer = Transfer(9, 1, (*certificates, empty), (), (), (), 0, (), ())
     page = write_transfer(answer, tmp_path / "page.html", "out", 1).read_text(encoding="utf-8")
     assert nasty not in page
     assert "&lt;script&gt;" in page
@@ -224,7 +245,7 @@ def test_the_page_holds_names_as_text_and_few_rows(tmp_path: Path) -> None:
     assert page.count("and 201 more") == 1
     assert page.count("and 200 more") == 1
     assert "without a value: 1" in page
-    holding = render(Transfer(9, 1, (), (), (), (), 0, (), 0), "out", 1)
+    holding = render(Transfer(9, 1, (), (), (), (), 0, (), ()), "out", 1)
     assert "The selection of 1 column holds on 9 rows" in holding
 
 

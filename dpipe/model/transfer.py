@@ -6,6 +6,7 @@ Does not cover: measuring (`dpipe.pipeline.transfer`), the page (`dpipe.report.t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -80,9 +81,10 @@ class Transfer:
         How many of `absent` are kept columns.
     outside
         Columns with values outside their range in the run: name, then the old and the new range.
-    unmeasured
-        Dropped columns that could not be compared: what stands for them is absent, the run claimed
-        nothing of them (``--vif-threshold``, ``--max-columns``), or the rows cannot tell.
+    uncompared
+        Dropped columns that could not be compared, each with the reason: what stands for it is
+        absent, the run claimed nothing of it (``--vif-threshold``, ``--max-columns``), or the rows
+        are too few to tell.
     """
 
     n_rows: int
@@ -93,7 +95,12 @@ class Transfer:
     absent: tuple[str, ...]
     lost: int
     outside: tuple[tuple[str, float, float, float, float], ...]
-    unmeasured: int
+    uncompared: tuple[tuple[str, str], ...]
+
+    @property
+    def unmeasured(self) -> int:
+        """How many dropped columns could not be compared."""
+        return len(self.uncompared)
 
     @property
     def broken(self) -> tuple[Certificate, ...]:
@@ -131,7 +138,16 @@ class Transfer:
                 f"{most:.6g}"
                 for name, least, most, low, high in self.outside
             ),
-            *([f"not compared: {counted(self.unmeasured, 'column')}"] if self.unmeasured else []),
+            *self.why_uncompared,
+        )
+
+    @property
+    def why_uncompared(self) -> tuple[str, ...]:
+        """A sentence for each reason not to compare, with how many columns it holds for."""
+        reasons = Counter(reason for _, reason in self.uncompared)
+        return tuple(
+            f"not compared: {counted(n, 'column')}, because {reason}"
+            for reason, n in reasons.most_common()
         )
 
 

@@ -125,7 +125,7 @@ def transfer(
             absent=tuple(sorted(absent, key=lambda name: name not in kept)),
             lost=len(set(kept) & set(absent)),
             outside=tuple(new.outside(ranges)),
-            unmeasured=_unmeasured(dropped, certificates, absent),
+            uncompared=tuple(new.uncompared(dropped, certificates, absent)),
         )
     if report is not None:
         from dpipe.report.transfer import write_transfer
@@ -179,14 +179,6 @@ def _predictors(
     entries = itertools.chain.from_iterable(finished.read_communities().values())
     few = {each["column"]: tuple(each.get("predictors", ())) for each in entries}
     return {name: few.get(name, ()) for name in predicted}
-
-
-def _unmeasured(
-    dropped: Sequence[Decision], certificates: Sequence[Certificate], absent: Sequence[str]
-) -> int:
-    """How many columns that something stands for were not compared with it."""
-    others = {each.column for each in dropped if each.representative is not None}
-    return len(others - {each.column for each in certificates} - set(absent))
 
 
 class _New:
@@ -259,6 +251,27 @@ class _New:
             if math.isfinite(value):
                 found.append(self._certificate(decisions[name], "r2", max(value, 0.0)))
         return found
+
+    def uncompared(
+        self,
+        dropped: Sequence[Decision],
+        certificates: Sequence[Certificate],
+        absent: Sequence[str],
+    ) -> list[tuple[str, str]]:
+        """The columns that something stands for and that were not compared with it, and why."""
+
+        def why(decision: Decision) -> str:
+            if _measure_of(decision) is not None:
+                return "what stands for them is absent"
+            if self._options.vif_threshold is not None or self._options.max_columns is not None:
+                return "the run claims nothing of them"
+            if not self._varies(decision.column):
+                return "they have one value only"
+            return "so few rows cannot tell what predicts them"
+
+        compared = {each.column for each in certificates}.union(absent)
+        left = [each for each in dropped if each.representative and each.column not in compared]
+        return [(each.column, why(each)) for each in left]
 
     def _varies(self, name: str) -> bool:
         return name in self._prepared and self._prepared[name].statistics.n_unique > 1

@@ -86,8 +86,7 @@ def render(answer: Transfer, folder: str, n_files: int) -> str:
         f"{len(answer.unfit):,} would be dropped by pass 1, {answer.lost:,} "
         f"{'is' if answer.lost == 1 else 'are'} absent."
     )
-    if answer.unmeasured:
-        why += f" Not compared: {counted(answer.unmeasured, 'column')}."
+    why = " ".join([why, *map(_sentence, answer.why_uncompared)])
     facts = f"{counted(answer.n_rows, 'row')} · {counted(n_files, 'file')} · run folder {folder}"
     page = resources.files("dpipe.report")
     return Template(page.joinpath("transfer.html").read_text(encoding="utf-8")).substitute(
