@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_at_once_and_continues(
 
 
 def test_two_runs_in_one_folder_exclude_each_other(reference: Reference, tmp_path: Path) -> None:
-    first = start(reference.table, tmp_path / "run", seconds=0.25)
+    first = start(reference.table, tmp_path / "run", seconds=0.5)
     wait_for(lambda: first.files("block-*.json"), "the first finished block")
     second = start(reference.table, tmp_path / "run")
     assert second.finish() == 2
