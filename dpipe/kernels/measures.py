@@ -14,7 +14,7 @@ folder, the page and the command line read the fields of its record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,19 @@ def _hsic(
     assert left is not None and right is not None
     xp = namespace(moments.product)
     roots = [_square(kernel_root().T @ side.loading[:, :BASIS]) for side in (left, right)]
+    squares, scale = _shared(moments, left, right, roots)
+    values = squares / xp.where(scale > 0, scale, 1)
+    return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
+
+
+def _shared(
+    moments: Moments, left: Marginals, right: Marginals, roots: Sequence[np.ndarray]
+) -> tuple[Array, Array]:
+    """Squared covariances of two kernels' directions, added up; the most that they could be.
+
+    `roots` are of the kernels of both sides, as combinations (b, a, k) of whitened functions.
+    """
+    xp = namespace(moments.product)
     root_i, root_j = (
         xp.asarray(side.on_gram(root)) for side, root in zip((left, right), roots, strict=True)
     )
@@ -96,9 +109,7 @@ def _hsic(
     def contract(part: slice, others: slice, covariance: Array) -> Array:
         return (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
 
-    scale = size_i[:, None] * size_j[None, :]
-    values = by_rows(moments, contract, left is right) / xp.where(scale > 0, scale, 1)
-    return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
+    return by_rows(moments, contract, left is right), size_i[:, None] * size_j[None, :]
 
 
 def _square(root: np.ndarray) -> np.ndarray:
@@ -113,20 +124,12 @@ def _dcor(
     assert left is not None and right is not None
     xp = namespace(moments.product)
     roots = [_distance_root(side) for side in (left, right)]
-    root_i, root_j = (
-        xp.asarray(side.on_gram(root)) for side, root in zip((left, right), roots, strict=True)
-    )
-    size_i, size_j = (xp.asarray(self_hsic(root)) for root in roots)
     # What two kernels would share by chance alone, of all directions and of those in the basis.
     whole_i, whole_j = (xp.asarray(side.distance) for side in (left, right))
     kept_i, kept_j = (xp.asarray((root**2).sum(axis=(1, 2))) for root in roots)
     beyond = whole_i[:, None] * whole_j[None, :] - kept_i[:, None] * kept_j[None, :]
-
-    def contract(part: slice, others: slice, covariance: Array) -> Array:
-        return (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
-
-    squares = by_rows(moments, contract, left is right) + beyond / xp.maximum(moments.count, 1)
-    scale = size_i[:, None] * size_j[None, :]
+    squares, scale = _shared(moments, left, right, roots)
+    squares = squares + beyond / xp.maximum(moments.count, 1)
     values = xp.sqrt(xp.clip(squares / xp.where(scale > 0, scale, 1), 0, 1))
     return xp.where(scale > 0, values, xp.nan)
 
