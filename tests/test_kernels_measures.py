@@ -424,6 +424,18 @@ def test_rerank__counted_ranks_are_those_of_sorting(seed: int, n_valid: int) -> 
     np.testing.assert_array_equal(counted, average_ranks(drawn))
 
 
+@pytest.mark.parametrize("n", [7, 416, 10_001])
+def test_rerank__no_digit_depends_on_what_is_measured_beside_a_pair(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((6, n))
+    y = np.round(x[:5] + 0.2 * rng.standard_normal((5, n)), 1)
+    together = joint_spearman(x, y)
+    for i, j in np.ndindex(together.shape):
+        assert joint_spearman(x[i : i + 1], y[j : j + 1])[0, 0] == together[i, j]
+    assert (np.diag(joint_spearman(x, x)) == 1).all()
+    assert (np.diag(joint_spearman(x, -x)) == -1).all()
+
+
 def test_rerank__equals_pandas_inside_pairs() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(300), rng.integers(0, 5, 300).astype(float)

@@ -107,10 +107,13 @@ def joint_spearman(left: Array, right: Array) -> Array:
     array([[0.8]])
     """
     xp = namespace(left)
-    scores = []
+    ranks, squares = [], []
     for side in (left, right):
-        ranks = counted_ranks(side) if side.dtype.kind == "i" else average_ranks(side)
-        ranks -= (side.shape[1] + 1) / 2
-        norm = xp.sqrt((ranks**2).sum(axis=1))
-        scores.append(ranks / xp.where(norm > 0, norm, xp.nan)[:, None])
-    return xp.clip(xp.matmul(scores[0], scores[1].T), -1, 1)
+        centred = counted_ranks(side) if side.dtype.kind == "i" else average_ranks(side)
+        centred -= (side.shape[1] + 1) / 2
+        ranks.append(centred)
+        squares.append((centred**2).sum(axis=1))
+    # Sums of products of half ranks are exact below 2^51, whatever is multiplied beside them.
+    products = xp.matmul(ranks[0], ranks[1].T)
+    scale = xp.sqrt(squares[0][:, None] * squares[1][None, :])
+    return xp.clip(products / xp.where(scale > 0, scale, xp.nan), -1, 1)

@@ -83,8 +83,8 @@ class Transfer:
         Columns with values outside their range in the run: name, then the old and the new range.
     uncompared
         Dropped columns that could not be compared, each with the reason: what stands for it is
-        absent, the run claimed nothing of it (``--vif-threshold``, ``--max-columns``), or the rows
-        are too few to tell.
+        absent, the run claimed nothing of it (``--vif-threshold``, ``--max-columns``), it has one
+        value only, or the rows are too few to tell.
     """
 
     n_rows: int

@@ -125,7 +125,7 @@ def transfer(
             absent=tuple(sorted(absent, key=lambda name: name not in kept)),
             lost=len(set(kept) & set(absent)),
             outside=tuple(new.outside(ranges)),
-            uncompared=tuple(new.uncompared(dropped, certificates, absent)),
+            uncompared=tuple(new.uncompared(kept, dropped, certificates, absent)),
         )
     if report is not None:
         from dpipe.report.transfer import write_transfer
@@ -254,6 +254,7 @@ class _New:
 
     def uncompared(
         self,
+        kept: Sequence[str],
         dropped: Sequence[Decision],
         certificates: Sequence[Certificate],
         absent: Sequence[str],
@@ -261,7 +262,7 @@ class _New:
         """The columns that something stands for and that were not compared with it, and why."""
 
         def why(decision: Decision) -> str:
-            if _measure_of(decision) is not None:
+            if _measure_of(decision) is not None or not any(map(self._varies, kept)):
                 return "what stands for them is absent"
             if self._options.vif_threshold is not None or self._options.max_columns is not None:
                 return "the run claims nothing of them"
