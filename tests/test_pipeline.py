@@ -135,7 +135,7 @@ def test_select__real_mordred_decisions_are_those_of_pandas(
     frame = pd.read_parquet(sorted(folder.glob("*.parquet"))).drop(
         columns=["id", "source", "smiles"]
     )
-    chosen = np.random.default_rng(4).choice(frame.columns, 300, replace=False)
+    chosen = np.random.default_rng(4).choice(frame.columns, 160, replace=False)
     names = [name for name in frame.columns if name in set(chosen)]
     excluded = [name for name in frame.columns if name not in set(chosen)]
     result = dpipe.select(
