@@ -23,6 +23,7 @@ import numpy as np
 from dpipe.device.arrays import Array, namespace
 from dpipe.kernels.contraction import by_rows
 from dpipe.kernels.copula import BASIS, kernel_root
+from dpipe.kernels.joint import common
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.moments import Moments
 
@@ -69,7 +70,8 @@ def hsic_bound(
 
     A pair's covariances are those of its common rows. On n out of a column's n_i rows, directions
     that are orthonormal on all of them have a covariance of at most n_i / n, so that the squares in
-    a row of the matrix add up to n_i n_j / n^2 at most.
+    a row of the matrix add up to n_i n_j / n^2 at most. What HSIC is divided by there is told by
+    the variance of the ranks alone, so for such a pair this is near a bound and no proof.
     """
     assert left is not None and right is not None
     assert left.variances is not None and right.variances is not None
@@ -79,6 +81,8 @@ def hsic_bound(
     most = xp.maximum(rows / xp.maximum(moments.count, 1) ** 2, 1)
     size_i, size_j = (xp.sqrt((each**2).sum(axis=1)) for each in (variances_i, variances_j))
     scale = size_i[:, None] * size_j[None, :]
+
+    on_common = common(moments, left, right)
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
         squares, limit = covariance**2, most[part, others]  # (q, k_i, b, k_j) and (q, b)
@@ -93,7 +97,8 @@ def hsic_bound(
         beyond_both = limit * xp.minimum(
             next_i[:, None] * rest_j[None, :], rest_i[:, None] * next_j[None, :]
         )
-        return known + beyond_i + beyond_j + beyond_both
+        found = known + beyond_i + beyond_j + beyond_both
+        return found if on_common is None else found / on_common.spread(part, others)
 
     values = by_rows(moments, contract, left is right) / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)

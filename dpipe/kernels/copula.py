@@ -50,6 +50,23 @@ def kernel_root() -> np.ndarray:
     return np.asarray(vectors * np.sqrt(np.clip(values, 0, None)))
 
 
+@lru_cache
+def kernel_of_first(functions: int) -> np.ndarray:
+    """The Gaussian kernel's coefficients (d, d) for the first functions."""
+    root = kernel_root()[:functions]
+    return np.asarray(root @ root.T)
+
+
+@lru_cache
+def distances_of_first(functions: int) -> np.ndarray:
+    """Those of -|u - u'|: twice the integral of the running integrals' products."""
+    nodes, weights = np.polynomial.legendre.leggauss(2 * functions + 2)
+    values = np.polynomial.legendre.legvander(nodes, functions + 1)
+    order = np.arange(1, functions + 1)
+    running = (values[:, 2:] - values[:, :-2]) / (2 * np.sqrt(2 * order + 1))
+    return np.asarray((running * weights[:, None]).T @ running)
+
+
 def self_hsic(root: np.ndarray) -> np.ndarray:
     """Square root of each column's HSIC with itself, from its root of the kernel (b, a, K)."""
     return np.asarray(np.sqrt(((root @ root.transpose(0, 2, 1)) ** 2).sum(axis=(1, 2))))

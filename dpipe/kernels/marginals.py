@@ -234,7 +234,7 @@ def _untied_sums(n: int, functions: int, distances: bool) -> MarginalSums:
 
 
 @lru_cache
-def _products(functions: int) -> np.ndarray:
+def products(functions: int) -> np.ndarray:
     """(K, K, 2K + 1) coefficients of psi_a psi_b in psi_0 to psi_2K, by exact quadrature."""
     nodes, weights = np.polynomial.legendre.leggauss(4 * functions + 1)
     basis = legendre(nodes[None] / 2, 2 * functions)[0]
@@ -264,7 +264,7 @@ def whitened(
     means = sums.total / weight[:, None]
     mean = means[:, :functions]
     with_one = np.concatenate([np.where(sums.count > 0, 1.0, 0.0)[:, None], means], axis=1)
-    product = np.tensordot(with_one, _products(functions), axes=(1, 2))
+    product = np.tensordot(with_one, products(functions), axes=(1, 2))
     covariance = product - mean[:, :, None] * mean[:, None, :]
     spanned = functions if spanned is None else spanned
     variances, directions = np.linalg.eigh(covariance[:, :spanned, :spanned])

@@ -26,12 +26,15 @@ from dpipe.kernels.copula import (
     BASIS,
     DISTANCE_BASIS,
     PAIR_BASIS,
+    distances_of_first,
     feature_spans,
+    kernel_of_first,
     kernel_root,
     largest_square,
     orthonormal_span,
     self_hsic,
 )
+from dpipe.kernels.joint import DEGREE, Common, common, whitening
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measure import Measure, Scale, Settling
 from dpipe.kernels.moments import Moments
@@ -88,17 +91,23 @@ def _hsic(
     assert left is not None and right is not None
     xp = namespace(moments.product)
     roots = [_square(kernel_root().T @ side.loading[:, :BASIS]) for side in (left, right)]
-    squares, scale = _shared(moments, left, right, roots)
+    squares, scale = _shared(moments, left, right, roots, kernel_of_first(DEGREE))
     values = squares / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 
 def _shared(
-    moments: Moments, left: Marginals, right: Marginals, roots: Sequence[np.ndarray]
+    moments: Moments,
+    left: Marginals,
+    right: Marginals,
+    roots: Sequence[np.ndarray],
+    first: np.ndarray,
 ) -> tuple[Array, Array]:
     """Squared covariances of two kernels' directions, added up; the most that they could be.
 
-    `roots` are of the kernels of both sides, as combinations (b, a, k) of whitened functions.
+    `roots` are of the kernels of both sides, as combinations (b, a, k) of whitened functions;
+    `first` holds the kernel's coefficients for the first functions of the basis. Where cells are
+    missing the squares are put in proportion: as if the common rows were all rows.
     """
     xp = namespace(moments.product)
     root_i, root_j = (
@@ -106,10 +115,29 @@ def _shared(
     )
     size_i, size_j = (xp.asarray(self_hsic(root)) for root in roots)
 
+    on_common = common(moments, left, right)
+
     def contract(part: slice, others: slice, covariance: Array) -> Array:
-        return (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
+        shared = (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
+        return shared if on_common is None else shared / _sizes(on_common, part, others, first)
 
     return by_rows(moments, contract, left is right), size_i[:, None] * size_j[None, :]
+
+
+def _sizes(pairs: Common, part: slice, others: slice, first: np.ndarray) -> Array:
+    """The most that two kernels could share on a pair's common rows, in units of all rows of each.
+
+    Told by the first functions: they are nearly all of a kernel, and what they leave out cancels.
+    """
+    xp = namespace(pairs.left)
+    kernel = xp.asarray(first)
+    ratio = 1.0
+    both = zip(pairs.covariances(part, others), pairs.own_covariances(part, others), strict=True)
+    for there, everywhere in both:
+        sizes = [xp.matmul(kernel, side) for side in (there, everywhere)]
+        own = [xp.sqrt((size * size.swapaxes(-1, -2)).sum(axis=(-1, -2))) for size in sizes]
+        ratio = ratio * own[0] / xp.where(own[1] > 0, own[1], 1)
+    return xp.maximum(ratio, _CONSTANT)
 
 
 def _square(root: np.ndarray) -> np.ndarray:
@@ -128,7 +156,7 @@ def _dcor(
     whole_i, whole_j = (xp.asarray(side.distance) for side in (left, right))
     kept_i, kept_j = (xp.asarray((root**2).sum(axis=(1, 2))) for root in roots)
     beyond = whole_i[:, None] * whole_j[None, :] - kept_i[:, None] * kept_j[None, :]
-    squares, scale = _shared(moments, left, right, roots)
+    squares, scale = _shared(moments, left, right, roots, distances_of_first(DEGREE))
     squares = squares + beyond / xp.maximum(moments.count, 1)
     values = xp.sqrt(xp.clip(squares / xp.where(scale > 0, scale, 1), 0, 1))
     return xp.where(scale > 0, values, xp.nan)
@@ -161,12 +189,25 @@ def _rdc(
         for side in (left, right)
     )
 
+    # The span of a draw is that of the cubic polynomials, as near as matters to pairs in doubt.
+    degree = parameters.get("rdc_degree") or DEGREE
+    on_common = common(moments, left, right)
+    first_i, first_j = (
+        xp.asarray(side.on_gram(side.loading[:, : min(degree, DEGREE)])) for side in (left, right)
+    )
+
     def contract(part: slice, others: slice, covariance: Array) -> Array:
         draws = [
             largest_square(project(covariance, span_i[part], span_j[others])).T
             for span_i, span_j in zip(spans_i, spans_j, strict=True)
         ]
-        return xp.median(xp.stack(draws), axis=0)
+        found = xp.median(xp.stack(draws), axis=0)
+        if on_common is None or degree > DEGREE:
+            return found
+        there = _canonical(
+            on_common, part, others, project(covariance, first_i[part], first_j[others])
+        )
+        return xp.where(on_common.partial[part, others], there, found)
 
     values = xp.sqrt(xp.clip(by_rows(moments, contract, left is right), 0, 1))
     varies_i, varies_j = (
@@ -174,6 +215,17 @@ def _rdc(
         for spans in (spans_i, spans_j)
     )
     return xp.where(varies_i[:, None] & varies_j[None, :], values, xp.nan)
+
+
+def _canonical(pairs: Common, part: slice, others: slice, covariance: Array) -> Array:
+    """Largest squared canonical correlation of the first functions on a pair's common rows."""
+    xp = namespace(covariance)
+    degree = covariance.shape[-1]
+    white_i, white_j = (
+        whitening(side[..., :degree, :degree]) for side in pairs.covariances(part, others)
+    )
+    inner = xp.matmul(white_i, covariance.swapaxes(0, 1))
+    return largest_square(xp.matmul(inner, white_j.swapaxes(-1, -2)))
 
 
 MEASURES: dict[str, Measure] = {

@@ -16,6 +16,17 @@ MOST_COUNTED = 2**22
 """Valid rows of a column whose scores still tell its ranks apart by half a rank and more."""
 
 
+_SPARSE = 2  # ranks of a column to each that is looked at, from which on sorting is faster
+
+
+def may_count(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> bool:
+    """Whether ranks among these rows are counted: where scores tell them apart and rows are many.
+
+    The arguments are those of `places`.
+    """
+    return bool(n_valid.max(initial=0) <= min(MOST_COUNTED, _SPARSE * scores.shape[1]))
+
+
 def places(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.int64]:
     """Whole numbers ordered as the columns are, from which ranks are counted instead of sorted.
 

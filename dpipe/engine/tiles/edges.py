@@ -9,6 +9,7 @@ Does not cover: forming moments (`dpipe.engine.tiles.moments`), settling
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from dpipe.device.arrays import retried, to_host
 from dpipe.engine.tiles.job import Job, marginals_of, open_job, tile_name
 from dpipe.engine.tiles.moments import tile
+from dpipe.kernels.joint import common
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measure import Measure, Settling
 from dpipe.kernels.measures import MEASURES
@@ -25,6 +27,13 @@ from dpipe.rankstore import Catalogue, Store
 
 NEAR = 0.005
 """Pairs this close below a threshold are reported too: a reader may wish to look at them."""
+
+
+SHIFTED = 0.25
+"""How far a similarity can be off for each unit that a column's functions moved.
+
+Twice and more of what was seen for tails, halves and middles of all shapes (docs/statistics.md).
+"""
 
 
 def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> int:
@@ -38,7 +47,8 @@ def tile_finish(store: Store, folder: str, i: int, j: int, moments: Moments) -> 
     """
     job, catalogue = open_job(store, folder)
     values = _similarities(store, job, i, j, moments)
-    arrays = _edges(job, catalogue, i, j, values, to_host(moments.count))
+    reach = _reach(store, job, catalogue, i, j, moments)
+    arrays = _edges(job, catalogue, i, j, values, reach)
     if job.matrix:
         for name, value in values.items():
             arrays[f"matrix_{name}"] = value.astype(MEASURES[name].dtype)
@@ -88,28 +98,61 @@ def _contract(
     )
 
 
+@dataclass(frozen=True)
+class _Reach:
+    """How far a pair's similarity may lie from that of its tile, because of missing cells.
+
+    Attributes
+    ----------
+    count
+        (b_i or 1, b_j or 1) common rows.
+    least
+        threshold -> the smallest value of a tile at which a pair may yet reach it.
+    most
+        value of a tile -> the largest that the pair's may be.
+    """
+
+    count: NDArray[np.float64]
+    least: Callable[[float], float | NDArray[np.float64]]
+    most: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def _reach(
+    store: Store, job: Job, catalogue: Catalogue, i: int, j: int, moments: Moments
+) -> _Reach:
+    """By the ranks that a column loses, or by how far its functions moved on the common rows."""
+    count = to_host(moments.count)
+    if job.fusion.settling is Settling.RERANKED:
+        n_i, n_j = (catalogue.n_valid[slice(*job.tiling.blocks[block])] for block in (i, j))
+        lost = count, n_i[:, None], n_j[None, :]
+        return _Reach(
+            count,
+            lambda threshold: least_by_marginal_ranks(threshold, *lost),
+            lambda value: most_by_marginal_ranks(value, *lost),
+        )
+    moved: float | NDArray[np.float64] = 0.0
+    left, right = marginals_of(store, job, i), marginals_of(store, job, j)
+    if job.fusion.settling is Settling.FLOAT64 and left is not None and right is not None:
+        there = common(moments.to_host(), left, right)
+        moved = 0.0 if there is None else SHIFTED * there.shift
+    return _Reach(count, lambda threshold: threshold - moved, lambda value: value + moved)
+
+
 def _edges(
     job: Job,
     catalogue: Catalogue,
     i: int,
     j: int,
     values: Mapping[str, NDArray[np.float64]],
-    count: NDArray[np.float64],
+    reach: _Reach,
 ) -> dict[str, NDArray[Any]]:
     """Pairs at or above the threshold or near it, and those that may yet have to be settled."""
     if job.threshold is None or job.fusion.settling is Settling.NEVER:
         return {name: np.empty(0, dtype) for name, dtype in EDGE_ARRAYS.items()}
     fused = job.fusion.mean(values)
-    (first_i, last_i), (first_j, last_j) = job.tiling.blocks[i], job.tiling.blocks[j]
-    reranked = job.fusion.settling is Settling.RERANKED
-    least: float | NDArray[np.float64] = job.threshold - job.margin
-    most = np.abs(fused)
-    if reranked:
-        n_i, n_j = catalogue.n_valid[first_i:last_i, None], catalogue.n_valid[None, first_j:last_j]
-        least = least_by_marginal_ranks(job.threshold, count, n_i, n_j)
-        if job.floor <= 1:
-            most = most_by_marginal_ranks(most, count, n_i, n_j)
-    least = np.minimum(least, job.threshold - NEAR)
+    first_i, first_j = job.tiling.blocks[i][0], job.tiling.blocks[j][0]
+    most = np.abs(fused) if job.floor > 1 else reach.most(np.abs(fused))
+    least = np.minimum(reach.least(job.threshold) - job.margin, job.threshold - NEAR)
     decides = np.abs(fused) >= least - 1e-6  # never true of NaN
     if job.exact:
         decides |= ~np.isnan(fused)
@@ -118,17 +161,16 @@ def _edges(
         found = np.triu(found, 1)
     at = np.nonzero(found)
     first, second, value = at[0] + first_i, at[1] + first_j, fused[at]
-    if reranked:
-        # Of two columns with the same valid rows the marginal ranks are the pair's.
-        exact = catalogue.pattern[first] == catalogue.pattern[second]
-    else:
-        exact = np.abs(np.abs(value) - job.threshold) > job.margin
+    # Of two columns with the same valid rows the marginal ranks are the pair's.
+    exact = catalogue.pattern[first] == catalogue.pattern[second]
+    if job.fusion.settling is not Settling.RERANKED:
+        exact &= np.abs(np.abs(value) - job.threshold) > job.margin
     arrays = {
         "i": first,
         "j": second,
         "value": value,
         "exact": exact,
-        "rows": np.broadcast_to(count, fused.shape)[at].astype(np.int64),
+        "rows": np.broadcast_to(reach.count, fused.shape)[at].astype(np.int64),
         "most": most[at],
         "decides": decides[at],
     }
@@ -139,7 +181,7 @@ def _edges(
             f"{measure.name}_i": at[0] + first_i,
             f"{measure.name}_j": at[1] + first_j,
             f"{measure.name}_value": values[measure.name][at],
-            f"{measure.name}_rows": np.broadcast_to(count, fused.shape)[at].astype(np.int64),
+            f"{measure.name}_rows": np.broadcast_to(reach.count, fused.shape)[at].astype(np.int64),
         }
     return arrays
 

@@ -69,7 +69,7 @@ def marginals_partial(store: Store, folder: str, block: int, split: int) -> Marg
             for row in range(0, stop - start, strip_rows):
                 strip = slice(row, row + strip_rows)
                 mask = None if valid is None else valid[part, strip]
-                more = _sums_of(job, scores[part, strip].astype("float64"), mask)
+                more = sums_of(job, scores[part, strip].astype("float64"), mask)
                 total = more if total is None else total.__iadd__(more)
             pace.step()
         assert total is not None, "a split has at least one chunk"
@@ -92,10 +92,10 @@ def marginals_finish(
     known = _untied_sums(job, catalogue.n_rows) if untied.any() else None
     sums = _put_together(untied, known, total)
     needed = catalogue.functions[slice(*job.tiling.blocks[block])]
-    store.write_arrays(marginals_name(folder, block), _of_block(job, sums, needed).arrays())
+    store.write_arrays(marginals_name(folder, block), of_block(job, sums, needed).arrays())
 
 
-def _of_block(job: Job, sums: MarginalSums, needed: NDArray[np.int64]) -> Marginals:
+def of_block(job: Job, sums: MarginalSums, needed: NDArray[np.int64]) -> Marginals:
     """The change of basis that the job's measures ask for."""
     if _is_normal(job):
         return normal_moments(sums)
@@ -109,7 +109,8 @@ def _is_normal(job: Job) -> bool:
     return job.fusion.scale is Scale.NORMAL
 
 
-def _sums_of(job: Job, scores: Array, valid: Array | None) -> MarginalSums:
+def sums_of(job: Job, scores: Array, valid: Array | None) -> MarginalSums:
+    """Marginal sums of some columns on some rows, as the job's measures need them."""
     if _is_normal(job):
         return normal_sums(scores, valid)
     return marginal_sums(scores, _known(job), valid, job.fusion.needs_distances)

@@ -6,24 +6,23 @@ Does not cover: which pairs are in doubt (`dpipe.engine.tiles.edges`).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine.tiles.job import Job, load_marginals, open_job
-from dpipe.engine.tiles.moments import functions_of
-from dpipe.kernels.marginals import Marginals
+from dpipe.engine.tiles.moments import functions_of, of_block, sums_of
+from dpipe.kernels.joint import joint_scores
+from dpipe.kernels.marginals import Marginals, MarginalSums
 from dpipe.kernels.measure import Settling
 from dpipe.kernels.moments import Moments, tile_moments
-from dpipe.kernels.rerank import MOST_COUNTED, joint_spearman, places
+from dpipe.kernels.rerank import joint_spearman, may_count, places
 from dpipe.rankstore import Catalogue, Store, read_piece
 
 # Of a pair, which is as narrow as a tile is wide: a card needs some 150 kernels for each step.
 _CHUNKS_AT_ONCE = 128
-
-_SPARSE = 2  # ranks of a column to each that is looked at, from which on sorting is faster
 
 
 def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
@@ -38,15 +37,23 @@ def _settled(
     store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Exact similarities of pairs that are ordered by their validity patterns."""
-    if job.fusion.settling is not Settling.RERANKED:
-        return np.array(
-            [_settle_pair(store, job, catalogue, int(a), int(b)) for a, b in zip(i, j, strict=True)]
-        )
     values = np.empty(len(i))
     changes = np.diff(catalogue.pattern[i]) | np.diff(catalogue.pattern[j])
     for group in np.split(np.arange(len(i)), np.flatnonzero(changes) + 1):
-        values[group] = _rerank(store, job, catalogue, i[group], j[group])
+        values[group] = _measured(store, job, catalogue, i[group], j[group])
     return values
+
+
+def _measured(
+    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Exact similarities of pairs that share one pair of validity patterns."""
+    if job.fusion.settling is Settling.RERANKED:
+        return _rerank(store, job, catalogue, i, j)
+    if catalogue.pattern[i[0]] != catalogue.pattern[j[0]]:
+        return _on_common_rows(store, job, catalogue, i, j)
+    pairs = zip(i.tolist(), j.tolist(), strict=True)
+    return np.array([_settle_pair(store, job, catalogue, a, b) for a, b in pairs])
 
 
 @lru_cache(maxsize=2)
@@ -60,22 +67,61 @@ def _rerank(
     """Rank again inside each pair; the pairs share one pair of validity patterns."""
     left, index_i = np.unique(i, return_inverse=True)
     right, index_j = np.unique(j, return_inverse=True)
-    columns = np.concatenate([left, right]).tolist()
-    scores, valid = read_piece(store, catalogue, columns, 0, catalogue.n_rows)
-    joint = slice(None) if valid is None else valid[0] & valid[-1]
-    scores = scores[:, joint]
+    columns = np.concatenate([left, right])
+    scores = _common_scores(store, catalogue, columns)
     if scores.shape[1] < job.min_valid:
         return np.full(len(i), np.nan)
-
     n_valid = catalogue.n_valid[columns]
-    may_count = n_valid.max() <= min(MOST_COUNTED, _SPARSE * scores.shape[1])
 
     def rho(device: str) -> NDArray[np.float64]:
-        counted = device == "cpu" and may_count
+        counted = device == "cpu" and may_count(scores, n_valid)
         ranked = places(scores, n_valid) if counted else to_device(scores, device)
         return to_host(joint_spearman(ranked[: len(left)], ranked[len(left) :]))
 
     return retried(job.device, lambda: rho(job.device), lambda: rho("cpu"))[index_i, index_j]
+
+
+def _common_scores(
+    store: Store, catalogue: Catalogue, columns: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Scores on the rows where the first and the last of some columns are both valid."""
+    scores, valid = read_piece(store, catalogue, columns.tolist(), 0, catalogue.n_rows)
+    return scores if valid is None else scores[:, valid[0] & valid[-1]]
+
+
+_ROWS_AT_ONCE = 2**15  # of a pair on its common rows, the same wherever it is measured
+
+
+def _on_common_rows(
+    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Similarities as if the common rows were all rows; the pairs share two validity patterns."""
+    columns, index = np.unique(np.concatenate([i, j]), return_inverse=True)
+    ends = np.concatenate([i[:1], columns, j[:1]])  # the first and the last of both patterns
+    scores = _common_scores(store, catalogue, ends)[1:-1]
+    n_rows = scores.shape[1]
+    if n_rows < job.min_valid:
+        return np.full(len(i), np.nan)
+    ranks = joint_scores(scores, catalogue.n_valid[columns])
+    strips = [slice(row, row + _ROWS_AT_ONCE) for row in range(0, n_rows, _ROWS_AT_ONCE)]
+    parts = (sums_of(job, ranks[:, strip], None) for strip in strips)
+    known = of_block(job, reduce(MarginalSums.__iadd__, parts), catalogue.functions[columns])
+
+    def similarity(a: int, b: int) -> float:
+        sides = known[a : a + 1], known[b : b + 1]
+        total: Moments | None = None
+        for strip in strips:
+            left, right = (
+                functions_of(ranks[column : column + 1, strip], None, side, dtype="float64")
+                for column, side in zip((a, b), sides, strict=True)
+            )
+            moments = tile_moments(left, right)
+            total = moments.total() if total is None else total.__iadd__(moments)
+        assert total is not None
+        return _fused(job, total, *sides)
+
+    pairs = zip(*np.split(index, 2), strict=True)
+    return np.array([similarity(int(a), int(b)) for a, b in pairs])
 
 
 def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -> float:
@@ -98,8 +144,13 @@ def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -
     moments = total.to_host()
     if moments.count[0, 0] < job.min_valid:
         return float("nan")
+    return _fused(job, moments, *marginals)
+
+
+def _fused(job: Job, moments: Moments, left: Marginals, right: Marginals) -> float:
+    """The mean of the measures of one pair."""
     values = {
-        measure.name: to_host(measure.contract(moments, marginals[0], marginals[1], job.parameters))
+        measure.name: to_host(measure.contract(moments, left, right, job.parameters))
         for measure in job.fusion.measures
     }
     return float(job.fusion.mean(values)[0, 0])

@@ -1,0 +1,172 @@
+"""What a pair's common rows make of its columns, and ranks of a column among some of its rows.
+
+Covers: how far each column moved on the rows where the other one is valid and what its first
+functions vary and share there, from the sums that a tile has anyway; ranking again.
+Does not cover: the measures (`dpipe.kernels.measures`), which pairs are measured again on their
+common rows alone (`dpipe.engine.tiles.edges`).
+See also: docs/statistics.md.
+
+Where cells are missing for a reason, the rows that are left are no fair sample of the other column.
+What a measure divides by must then be that of the common rows. Of the first three functions it is
+known exactly: their products are made of the first six.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpipe.device.arrays import Array, namespace
+from dpipe.kernels.marginals import Marginals, products
+from dpipe.kernels.moments import Moments
+from dpipe.kernels.rerank import average_ranks, counted_ranks, may_count, places
+
+DEGREE = 3
+"""Functions whose covariances on the common rows are known."""
+
+_DEAD = 1e-4  # of a function's variance, what float32 sums cannot tell from nothing
+_CONSTANT = 1e-12  # variance under which a column is constant on a pair's rows
+
+
+@dataclass(frozen=True)
+class Common:
+    """Both columns of every pair of a tile on the rows they share.
+
+    Attributes
+    ----------
+    left, right
+        (b_i, 2 DEGREE, b_j or 1) and (b_j, 2 DEGREE, b_i or 1) means of each column's first
+        functions.
+    own_left, own_right
+        The same over all rows of each column, with an axis of length 1 for the other.
+    partial
+        (b_i, b_j) whether a column of the pair has rows that the other one lacks.
+    """
+
+    left: Array
+    right: Array
+    own_left: Array
+    own_right: Array
+    partial: Array
+
+    def covariances(self, part: slice, others: slice) -> tuple[Array, Array]:
+        """Of the first functions of both, (q, b or 1, d, d) and (q or 1, b, d, d)."""
+        return (
+            _covariance(_some(self.left, part, others)),
+            _covariance(_some(self.right, others, part)).swapaxes(0, 1),
+        )
+
+    def own_covariances(self, part: slice, others: slice) -> tuple[Array, Array]:
+        """The same over all rows of each column, (q, 1, d, d) and (1, b, d, d)."""
+        return (
+            _covariance(self.own_left[part]),
+            _covariance(self.own_right[others]).swapaxes(0, 1),
+        )
+
+    def spread(self, part: slice, others: slice) -> Array:
+        """(q, b) variances of both columns' ranks, in units of their own, multiplied."""
+        xp = namespace(self.left)
+        found = 1.0
+        both = zip(self.covariances(part, others), self.own_covariances(part, others), strict=True)
+        for there, everywhere in both:
+            own = everywhere[..., 0, 0]
+            found = found * there[..., 0, 0] / xp.where(own > 0, own, 1)
+        return xp.maximum(found, _CONSTANT)
+
+    @property
+    def shift(self) -> Array:
+        """(b_i, b_j) how far the first two functions of both moved, added up."""
+        xp = namespace(self.left)
+        moved = (self.left - self.own_left, self.right - self.own_right)
+        one, other = (xp.sqrt((side[:, :2] ** 2).sum(axis=1)) for side in moved)
+        return one + other.T
+
+
+def common(moments: Moments, left: Marginals, right: Marginals) -> Common | None:
+    """What the common rows make of the columns of a tile; None where no cell is missing."""
+    if moments.sum_i.shape[2] == 1 and moments.sum_j.shape[2] == 1:
+        return None
+    xp = namespace(moments.product)
+    count = xp.maximum(moments.count, 1)
+    n_i, n_j = (xp.asarray(side.count) for side in (left, right))
+    own_i, own_j = (xp.asarray(side.mean[:, : 2 * DEGREE, None]) for side in (left, right))
+    return Common(
+        _means(moments.sum_i / count[:, None, :], left),
+        _means(moments.sum_j / count.T[:, None, :], right),
+        own_i,
+        own_j,
+        (moments.count < n_i[:, None]) | (moments.count < n_j[None, :]),
+    )
+
+
+def _means(gram: Array, side: Marginals) -> Array:
+    """Means of the first functions (b, 2 DEGREE, others) from those of a Gram's functions."""
+    xp = namespace(gram)
+    first = slice(2 * DEGREE)
+    # The functions of plain columns are not centred, those of others are.
+    back = side.on_gram(side.loading[:, first])
+    spanned = side.mean[:, : back.shape[2]]
+    lost = np.where(side.plain[:, None], (back @ spanned[:, :, None])[:, :, 0], 0.0)
+    return xp.matmul(xp.asarray(back), gram) + xp.asarray(side.mean[:, first] - lost)[:, :, None]
+
+
+def _some(means: Array, part: slice, others: slice) -> Array:
+    return means[part, :, others if means.shape[2] > 1 else slice(None)]
+
+
+def _covariance(means: Array) -> Array:
+    """(b, others, d, d) covariances of the first functions, from means (b, 2 d, others)."""
+    xp = namespace(means)
+    coefficients = xp.asarray(products(DEGREE))
+    means = means.transpose(0, 2, 1)
+    second = xp.tensordot(means, coefficients[:, :, 1:], axes=(2, 2)) + coefficients[:, :, 0]
+    first = means[..., :DEGREE]
+    return second - first[..., :, None] * first[..., None, :]
+
+
+def whitening(covariance: Array) -> Array:
+    """Lower triangles W (..., d, d) with W C W' = 1, 0 in directions that do not vary.
+
+    Examples
+    --------
+    >>> whitening(np.array([[4.0, 2.0], [2.0, 1.0]])).tolist()
+    [[0.5, 0.0], [0.0, 0.0]]
+    """
+    xp = namespace(covariance)
+    d = covariance.shape[-1]
+    found = xp.zeros(covariance.shape)
+    for k in range(d):  # Gram-Schmidt, in the order of the functions
+        unit = xp.zeros(covariance.shape[:-1])
+        unit[..., k] = 1
+        for earlier in range(k):
+            row = found[..., earlier, :]
+            shared = (row * covariance[..., k]).sum(axis=-1)
+            unit -= shared[..., None] * row
+        variance = (unit * xp.matmul(covariance, unit[..., None])[..., 0]).sum(axis=-1)
+        lives = variance > _DEAD * xp.abs(covariance[..., k, k])
+        scale = xp.where(lives, 1 / xp.sqrt(xp.where(lives, variance, 1)), 0)
+        found[..., k, :] = unit * scale[..., None]
+    return found
+
+
+def joint_scores(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Centred ranks of columns among the rows that are given, from their scores on these rows.
+
+    Parameters
+    ----------
+    scores
+        (b, r) as `dpipe.kernels.ranks.rank_column` has them, of any valid rows.
+    n_valid
+        (b,) valid rows that the scores came from.
+
+    Examples
+    --------
+    >>> joint_scores(np.array([[-0.4, 0.0, 0.4]], dtype=np.float32), np.array([5])).round(3)
+    array([[-0.333,  0.   ,  0.333]])
+    """
+    rows = scores.shape[1]
+    counted = may_count(scores, n_valid)
+    ranks = counted_ranks(places(scores, n_valid)) if counted else average_ranks(scores)
+    return np.asarray((ranks - (rows + 1) / 2) / max(rows, 1))
