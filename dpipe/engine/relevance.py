@@ -29,17 +29,29 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiling import even_blocks
 from dpipe.errors import InputError
 from dpipe.kernels.copula import BASIS
+from dpipe.kernels.joint import joint_scores
 from dpipe.kernels.marginals import MarginalSums, marginal_sums, untied_sums, whitened
 from dpipe.kernels.ranks import rank_column
-from dpipe.kernels.relevance import CrossSums, Relevance, Target, cross_sums, relevance
+from dpipe.kernels.relevance import (
+    CrossSums,
+    Relevance,
+    Target,
+    cross_sums,
+    of_classes,
+    of_numbers,
+    relevance,
+)
 from dpipe.model.events import Note
 from dpipe.model.records import MILLION, TargetRelevance
-from dpipe.rankstore import Store, build_catalogue, bytes_of, load_catalogue, read_piece
+from dpipe.rankstore import Catalogue, Store, build_catalogue, bytes_of, load_catalogue, read_piece
 from dpipe.table import Table
 from dpipe.table.target import read_target
 
 FEWEST_OF_A_CLASS = 10
 """Rows that at least two classes of a target must have."""
+
+_FEWEST_TO_FOLLOW = 20
+"""Rows from which on nothing follows a target without error by chance, as in eight it may."""
 
 _TARGETS = "targets.json"
 _BLOCK = 64  # columns of a task: few enough that their functions on a chunk stay small
@@ -205,7 +217,7 @@ def measure_relevance(
             relevance_of_block,
             todo,
             context.emit,
-            need=_task_bytes(targets),
+            need=_task_bytes(targets, context.n_rows),
             describe=lambda index: f"columns {blocks[index][0]} to {blocks[index][1]}",
         )
     )
@@ -224,32 +236,103 @@ def relevance_of_block(
 ) -> Relevance:
     """Task: the measures of columns `first` to `last` of the catalogue with every target."""
     catalogue = load_catalogue(store, f"{folder}/catalogue.npz")
-    stored = stored_targets(store)
+    targets = stored_targets(store)
+    columns = np.arange(first, last)
+    found = Relevance(*np.full((2, len(columns), len(targets)), math.nan))
+    whole = np.array([target.n_valid == catalogue.n_rows for target in targets])
+    complete = catalogue.valid_slot[columns] < 0
+    if complete.any() and whole.any():
+        some = [targets[place] for place in np.flatnonzero(whole)]
+        on_all = _on_all_rows(store, catalogue, columns[complete], some, seed)
+        _fill(found, np.ix_(complete, whole), on_all)
+    for place, target in enumerate(targets):
+        rest = np.flatnonzero(~complete) if whole[place] else np.arange(len(columns))
+        for group in _alike(catalogue, columns[rest]):
+            at = rest[group]
+            on_common = _on_common_rows(store, catalogue, columns[at], target, least, seed)
+            _fill(found, np.ix_(at, np.array([place])), on_common)
+    return found
+
+
+def _fill(found: Relevance, at: tuple[Any, ...], values: Relevance) -> None:
+    found.hsic[at], found.rdc[at] = values.hsic, values.rdc
+
+
+def _alike(catalogue: Catalogue, columns: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Places of columns that miss the same rows, few enough to hold all their rows at once."""
+    most = max(1, _BLOCK * _CHUNK_ROWS // max(1, catalogue.n_rows))
+    pattern = catalogue.pattern[columns]
+    return [
+        places[start : start + most]
+        for places in (np.flatnonzero(pattern == one) for one in np.unique(pattern))
+        for start in range(0, len(places), most)
+    ]
+
+
+def _on_all_rows(
+    store: Store,
+    catalogue: Catalogue,
+    columns: NDArray[np.int64],
+    stored: Sequence[StoredTarget],
+    seed: int,
+) -> Relevance:
+    """The measures of complete columns with targets that are known in every row."""
     known = [_open_target(store, target, catalogue.n_rows) for target in stored]
-    n_functions = sum(target.n_functions for target in known)
-    step = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // n_functions))
-    untied = catalogue.untied[first:last]
+    step = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // sum(each.n_functions for each in known)))
+    untied = catalogue.untied[columns]
     cross: list[CrossSums] = []
     own: list[MarginalSums] = []
     for start in range(0, catalogue.n_rows, step):
         stop = min(start + step, catalogue.n_rows)
-        scores, valid = read_piece(store, catalogue, range(first, last), start, stop)
-        columns = scores.astype(np.float64)
+        scores, _ = read_piece(store, catalogue, columns.tolist(), start, stop)
+        ranks = scores.astype(np.float64)
         part = tuple(
-            _on_rows(store, target, known_, start, stop)
-            for target, known_ in zip(stored, known, strict=True)
+            dataclasses.replace(each, values=target_values(store, target, start, stop)[0])
+            for target, each in zip(stored, known, strict=True)
         )
-        cross = [_added(cross, cross_sums(columns, valid, part, slice(None)))]
+        cross = [_added(cross, cross_sums(ranks, part, slice(None)))]
         if not untied.all():
-            mask = None if valid is None else valid[~untied]
-            own = [_added(own, marginal_sums(columns[~untied], BASIS, mask))]
+            own = [_added(own, marginal_sums(ranks[~untied], BASIS, None))]
     sums = MarginalSums(np.empty(len(untied)), np.empty((len(untied), 2 * BASIS)))
     if untied.any():
         complete = untied_sums(catalogue.n_rows, BASIS)
         sums.count[untied], sums.total[untied] = complete.count, complete.total
     if own:
         sums.count[~untied], sums.total[~untied] = own[0].count, own[0].total
-    return relevance(cross[0], whitened(sums), tuple(known), least, seed)
+    return relevance(cross[0], whitened(sums), tuple(known), seed)
+
+
+def _on_common_rows(
+    store: Store,
+    catalogue: Catalogue,
+    columns: NDArray[np.int64],
+    stored: StoredTarget,
+    least: int,
+    seed: int,
+) -> Relevance:
+    """The measures of columns that miss the same rows, ranked again where the target is known."""
+    values, known = target_values(store, stored, 0, catalogue.n_rows)
+    scores, valid = read_piece(store, catalogue, columns.tolist(), 0, catalogue.n_rows)
+    common = known if valid is None else known & valid[0]
+    n_rows = int(np.count_nonzero(common))
+    if n_rows < max(least, 1):
+        return Relevance(*np.full((2, len(columns), 1), math.nan))
+    if stored.class_rows:
+        present = np.unique(values[common], return_inverse=True)[1]
+        target = of_classes(present.astype(np.int64))
+    else:
+        there = values[None, common].astype(np.float32)
+        target = of_numbers(joint_scores(there, np.array([stored.n_valid]))[0])
+    ranks = joint_scores(scores[:, common], catalogue.n_valid[columns])
+    step = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // target.n_functions))
+    strips = [slice(start, start + step) for start in range(0, n_rows, step)]
+    cross = reduce(
+        CrossSums.__iadd__, (cross_sums(ranks[:, rows], (target,), rows) for rows in strips)
+    )
+    own = reduce(
+        MarginalSums.__iadd__, (marginal_sums(ranks[:, rows], BASIS, None) for rows in strips)
+    )
+    return relevance(cross, whitened(own), (target,), seed)
 
 
 def _added(total: list[Any], more: Any) -> Any:
@@ -261,23 +344,14 @@ def _added(total: list[Any], more: Any) -> Any:
 
 
 def _open_target(store: Store, target: StoredTarget, n_rows: int) -> Target:
-    """What the measures need to know of a target, but for its values."""
-    nothing = np.empty(0), np.empty(0, dtype=bool)
+    """What the measures need to know of a target without a missing value, but for its values."""
     if target.class_rows:
-        return Target(*nothing, np.array(target.class_rows) / target.n_valid, None)
+        return Target(np.empty(0), np.array(target.class_rows) / target.n_valid, None)
     parts = []
     for start in range(0, n_rows, _CHUNK_ROWS):
-        values, valid = target_values(store, target, start, min(start + _CHUNK_ROWS, n_rows))
-        parts.append(marginal_sums(values[None], BASIS, valid[None]))
-    return Target(*nothing, None, whitened(reduce(MarginalSums.__iadd__, parts)))
-
-
-def _on_rows(store: Store, target: StoredTarget, known: Target, start: int, stop: int) -> Target:
-    """A target with its values on some rows."""
-    values, valid = target_values(store, target, start, stop)
-    if target.class_rows:
-        values = np.where(valid, values, -1)
-    return dataclasses.replace(known, values=values, valid=valid)
+        values, _ = target_values(store, target, start, min(start + _CHUNK_ROWS, n_rows))
+        parts.append(marginal_sums(values[None], BASIS, None))
+    return Target(np.empty(0), None, whitened(reduce(MarginalSums.__iadd__, parts)))
 
 
 def target_values(
@@ -291,14 +365,20 @@ def target_values(
     return np.where(valid, stored, 0).astype(np.float64), valid
 
 
-def _task_bytes(targets: Sequence[StoredTarget]) -> int:
-    """Peak of one task: functions and cross moments of a block of columns on one chunk."""
+_ROW_BYTES = 64  # of one column and a target on all rows: scores, ranks, what counts them
+
+
+def _task_bytes(targets: Sequence[StoredTarget], n_rows: int) -> int:
+    """Peak of one task: functions and cross moments of a block of columns, ranks on common rows."""
     functions = sum(max(BASIS, len(target.class_rows)) for target in targets)
-    return 8 * (6 * _BLOCK * _CHUNK_ROWS + 4 * _CHUNK_CELLS + 4 * _BLOCK * BASIS * functions)
+    cells = 6 * _BLOCK * _CHUNK_ROWS + 4 * _CHUNK_CELLS + 4 * _BLOCK * BASIS * functions
+    return 8 * cells + _ROW_BYTES * max(n_rows, _BLOCK * _CHUNK_ROWS)
 
 
 def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
     """Name the columns that follow a target without error: a copy is the commonest leak of all."""
+    if context.n_rows < _FEWEST_TO_FOLLOW:
+        return
     for place, target in enumerate(measured.targets):
         copies = np.flatnonzero(measured.rdc[:, place] >= 1 - 1 / MILLION)
         if len(copies):
@@ -307,7 +387,7 @@ def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
             context.emit(
                 Note(
                     f"{columns_phrase(names)} {follow} the target {quoted(target)} without error "
-                    "(RDC 1); leave it out by --exclude if it was made from the target.",
+                    "(RDC 1); leave out by --exclude what was made from the target.",
                     "warning",
                 )
             )

@@ -8,7 +8,8 @@ See also: docs/statistics.md.
 A target of numbers is expanded in the basis of the columns. A target of classes has one indicator
 function for each class: the delta kernel is their sum of products, so HSIC is a sum of squared
 covariances there too, and the largest canonical correlation is that of the features with the
-indicators. Missing targets are left out pairwise, as missing cells are everywhere.
+indicators. Everything here is of the rows where column and target are both known, and both are
+ranked among these.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from dpipe.kernels.copula import BASIS, feature_spans, kernel_root, orthonormal_
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
 
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,14 @@ class Target:
     Attributes
     ----------
     values
-        (n,) centred ranks of a target of numbers, 0 where missing; of a target of classes the
-        number of each row's class, -1 where missing.
+        (n,) centred ranks of a target of numbers, or the number of each row's class.
     shares
-        (C,) share of each class among the valid rows; None for a target of numbers.
+        (C,) share of each class among the rows; None for a target of numbers.
     marginals
         Moments of the target's own functions; None for classes.
     """
 
     values: NDArray[np.float64] | NDArray[np.int64]
-    valid: Flags
     shares: Floats | None
     marginals: Marginals | None
 
@@ -52,33 +50,28 @@ class Target:
         return BASIS if self.shares is None else len(self.shares)
 
     def functions(self, rows: slice) -> Floats:
-        """(functions, rows): its values on some rows, 0 where missing."""
+        """(functions, rows): its values on some rows."""
         if self.shares is not None:
             classes = np.arange(len(self.shares))
             return np.asarray(self.values[rows] == classes[:, None], dtype=np.float64)
-        valid = self.valid[rows].astype(np.float64)
-        scores = np.asarray(self.values[rows], dtype=np.float64)
-        return np.asarray(legendre(scores[None], BASIS, valid[None])[0])
+        return np.asarray(legendre(np.asarray(self.values[rows], np.float64)[None], BASIS)[0])
 
 
-def of_numbers(scores: Floats, valid: Flags) -> Target:
-    """A target of numbers, from its centred ranks (n,), 0 where missing."""
-    sums = marginal_sums(scores[None], BASIS, valid[None])
-    return Target(scores, valid, None, whitened(sums))
+def of_numbers(scores: Floats) -> Target:
+    """A target of numbers, from its centred ranks (n,)."""
+    return Target(scores, None, whitened(marginal_sums(scores[None], BASIS, None)))
 
 
 def of_classes(codes: NDArray[np.int64]) -> Target:
-    """A target of classes 0, 1, ... (n,), each of which occurs; -1 is missing.
+    """A target of classes 0, 1, ... (n,), each of which occurs.
 
     Examples
     --------
     >>> import numpy as np
-    >>> of_classes(np.array([0, 1, 1, -1])).shares.round(3).tolist()
+    >>> of_classes(np.array([0, 1, 1])).shares.round(3).tolist()
     [0.333, 0.667]
     """
-    valid = codes >= 0
-    counts = np.bincount(codes[valid])
-    return Target(codes, valid, counts / max(1, int(counts.sum())), None)
+    return Target(codes, np.bincount(codes) / max(1, len(codes)), None)
 
 
 @dataclass
@@ -88,13 +81,13 @@ class CrossSums:
     Attributes
     ----------
     count
-        (b, t) rows where both column and target are valid.
+        () rows.
     product
-        (b, K, q) sum of psi_k(column) g(target) over those rows.
+        (b, K, q) sum of psi_k(column) g(target).
     total
-        (b, K, t) sum of psi_k(column) over the rows where the target is valid.
+        (b, K) sum of psi_k(column).
     total_target
-        (b, q) sum of g(target) over the rows where the column is valid.
+        (q,) sum of g(target).
     """
 
     count: Floats
@@ -112,41 +105,34 @@ class CrossSums:
 _AT_ONCE = 2**17  # values of the functions of a column group: they stay in a core's cache
 
 
-def cross_sums(
-    scores: Floats, valid: Flags | None, targets: tuple[Target, ...], rows: slice
-) -> CrossSums:
+def cross_sums(scores: Floats, targets: tuple[Target, ...], rows: slice) -> CrossSums:
     """Sums of one row chunk.
 
     Parameters
     ----------
     scores
-        (b, r) float64 centred ranks of a block of columns, 0 where missing.
-    valid
-        (b, r) bool, or None when complete.
+        (b, r) float64 centred ranks of a block of columns.
     targets
         The targets, of all rows.
     rows
         Which rows of theirs the chunk is.
     """
     functions = np.concatenate([target.functions(rows) for target in targets])
-    known = np.stack([target.valid[rows] for target in targets]).astype(np.float64)
-    both = np.concatenate([functions, known])
     b, r = scores.shape
-    q = len(functions)
-    present = None if valid is None else valid.astype(np.float64)
-    counted = np.tile(both.sum(axis=1), (b, 1)) if present is None else present @ both.T
-    product = np.empty((b, BASIS, len(both)))
+    product = np.empty((b, BASIS, len(functions)))
+    total = np.empty((b, BASIS))
     step = max(1, _AT_ONCE // (BASIS * max(r, 1)))
     for start in range(0, b, step):
         part = slice(start, start + step)
-        psi = legendre(scores[part], BASIS, None if present is None else present[part])
-        product[part] = psi @ both.T
-    return CrossSums(counted[:, q:], product[:, :, :q], product[:, :, q:], counted[:, :q])
+        psi = legendre(scores[part], BASIS)
+        product[part] = psi @ functions.T
+        total[part] = psi.sum(axis=2)
+    return CrossSums(np.array(float(r)), product, total, functions.sum(axis=1))
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """(b, t) nHSIC and RDC of every column with every target, in [0, 1]; NaN where undefined."""
+    """(b, t) nHSIC and RDC of every column with every target, in [0, 1]; NaN for a constant."""
 
     hsic: Floats
     rdc: Floats
@@ -156,7 +142,6 @@ def relevance(
     sums: CrossSums,
     marginals: Marginals,
     targets: tuple[Target, ...],
-    least: int,
     seed: int = 0,
     seeds: int = 5,
     degree: int | None = None,
@@ -171,19 +156,17 @@ def relevance(
         The columns' own moments.
     targets
         As given to `cross_sums`.
-    least
-        Fewest common rows of a column and a target; with fewer there is no relevance.
     seed, seeds, degree
         Of RDC, as for pairs of columns.
     """
     spans = feature_spans(seed, seeds, degree)
     lefts = [orthonormal_span(marginals.loading, span) @ marginals.whiten for span in spans]
-    hsic, rdc = np.empty((2, *sums.count.shape))
+    hsic, rdc = np.empty((2, len(marginals.whiten), len(targets)))
     start = 0
     for number, target in enumerate(targets):
         part = slice(start, start + target.n_functions)
         start = part.stop
-        covariance = _covariance(sums, number, part)
+        covariance = _covariance(sums, part)
         hsic[:, number] = _hsic(covariance, marginals, target)
         rdc[:, number] = np.median(
             [
@@ -192,18 +175,15 @@ def relevance(
             ],
             axis=0,
         )
-    defined = sums.count >= max(least, 1)
-    defined &= (marginals.whiten != 0).any(axis=(1, 2))[:, None]
+    defined = (marginals.whiten != 0).any(axis=(1, 2))[:, None]
     return Relevance(np.where(defined, hsic, np.nan), np.where(defined, rdc, np.nan))
 
 
-def _covariance(sums: CrossSums, number: int, part: slice) -> Floats:
-    """(b, K, functions) of a target's functions on the common rows."""
-    count = np.maximum(sums.count[:, number], 1)
-    mean = sums.total[:, :, number] / count[:, None]
-    mean_target = sums.total_target[:, part] / count[:, None]
-    found: Floats = sums.product[:, :, part] / count[:, None, None]
-    return found - mean[:, :, None] * mean_target[:, None, :]
+def _covariance(sums: CrossSums, part: slice) -> Floats:
+    """(b, K, functions) of the functions of columns and of a target."""
+    mean, mean_target = sums.total / sums.count, sums.total_target[part] / sums.count
+    found: Floats = sums.product[:, :, part] / sums.count
+    return found - mean[:, :, None] * mean_target
 
 
 def _hsic(covariance: Floats, marginals: Marginals, target: Target) -> Floats:
