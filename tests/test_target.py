@@ -139,13 +139,35 @@ def test_of_several_targets_the_largest_relevance_counts(here: Any) -> None:
     np.testing.assert_allclose(both.values, np.maximum(alone[0].values, alone[1].values))
 
 
-def test_missing_targets_are_left_out_pairwise(here: Any) -> None:
-    frame = table().drop(columns=["label", "other"])
-    holes = frame.assign(y=frame["y"].where(np.arange(N) % 3 > 0))
-    found = dpipe.relevance(holes, "y", client=here)
-    filled = frame[np.arange(N) % 3 > 0]
-    expected = dpipe.relevance(filled, "y", client=here)
-    np.testing.assert_allclose(found.hsic, expected.hsic, atol=0.03)
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+@pytest.mark.parametrize("known", ["two in three", "tails", "middle"])
+def test_a_target_with_gaps_is_measured_on_its_rows_as_if_there_were_no_others(
+    known: str, kind: str, here: Any
+) -> None:
+    frame = table().drop(columns="label")  # one column has gaps as well
+    y = frame["y"]
+    rows = {
+        "two in three": np.arange(N) % 3 > 0,
+        "tails": (y - y.median()).abs() > 0.8,
+        "middle": (y - y.median()).abs() < 1,
+    }[known]
+    if kind == "classes":
+        y = pd.qcut(y, 4, labels=False).astype(float)
+    frame = frame.assign(y=y)
+    settings: dict[str, Any] = {"client": here, "target_kind": kind, "min_valid": 20}
+    found = dpipe.relevance(frame.assign(y=y.where(rows)), "y", **settings)
+    expected = dpipe.relevance(frame[rows], "y", **settings)
+    assert found.columns == expected.columns
+    np.testing.assert_allclose(found.hsic, expected.hsic, atol=1e-9)
+    np.testing.assert_allclose(found.rdc, expected.rdc, atol=1e-9)
+
+
+def test_of_a_column_with_gaps_the_rows_that_it_has_count(here: Any) -> None:
+    frame = table()[["close", "y"]]
+    kept = frame["y"].abs() > 1
+    found = dpipe.relevance(frame.assign(close=frame["close"].where(kept)), "y", client=here)
+    expected = dpipe.relevance(frame[kept], "y", client=here)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-9)
 
 
 def leaks_told(frame: pd.DataFrame, client: Any, **settings: Any) -> list[str]:
@@ -168,7 +190,7 @@ def test_a_copy_of_a_target_of_numbers_is_named(made: Any, here: Any) -> None:
     frame = table().drop(columns="label")
     (note,) = leaks_told(frame.assign(leak=made(frame["y"])), here, target="y")
     assert "'leak'" in note
-    assert "'y' without error (RDC 1); leave it out by --exclude" in note
+    assert "'y' without error (RDC 1); leave out by --exclude what was made" in note
     assert "'shape'" not in note
 
 

@@ -71,7 +71,8 @@ def hsic_bound(
     A pair's covariances are those of its common rows. On n out of a column's n_i rows, directions
     that are orthonormal on all of them have a covariance of at most n_i / n, so that the squares in
     a row of the matrix add up to n_i n_j / n^2 at most. What HSIC is divided by there is told by
-    the variance of the ranks alone, so for such a pair this is near a bound and no proof.
+    the variance of the ranks alone, and what that leaves open by how far the columns moved: where
+    cells are missing this is no proof, and was below no value above 0.6 that was seen.
     """
     assert left is not None and right is not None
     assert left.variances is not None and right.variances is not None
@@ -101,6 +102,8 @@ def hsic_bound(
         return found if on_common is None else found / on_common.spread(part, others)
 
     values = by_rows(moments, contract, left is right) / xp.where(scale > 0, scale, 1)
+    if on_common is not None:
+        values = values + on_common.shift
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
 
 

@@ -131,7 +131,7 @@ def whitening(covariance: Array) -> Array:
 
     Examples
     --------
-    >>> whitening(np.array([[4.0, 2.0], [2.0, 1.0]])).tolist()
+    >>> whitening(np.array([[4.0, -2.0], [-2.0, 1.0]])).tolist()
     [[0.5, 0.0], [0.0, 0.0]]
     """
     xp = namespace(covariance)

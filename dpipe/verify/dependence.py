@@ -30,7 +30,7 @@ from dpipe.verify.pairs import all_pairs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dpipe.verify.pairs import Piece
+    from dpipe.verify.pairs import Own, Piece
 
     Floats = NDArray[np.float64]
     Found = Iterator[tuple[str, str, float]]
@@ -242,7 +242,15 @@ class Nonlinear:
         self._values = lru_cache(maxsize=max(2, held))(self._evaluate)
 
     def similarity(self, first: str, second: str) -> float:
-        """The fused similarity of two columns; NaN where a measure is undefined."""
+        """The fused similarity of two columns; NaN where a measure is undefined.
+
+        Columns that miss different rows are ranked again on those that both have.
+        """
+        if not all(self.columns.is_complete(name) for name in (first, second)):
+            ranks = self.columns.of(first), self.columns.of(second)
+            valid = is_valid(ranks[0]), is_valid(ranks[1])
+            if not np.array_equal(*valid):
+                return self._on_common_rows([each[valid[0] & valid[1]] for each in ranks])
         fitted = self._fitted(first), self._fitted(second)
         sums = {name: _Covariances() for name in self._weights}
         n_joint = 0
@@ -254,6 +262,28 @@ class Nonlinear:
                 covariances.add(_on(joint, left[name]), _on(joint, right[name]))
         if n_joint < self.options.required_rows:
             return math.nan
+        return self._value(sums, n_joint, fitted)
+
+    def _on_common_rows(self, ranks: Sequence[NDArray[np.int32]]) -> float:
+        """The same of two columns as if there were no other rows than these (n,)."""
+        n_joint = len(ranks[0])
+        if n_joint < self.options.required_rows:
+            return math.nan
+        arguments = [_ranked_again(each) for each in ranks]
+        fitted = tuple(self._columns(each) for each in arguments)
+        sums = {name: _Covariances() for name in self._weights}
+        for rows in _pieces(n_joint):
+            for name, covariances in sums.items():
+                both = zip(arguments, fitted, strict=True)
+                covariances.add(*([f(x[rows]) for f in of[name].functions] for x, of in both))
+        return self._value(sums, n_joint, fitted)
+
+    def _value(
+        self,
+        sums: Mapping[str, _Covariances],
+        n_joint: int,
+        fitted: Sequence[Mapping[str, Column]],
+    ) -> float:
         values = {
             name: FORMULAS[name].pair(
                 Joint(sums[name].values(), n_joint, *(side[name].sizes for side in fitted))
@@ -270,15 +300,18 @@ class Nonlinear:
         names = in_order(names, self.columns)
         functions = _kernel_root(_COARSE).shape[1]
         measure = partial(similarities, options=self.options)
-        own: dict[str, float] = {}
+        own: dict[str, Own] = {}
         for left, right, sums in all_pairs(self.columns, names, functions, _read_kernel, crew):
             if left == right:
-                squares = (sums.own_covariance() ** 2).sum(axis=(1, 2))
-                own.update(zip(left, squares.tolist(), strict=True))
-            norms = np.sqrt(np.outer([own[a] for a in left], [own[b] for b in right]))
+                own.update(zip(left, sums.own_moments(), strict=True))
+            sides = [own[a] for a in left], [own[b] for b in right]
+            norms = np.outer([each.norm for each in sides[0]], [each.norm for each in sides[1]])
             squares = (sums.covariance() ** 2).sum(axis=(2, 3))
             varies = norms > _CONSTANT
-            hsic = np.minimum(squares / np.where(varies, norms, 1) + _COARSE_MISS, 1)
+            hsic = squares / np.where(varies, norms, 1)
+            # By how the columns lie on the rows they share, near enough to tell what to look at.
+            spread, shift = sums.on_common_rows(*sides)
+            hsic = np.minimum(hsic / np.maximum(spread, _CONSTANT) + shift + _COARSE_MISS, 1)
             at_most: dict[str, Any] = {**dict.fromkeys(self._weights, 1.0), "hsic": hsic}
             may_reach = varies & (self.fused(at_most) >= threshold)
             for pair in _settled(self.columns, left, right, may_reach, measure, crew):
@@ -303,6 +336,9 @@ class Nonlinear:
         ranks = self.columns.of(name)
         argument = ranks[is_valid(ranks)] / max(1, self.columns.facts[name].n_valid)
         del ranks
+        return self._columns(argument)
+
+    def _columns(self, argument: Floats) -> dict[str, Column]:
         return {m: FORMULAS[m].column(argument, self.options) for m in self._weights}
 
 
@@ -386,7 +422,8 @@ def _kernel_root(smallest: float) -> Floats:
     weighted = _psi(nodes) * weights
     values, vectors = np.linalg.eigh(weighted @ kernel @ weighted.T)
     large = values > smallest * values[-1]
-    return np.asarray(vectors[:, large] * np.sqrt(values[large]))
+    root = vectors[:, large] * np.sqrt(values[large])
+    return np.asarray(root[:, ::-1])  # the direction in which the kernel varies most comes first
 
 
 def _kernel_functions(argument: Floats) -> Floats:

@@ -54,14 +54,28 @@ class Sums:
         centred -= mean_i[..., :, None] * mean_j[..., None, :]
         return centred
 
-    def own_covariance(self) -> NDArray[np.float64]:
-        """(b, K, K) of each column of a block."""
+    def own_moments(self) -> list[Own]:
+        """Of each column of a block, over all its rows."""
         assert self.own is not None, "only a block with itself has them"
         assert self.own_sum is not None
-        count = np.maximum(np.diagonal(self.count), 1)
+        rows = np.diagonal(self.count)
+        count = np.maximum(rows, 1)
         mean = self.own_sum / count[:, None]
         centred: NDArray[np.float64] = self.own / count[:, None, None]
-        return centred - mean[:, :, None] * mean[:, None, :]
+        centred -= mean[:, :, None] * mean[:, None, :]
+        return [Own(*each) for each in zip(rows.tolist(), mean, centred, strict=True)]
+
+    def on_common_rows(
+        self, left: Sequence[Own], right: Sequence[Own]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How the columns of each pair lie on the rows they share, compared with their own rows.
+
+        (b_i, b_j) the variances of their first functions there, in units of their own, multiplied;
+        how far the means of the first two moved, in their standard deviations, added up.
+        """
+        spread_i, shift_i = _lies(self.sum_i, self.square_i, self.count, left)
+        spread_j, shift_j = _lies(self.sum_j, self.square_j, self.count.T, right)
+        return spread_i * spread_j.T, shift_i + shift_j.T
 
     def correlation(self) -> NDArray[np.float64]:
         """(b_i, b_j) correlation of the first functions; NaN where one does not vary."""
@@ -71,6 +85,38 @@ class Sums:
         varies = (variance_i > 0) & (variance_j > 0)
         scale = np.sqrt(np.where(varies, variance_i, 1)) * np.sqrt(np.where(varies, variance_j, 1))
         return np.where(varies, self.covariance()[:, :, 0, 0] / scale, np.nan)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A column over all its rows: how many, mean (K,) and covariance (K, K) of its functions."""
+
+    rows: float
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @property
+    def norm(self) -> float:
+        """Of the covariance."""
+        return float(np.linalg.norm(self.covariance))
+
+
+def _lies(
+    sums: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    count: NDArray[np.float64],
+    own: Sequence[Own],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each column, (b, others): variance in units of its own, and shift; 1 and 0 on all rows."""
+    n = np.maximum(count, 1)
+    mean = sums[:, :2] / n[:, None, :]
+    known = np.stack([each.mean[:2] for each in own])
+    variances = np.stack([np.diagonal(each.covariance)[:2] for each in own])
+    unit = np.where(variances > 0, variances, np.inf)
+    spread = (squares / n - mean[:, 0] ** 2) / unit[:, :1]
+    shift = np.sqrt(((mean - known[..., None]) ** 2 / unit[..., None]).sum(axis=1))
+    loses = count < np.array([each.rows for each in own])[:, None]
+    return np.where(loses, spread, 1), np.where(loses, shift, 0)
 
 
 def all_pairs(
