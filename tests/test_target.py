@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,47 @@ def test_text_classes_do_not_depend_on_the_order_of_rows_or_files(tmp_path: Path
     found = read_target(opened, "y", "auto")
     assert found.classes == ("a", "b", "c")
     np.testing.assert_array_equal(found.values, [1, np.nan, 0, 2, 1])
+
+
+LARGE: dict[str, Any] = {
+    "int64": [pa.array(2**60 + np.arange(N))],
+    "uint64": [pa.array(2**63 + np.arange(N, dtype=np.uint64))],
+    "decimals": [pa.array([Decimal(10**30 + each) for each in range(N)], pa.decimal128(38, 0))],
+    "mixed": [pa.array([2**60, None]), pa.array([2.0**59, -1]), pa.array([Decimal(1)])],
+    "mixed decimals": [
+        pa.array([Decimal("1.5")]),
+        pa.array([Decimal(10**40 + 1), Decimal(10**40)]),
+        pa.array([7]),
+    ],
+    "fractions": [pa.array([2**60, 2**60 + 1]), pa.array([0.5])],
+}
+
+
+@pytest.mark.parametrize("of", LARGE)
+def test_numbers_that_float64_would_round_are_told_apart(of: str, tmp_path: Path) -> None:
+    for number, chunk in enumerate(LARGE[of]):
+        table = pa.table({"x": pa.array(range(len(chunk))), "y": chunk})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    opened = open_table([tmp_path], options=Options(target=("y",)))
+    values = [value for chunk in LARGE[of] for value in chunk.to_pylist()]
+    if of == "fractions":  # as a feature of such numbers
+        np.testing.assert_array_equal(read_target(opened, "y", "auto").values, values)
+        return
+    ordered = sorted({value for value in values if value is not None})
+    places = [np.nan if value is None else ordered.index(value) for value in values]
+    for kind in ("auto", "classes"):
+        found = read_target(opened, "y", kind)
+        np.testing.assert_array_equal(found.values, places)
+    assert found.classes is not None
+    assert len(found.classes) == len(ordered)
+
+
+def test_a_target_of_large_whole_numbers_counts_by_its_order(here: Any) -> None:
+    frame = table().drop(columns="label")
+    order = frame["y"].rank().to_numpy(dtype=np.int64)
+    expected = dpipe.relevance(frame.assign(y=order), "y", client=here)
+    found = dpipe.relevance(frame.assign(y=2**60 + order), "y", client=here)
+    np.testing.assert_array_equal(found.values, expected.values)
 
 
 @pytest.mark.parametrize("kind", ["array", "pandas", "polars"])

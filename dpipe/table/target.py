@@ -1,6 +1,7 @@
 """Reading what a model is to predict: one column as numbers or as classes.
 
-Covers: which of the two a column is, its values on the rows that take part.
+Covers: which of the two a column is, its values on the rows that take part, numbers that float64
+would round told apart.
 Does not cover: how much columns tell of it (`dpipe.engine.relevance`).
 """
 
@@ -9,19 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dpipe.errors import InputError
 from dpipe.table.convert import fill_float64
 from dpipe.table.decode import decoder, rows_within
+from dpipe.table.exact import WholeColumn, find_rounded, scale_of
 from dpipe.table.record import Table
 from dpipe.table.schema import Kind, kind_of
 
 TARGET_KINDS = ("auto", "numbers", "classes")
 """What a target may be taken for; auto: numbers and flags as numbers, text as classes."""
+
+_DIGITS = 76  # of the widest decimal of Arrow
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class TargetColumn:
     Attributes
     ----------
     values
-        (n,) float64, NaN where missing; of classes the number of each row's class.
+        (n,) float64, NaN where missing; of classes the number of each row's class. Of numbers that
+        float64 would round their places among each other, because only their order is looked at.
     classes
         The classes in order, as text; None for numbers.
     """
@@ -89,12 +96,49 @@ def _chunks(table: Table, name: str, rows: NDArray[np.int64] | None) -> Iterator
 
 
 def _numbers(chunks: list[pa.Array]) -> NDArray[np.float64]:
+    """Numbers as float64 where that rounds none, else their places among each other."""
     values = np.empty(sum(map(len, chunks)))
+    row, rounded = 0, False
+    for chunk in chunks:
+        own = values[row : row + len(chunk)]
+        fill_float64(own, chunk)
+        rounded = rounded or find_rounded(chunk, own) is not None
+        row += len(chunk)
+    if not rounded:
+        return values
+    for places_of in (_places_of_whole, _places_of_decimals):
+        if (places := places_of(chunks)) is not None:
+            return places
+    return values  # rounded, as a feature of such numbers is
+
+
+def _places_of_whole(chunks: list[pa.Array]) -> NDArray[np.float64] | None:
+    """The places of numbers that 64 bits hold once they are whole; None where some are others."""
+    n_rows = sum(map(len, chunks))
+    column = WholeColumn(np.zeros(n_rows, np.int64), 0, np.zeros(n_rows, bool))
     row = 0
     for chunk in chunks:
-        fill_float64(values[row : row + len(chunk)], chunk)
+        if not column.put(row, chunk):
+            return None
         row += len(chunk)
-    return values
+    places = np.full(n_rows, math.nan)
+    numbers: NDArray[Any] = column.bits.view(column.dtype)[column.valid]
+    places[column.valid] = np.unique(numbers, return_inverse=True)[1]
+    return places
+
+
+def _places_of_decimals(chunks: list[pa.Array]) -> NDArray[np.float64] | None:
+    """The places of whole numbers and decimals of any size; None where there are others."""
+    if any(kind_of(chunk.type) in (Kind.FLOAT, Kind.TEXT) for chunk in chunks):
+        return None
+    digits = pa.decimal256(_DIGITS, max(map(scale_of, chunks)))
+    try:
+        numbers = pa.chunked_array([chunk.cast(digits) for chunk in chunks])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # too many digits in all, or a flag
+        return None
+    places: NDArray[np.float64] = pc.rank(numbers, tiebreaker="dense").to_numpy() - 1.0
+    places[numbers.is_null().to_numpy()] = math.nan
+    return places
 
 
 def _text_classes(chunks: list[pa.Array]) -> TargetColumn:
