@@ -240,6 +240,49 @@ def test_names_that_may_not_be_targets(here: Any) -> None:
         dpipe.relevance(frame, "label", target_kind="numbers", client=here)
 
 
+@pytest.mark.parametrize("kind", ["auto", "classes", "numbers"])
+def test_a_target_of_another_type_in_another_file_is_refused(kind: str, tmp_path: Path) -> None:
+    frame = table().drop(columns="label")
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.assign(y=frame["y"].astype(str)).to_parquet(tmp_path / "b.parquet")
+    options = Options(target=("y",), target_kind=kind)
+    with pytest.raises(InputError, match=r"'y' is double in 1 file \(.*a\.parquet'\) and"):
+        open_table([tmp_path], options=options)
+    frame.assign(y=pd.Timestamp("2020-01-01")).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"timestamp\[us\] in 1 file .*; give it one type"):
+        open_table([tmp_path], options=options)
+
+
+def test_a_target_of_text_that_holds_numbers(here: Any, tmp_path: Path) -> None:
+    frame = table().drop(columns="label")
+    expected = dpipe.relevance(frame, "y", client=here)
+    text = frame.assign(y=frame["y"].map(repr))
+    for kind in ("auto", "numbers"):
+        found = dpipe.relevance(text, "y", client=here, coerce_strings=True, target_kind=kind)
+        np.testing.assert_array_equal(found.values, expected.values)
+    with pytest.raises(InputError, match="--coerce-strings reads numbers from it"):
+        dpipe.relevance(text, "y", client=here, target_kind="numbers")
+    # What is no number: a few cells are missing and told of, many make it text.
+    text.loc[:5, "y"] = "high"
+    opened = opened_with(text, tmp_path)
+    assert np.isnan(read_target(opened, "y", "auto").values[:6]).all()
+    assert "column 'y': text read as numbers; 6 cells without a number" in opened.notes[0]
+    assert opened.features == tuple(frame.columns[:-1])
+    text.loc[:99, "y"] = "high"
+    text.loc[100:, "y"] = ["1", "2"] * 100
+    opened = opened_with(text, tmp_path)
+    assert opened.notes == ()
+    assert read_target(opened, "y", "auto").classes == ("1", "2", "high")
+    with pytest.raises(InputError, match=r"of the target 'y' .*most often 'high'\), so it is not"):
+        opened_with(text, tmp_path, target_kind="numbers")
+
+
+def opened_with(frame: pd.DataFrame, folder: Path, **options: Any) -> Any:
+    """A frame as a table whose text is read as numbers, with the target y."""
+    frame.to_parquet(folder / "t.parquet")
+    return open_table([folder], options=Options(target=("y",), coerce_strings=True, **options))
+
+
 def test_text_classes_do_not_depend_on_the_order_of_rows_or_files(tmp_path: Path) -> None:
     texts = ["b", None, "a", "c", "b"]
     for number, part in enumerate((texts[:2], texts[2:])):

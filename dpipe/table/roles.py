@@ -142,9 +142,12 @@ class Roles:
         self._suggested: list[str] = []
         if options.coerce_strings:
             self._text = self._read_text(text)
-            self._roles.update(dict.fromkeys(self.coerced, Role.FEATURE))
+            found = [name for name in self.coerced if self._roles[name] is Role.NOT_NUMERIC]
+            self._roles.update(dict.fromkeys(found, Role.FEATURE))
         else:
             self._suggested = self._find_numbers_in_sample(text)
+        for name in options.target:
+            self._check_target(name)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -168,11 +171,11 @@ class Roles:
     # Text that holds numbers
 
     def _may_hold_numbers(self, name: str, use: Use) -> bool:
-        return (
-            self._roles[name] is Role.NOT_NUMERIC
-            and Kind.TEXT in use.kinds
-            and Kind.OTHER not in use.kinds
+        role, options = self._roles[name], self._options
+        asked = role is Role.NOT_NUMERIC or (
+            role is Role.TARGET and options.coerce_strings and options.target_kind != "classes"
         )
+        return asked and Kind.TEXT in use.kinds and Kind.OTHER not in use.kinds
 
     def _read_text(self, names: Sequence[str]) -> dict[str, TextCells]:
         """What the cells of text columns hold.
@@ -229,6 +232,22 @@ class Roles:
                     if _mostly_numbers(cells):
                         yield name
                 return
+
+    def _check_target(self, name: str) -> None:
+        """Refuse a target that is of no one kind, or that holds no numbers where they are asked."""
+        use = self._uses[name]
+        if name in self.coerced:
+            return
+        if widen(use.kinds) is None:
+            raise InputError(
+                f"the target {quoted(name)} is {use.story}; give it one type in all files."
+            )
+        cells = self._text.get(name)
+        if self._options.target_kind == "numbers" and cells and cells.others:
+            raise InputError(
+                f"of the target {quoted(name)} {_without_number(cells)}, so it is not read as "
+                "numbers; --target-kind classes takes it as classes."
+            )
 
     # Notes
 
@@ -289,10 +308,15 @@ class Roles:
                 f"{columns_phrase(self.coerced)}: text read as numbers; "
                 f"{counted(others, 'cell')} without a number counted as missing."
             )
-        for name, cells in self._text.items():
-            if name not in self.coerced and cells.numbers:
+        left_out = {
+            name: cells
+            for name, cells in self._text.items()
+            if self._roles[name] is Role.NOT_NUMERIC
+        }
+        for name, cells in left_out.items():
+            if cells.numbers:
                 yield _why_not_numbers(name, cells)
-        names = [name for name, cells in self._text.items() if cells.others and not cells.numbers]
+        names = [name for name, cells in left_out.items() if cells.others and not cells.numbers]
         if names:
             yield f"{columns_phrase(names)}: text without numbers, left out of the analysis."
         if self._suggested:
@@ -323,10 +347,14 @@ def _mostly_numbers(cells: TextCells) -> bool:
 def _why_not_numbers(name: str, cells: TextCells) -> str:
     """Why text that holds some numbers is not read as numbers."""
     good, of = _NUMBER_CELLS
+    return (
+        f"{columns_phrase([name])}: {_without_number(cells)}, left out of the analysis; "
+        f"--coerce-strings reads a column of which at most {(of - good) / of:.0%} do."
+    )
+
+
+def _without_number(cells: TextCells) -> str:
+    """How many cells hold other text than numbers, as part of a sentence."""
     share = cells.n_others / (cells.numbers + cells.n_others)
     text, _ = min(cells.others.items(), key=lambda item: (-item[1], item[0]))
-    return (
-        f"{columns_phrase([name])}: {share:.0%} of the filled cells read hold no number (most "
-        f"often {quoted(text)}), left out of the analysis; --coerce-strings reads a column of "
-        f"which at most {(of - good) / of:.0%} do."
-    )
+    return f"{share:.0%} of the filled cells read hold no number (most often {quoted(text)})"

@@ -66,9 +66,13 @@ def read_target(
         raise InputError(
             f"the target {name!r} is {table.column(name).dtype}: neither numbers nor classes."
         )
-    if kind == "numbers" and Kind.TEXT in kinds:
-        raise InputError(f"the target {name!r} is text; --target-kind classes takes it as classes.")
-    if Kind.TEXT in kinds:
+    is_text = Kind.TEXT in kinds and name not in table.coerced
+    if kind == "numbers" and is_text:
+        raise InputError(
+            f"the target {name!r} is text; --target-kind classes takes it as classes, and "
+            "--coerce-strings reads numbers from it."
+        )
+    if is_text:
         return _text_classes(chunks)
     values = _numbers(chunks)
     if kind != "classes":
