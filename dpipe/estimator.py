@@ -85,7 +85,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     use_y : bool
         Whether `fit` looks at `y` when it is given.
     target_kind : {"auto", "numbers", "classes"}
-        What `y` holds; auto: numbers, if it is numeric, else classes.
+        What `y` holds; auto: numbers, if it is numeric, else classes. Of classes at least two must
+        have 10 rows each.
     scratch_dir : str or None
         Where ranks and a copy of the data lie during `fit`; the system's temporary folder if None.
     {options}

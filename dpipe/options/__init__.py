@@ -91,6 +91,7 @@ class Options:
         "auto",
         choice("auto", "numbers", "classes"),
         "take targets for numbers or for classes; auto: text for classes",
+        more="of classes at least two must have 10 rows each",
         affects=1,
     )
     on_bad_file: str = _input(
