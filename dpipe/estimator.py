@@ -307,8 +307,9 @@ def _numbers(frame: Any) -> NDArray[Any]:
         return np.empty(frame.shape)
     if kind_of(frame) is Kind.FRAME:
         kinds = [dtype for dtype in frame.dtypes if isinstance(dtype, np.dtype)]
-        if len(kinds) == frame.shape[1] and np.result_type(*kinds).kind in "biuf":
-            return np.asarray(frame.to_numpy())
+        if len(kinds) == frame.shape[1] and (common := np.result_type(*kinds)).kind in "biuf":
+            # By name, because pandas makes objects of numbers and flags together.
+            return np.asarray(frame.to_numpy(dtype=common))
         columns = [
             frame.iloc[:, place].to_numpy(dtype=np.float64, na_value=np.nan)
             for place in range(frame.shape[1])

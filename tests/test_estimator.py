@@ -155,6 +155,15 @@ def test_transform__converts_what_was_selected_and_nothing_else(
         pd.testing.assert_frame_equal(made.astype("float64"), numbers)
 
 
+@pytest.mark.parametrize("given", ["pandas", "polars"])
+def test_transform__numbers_and_flags_are_numbers(given: str, here: Any) -> None:
+    frame = MIXED[["a", "flag"]].assign(whole=np.arange(60) % 7)
+    data = frame if given == "pandas" else pl.from_pandas(frame)
+    made = DescriptorSelector(client=here, passes=(1,)).fit_transform(data)
+    assert made.dtype == np.float64
+    np.testing.assert_array_equal(made, frame.astype("float64").to_numpy())
+
+
 def test_fit__columns_whose_names_are_numbers_have_the_names_of_an_array(here: Any) -> None:
     numbered = NARROW.set_axis(range(NARROW.shape[1]), axis=1)
     fitted = DescriptorSelector(client=here, passes=(1, 2)).fit(numbered)
