@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dpipe
+from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, Options
 from dpipe.session import current_client, threads_here
-from dpipe.table.inputs import Kind, kind_of
+from dpipe.table.frames import stream_names
+from dpipe.table.inputs import Kind, kind_of, with_columns
 
 try:
     from sklearn.base import BaseEstimator
@@ -150,11 +152,11 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array-like, pandas or polars frame (n_samples, n_features)
+        X : array-like, pandas or polars frame, pyarrow table (n_samples, n_features)
             Dense. A frame keeps its types; everything else becomes an array of numbers.
         y : array-like (n_samples,) or (n_samples, n_targets), or None
-            What is to be predicted, without missing values. One that is constant says nothing
-            and is not looked at.
+            What is to be predicted, without missing values: numbers, or text for classes. Objects
+            are either. What is constant says nothing and is not looked at.
 
         Returns
         -------
@@ -164,15 +166,13 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         data = self._checked(X)
         n_rows, n_columns = data.shape
         names = list(getattr(self, "feature_names_in_", _array_names(n_columns)))
-        values, classes = self._targets(y, n_rows)
-        free = (name for place in itertools.count() if (name := f"y{place}") not in names)
-        targets = dict(zip(free, values, strict=False))
+        targets = self._targets(y, n_rows, set(names))
         with self._connection(n_rows * n_columns) as client:
             result = dpipe.select(
-                _with_columns(data, targets),
-                columns=[*names, *targets] if kind_of(data) is Kind.ARRAY else None,
+                with_columns(data, names, targets) if targets else data,
+                columns=names if kind_of(data) is Kind.ARRAY and not targets else None,
                 client=client,
-                **self._options() | {"target": tuple(targets)} | classes,
+                **self._options() | {"target": tuple(targets)},
             )
         self.selected_ = result.selected
         self.decisions_ = tuple(d for d in result.decisions if d.column not in targets)
@@ -182,25 +182,26 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         )
         return self
 
-    def _targets(self, y: Any, n_rows: int) -> tuple[list[NDArray[Any]], dict[str, str]]:
-        """The columns of `y` as numbers, those that vary; and the kind of target they are then."""
+    def _targets(self, y: Any, n_rows: int, taken: set[str]) -> dict[str, NDArray[Any]]:
+        """The columns of `y` that vary, by names that no column of the data has."""
+        targets: dict[str, NDArray[Any]] = {}
         if y is None or not self.use_y:
-            return [], {}
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        check_consistent_length(y, np.empty(n_rows))
-        columns = list(y.reshape(n_rows, -1).T)
-        kind = {}
-        if y.dtype.kind not in "biuf":  # classes by any name are classes by their number
-            columns = [np.unique(column, return_inverse=True)[1] for column in columns]
-            kind = {"target_kind": "classes"}
-        return [column for column in columns if (column != column[0]).any()], kind
+            return targets
+        for name, values in _columns_of(y):
+            check_consistent_length(values, np.empty(n_rows))
+            column = _as_target(name, values, self.target_kind)
+            if (column != column[0]).any():
+                while name in taken or name in targets:
+                    name += "_"
+                targets[name] = column
+        return targets
 
     def transform(self, X: Any) -> Any:
         """The selected columns of `X`.
 
         Parameters
         ----------
-        X : array-like, pandas or polars frame (n_samples, n_features)
+        X : array-like, pandas or polars frame, pyarrow table (n_samples, n_features)
             The columns of the data that the selector was fitted on.
 
         Returns
@@ -216,7 +217,11 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         places = np.flatnonzero(self._get_support_mask())
         if not len(places):
             warnings.warn("No features were selected.", UserWarning, stacklevel=2)
-        chosen = X.iloc[:, places] if kind_of(X) is Kind.FRAME else X[:, places.tolist()]
+        if kind_of(X) is Kind.FRAME:
+            chosen = X.iloc[:, places]
+        else:
+            names = stream_names(X)
+            chosen = X.select([names[place] for place in places])
         container = _get_output_config("transform", estimator=self)["dense"]
         if container == "default":
             return _numbers(chosen)
@@ -289,16 +294,71 @@ def _array_names(width: int) -> list[str]:
     return [f"x{place}" for place in range(width)]
 
 
-def _with_columns(data: Any, added: Mapping[str, NDArray[Any]]) -> Any:
-    """Data with some more columns."""
-    if not added:
-        return data
-    if kind_of(data) is Kind.ARRAY:
-        return np.column_stack([data, *added.values()])
-    if kind_of(data) is Kind.FRAME:
-        # Not by `assign`, which warns of a frame that many columns were added to one by one.
-        return data.reset_index(drop=True).join(type(data)(dict(added)))
-    return data.with_columns(**added)
+def _columns_of(y: Any) -> list[tuple[str, NDArray[Any]]]:
+    """The columns of `y` with names for messages, each of its own type."""
+    if _is_frame(y):
+        columns = y.items() if kind_of(y) is Kind.FRAME else ((n, y[n]) for n in stream_names(y))
+        return [(str(name), np.asarray(column)) for name, column in columns]
+    # NumPy would make text of labels and numbers that are mixed in a list.
+    values = np.asarray(y, dtype=object if isinstance(y, list | tuple) else None)
+    if values.ndim < 2:
+        return [("y", values)]
+    columns = values.reshape(len(values), -1).T
+    return [("y" if len(columns) == 1 else f"y{n}", column) for n, column in enumerate(columns)]
+
+
+def _as_target(name: str, column: NDArray[Any], kind: str) -> NDArray[Any]:
+    """One column of `y` as numbers, or as text for classes.
+
+    Raises
+    ------
+    InputError
+        When it holds neither numbers nor text, both, or text where numbers are asked for.
+    ValueError
+        When a value is missing.
+    """
+    if column.dtype == object:
+        is_text = _is_text(name, column)
+    elif column.dtype.kind in "mM":
+        raise _no_target(name, column.dtype)
+    else:
+        column = check_array(column, ensure_2d=False, dtype=None, input_name=name)
+        is_text = column.dtype.kind not in "biuf"
+        if not is_text:
+            return column
+    if is_text and kind == "numbers":
+        raise InputError(f"{name} is text; target_kind='classes' takes it as classes.")
+    # Classes by any name are classes by their number, and of numbers only the order counts. So
+    # numbers that no type of NumPy holds are compared as what they are.
+    places: NDArray[Any] = np.unique(column, return_inverse=True)[1]
+    return places.astype(str) if is_text else places
+
+
+def _is_text(name: str, column: NDArray[Any]) -> bool:
+    """Whether objects are text; else they are numbers."""
+    values = column.tolist()
+    n_missing = sum(map(_is_missing, values))
+    if n_missing:
+        raise ValueError(f"Input {name} contains {counted(n_missing, 'missing value')}.")
+    types = set(map(type, values))
+    texts = {each for each in types if issubclass(each, str)}
+    others = {each for each in types - texts if not issubclass(each, Real | Decimal | np.bool_)}
+    if others:
+        raise _no_target(name, min(each.__name__ for each in others))
+    if texts and texts != types:
+        raise InputError(
+            f"{name} holds both text and numbers; make all labels text, or all numbers."
+        )
+    return bool(texts)
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas' NA, which is neither equal to itself nor not, is known by the name of its type.
+    return value is None or type(value).__name__ == "NAType" or bool(value != value)
+
+
+def _no_target(name: str, kind: object) -> InputError:
+    return InputError(f"{name} is {kind}: neither numbers nor classes.")
 
 
 def _numbers(frame: Any) -> NDArray[Any]:
@@ -315,13 +375,13 @@ def _numbers(frame: Any) -> NDArray[Any]:
             for place in range(frame.shape[1])
         ]
     else:
-        columns = [frame.to_series(place).to_numpy() for place in range(frame.shape[1])]
+        columns = [frame[name].to_numpy() for name in stream_names(frame)]
         columns = [c.astype(np.float64) if c.dtype.kind not in "biuf" else c for c in columns]
     return np.column_stack(columns)
 
 
 def _is_frame(data: Any) -> bool:
-    """Whether data is a pandas or polars frame, whose columns have types of their own."""
+    """Whether data is a frame or table, whose columns have types of their own."""
     try:
         kind = kind_of(data)
     except InputError:

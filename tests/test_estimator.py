@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import scipy.sparse
 from conftest import ROOT
@@ -135,13 +136,19 @@ MIXED = pd.DataFrame(
 )
 
 
+def given_as(kind: str, frame: pd.DataFrame) -> Any:
+    """A pandas frame as data of another library."""
+    ways: dict[str, Any] = {"polars": pl.from_pandas, "pyarrow": pa.Table.from_pandas}
+    return ways[kind](frame) if kind in ways else frame
+
+
 @pytest.mark.parametrize("container", ["default", "pandas", "polars"])
-@pytest.mark.parametrize("given", ["pandas", "polars"])
+@pytest.mark.parametrize("given", ["pandas", "polars", "pyarrow"])
 def test_transform__converts_what_was_selected_and_nothing_else(
     given: str, container: str, here: Any
 ) -> None:
-    frame = MIXED if given == "pandas" else pl.from_pandas(MIXED)
-    fitted = DescriptorSelector(client=here, passes=(1,)).fit(frame)
+    frame = given_as(given, MIXED)
+    fitted = DescriptorSelector(client=here, passes=(1,)).fit(frame, MIXED["a"])
     made = fitted.set_output(transform=container).transform(frame)
     numbers = MIXED[["a", "flag", "whole"]].astype("float64")
     if container == "default":

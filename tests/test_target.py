@@ -356,6 +356,74 @@ def test_the_selector_uses_y(kind: str, here: Any) -> None:
         fitted.fit(data, np.where(y > 1, np.nan, y))
 
 
+def objects(values: Any) -> np.ndarray:
+    return np.array(list(values), dtype=object)
+
+
+@pytest.mark.parametrize("kind", ["array", "pandas", "polars", "pyarrow"])
+def test_the_selector_takes_every_kind_of_numbers(kind: str, here: Any) -> None:
+    frame = table()[["close", "shape", "noise"]]
+    order = table()["y"].rank().to_numpy(dtype=np.int64)
+    data = {
+        "array": frame.to_numpy(),
+        "pandas": frame,
+        "polars": pl.from_pandas(frame),
+        "pyarrow": pa.Table.from_pandas(frame),
+    }[kind]
+    selector = DescriptorSelector(client=here, passes=(1,))
+    expected = selector.fit(data, order).relevance_
+    for y in (
+        2**60 + order,
+        2**63 + order.astype(np.uint64),
+        objects(10**30 + each for each in order.tolist()),
+        objects(Decimal(each) / 7 if each % 2 else each / 7 for each in order.tolist()),
+        order.tolist(),
+        pd.Series(order, dtype="Int64"),
+    ):
+        np.testing.assert_array_equal(selector.fit(data, y).relevance_, expected)
+    # A frame may hold numbers beside text, and a name that the data has as well.
+    labels = np.where(order > 100, "u", "d")
+    both = pd.DataFrame({"close": order.astype(float), "label": labels})
+    alone = selector.fit(data, labels).relevance_
+    for y in (both, pl.from_pandas(both), pa.Table.from_pandas(both)):
+        found = selector.fit(data, y).relevance_
+        np.testing.assert_allclose(found, np.maximum(expected, alone), atol=1e-12)
+
+
+def test_large_numbers_of_the_data_stay_exact_beside_a_target(here: Any) -> None:
+    data = 2**60 + np.random.default_rng(0).permuted(np.tile(np.arange(N), (2, 1)), axis=1).T
+    fitted = DescriptorSelector(client=here, passes=(1,)).fit(data, data[:, 0] * 0.5)
+    assert fitted.selected_ == ("x0", "x1")
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "words"),
+    [
+        (objects(["a", None] * 150), ValueError, "Input y contains 150 missing values"),
+        (objects(["a", np.nan] * 150), ValueError, "Input y contains 150 missing values"),
+        (pd.Series(["a", pd.NA] * 150, dtype="string"), ValueError, "150 missing values"),
+        (objects([1, "b"] * 150), InputError, "y holds both text and numbers"),
+        ([1, "b"] * 150, InputError, "y holds both text and numbers"),
+        (pd.Series(pd.date_range("2020", periods=N)), InputError, r"y is datetime64\[.*neither"),
+        (objects(pd.date_range("2020", periods=N)), InputError, "y is Timestamp: neither"),
+        (pd.DataFrame({"b": range(N), "d": [b"a"] * N}), InputError, "d is bytes: neither"),
+        (np.arange(N - 1), ValueError, "inconsistent numbers of samples"),
+        (np.array(["a"] * 295 + ["b"] * 5), InputError, "the target 'y' has 1 class of at least"),
+    ],
+    ids=range(10),
+)
+def test_what_the_selector_refuses_as_y(y: Any, error: Any, words: str, here: Any) -> None:
+    frame = table()[["close", "shape"]]
+    with pytest.raises(error, match=words):
+        DescriptorSelector(client=here, passes=(1,)).fit(frame, y)
+
+
+def test_the_selector_takes_no_text_for_numbers(here: Any) -> None:
+    selector = DescriptorSelector(client=here, passes=(1,), target_kind="numbers")
+    with pytest.raises(InputError, match="y is text; target_kind='classes' takes it as classes"):
+        selector.fit(table()[["close", "shape"]], table()["label"])
+
+
 def test_the_selector_takes_a_frame_that_grew_column_by_column(here: Any) -> None:
     """pandas warns of one more column there; its index says nothing about rows."""
     values = np.random.default_rng(0).normal(size=(60, 120))

@@ -1,7 +1,7 @@
 """Data that is already in memory, as a table's files and back.
 
 Covers: telling paths, frames, arrays and Dask collections apart; writing what is no file into
-Parquet files of a temporary folder; taking columns of data in the caller's kind.
+Parquet files of a temporary folder; taking columns of data in the caller's kind, or adding some.
 Does not cover: how a kind becomes Parquet (see `dpipe.table.frames`), what is read from the files
 (`dpipe.table`).
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dpipe.common.words import listed, nearest
@@ -257,6 +258,38 @@ _WRITERS = {
     Kind.DASK_FRAME: _write_dask_frame,
     Kind.DASK_ARRAY: _write_dask_array,
 }
+
+
+def with_columns(data: Any, names: Sequence[str], added: Mapping[str, NDArray[Any]]) -> Any:
+    """A frame, table or array with some more columns, each of which keeps its type.
+
+    Parameters
+    ----------
+    data
+        A pandas frame, pyarrow or polars table, or NumPy array.
+    names
+        What the columns of an array are called; of other data, which has names, not looked at.
+    added
+        More columns, one-dimensional, by names that the data does not have.
+
+    Examples
+    --------
+    >>> with_columns(np.zeros((1, 2)), ["a", "b"], {"label": np.array(["c"])}).to_pydict()
+    {'a': [0.0], 'b': [0.0], 'label': ['c']}
+    """
+    kind = kind_of(data)
+    if kind is Kind.ARRAY:
+        values = np.asarray(data, dtype=frames.check_array(data.shape, data.dtype))
+        own = dict(zip(names, map(np.ascontiguousarray, values.T), strict=True))
+        return pa.table({**own, **added})
+    if kind is Kind.FRAME:
+        # Not by `assign`, which warns of a frame that many columns were added to one by one.
+        return data.reset_index(drop=True).join(type(data)(dict(added)))
+    if isinstance(data, pa.Table):
+        for name, values in added.items():
+            data = data.append_column(name, pa.array(values))
+        return data
+    return data.with_columns(**added)
 
 
 # Back again
