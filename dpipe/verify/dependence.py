@@ -248,9 +248,9 @@ class Nonlinear:
         """
         if not all(self.columns.is_complete(name) for name in (first, second)):
             ranks = self.columns.of(first), self.columns.of(second)
-            valid = is_valid(ranks[0]), is_valid(ranks[1])
-            if not np.array_equal(*valid):
-                return self._on_common_rows([each[valid[0] & valid[1]] for each in ranks])
+            known = is_valid(ranks[0]), is_valid(ranks[1])
+            if not np.array_equal(*known):
+                return self._on_common_rows([each[known[0] & known[1]] for each in ranks])
         fitted = self._fitted(first), self._fitted(second)
         sums = {name: _Covariances() for name in self._weights}
         n_joint = 0
