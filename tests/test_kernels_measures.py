@@ -19,6 +19,7 @@ from dpipe.kernels.basis import legendre
 from dpipe.kernels.copula import BASIS, PAIR_BASIS, largest_square
 from dpipe.kernels.draws import rdc_draws
 from dpipe.kernels.fusion import Fusion
+from dpipe.kernels.joint import DEGREE, common, joint_scores, whitening
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
 from dpipe.kernels.measure import Scale
 from dpipe.kernels.measures import MEASURES
@@ -338,6 +339,79 @@ def test_hsic_and_rdc__missing_pairs_follow_the_joint_rows() -> None:
     assert values["hsic"][0, 1] == pytest.approx(dense_nhsic(x[joint], y[joint]), abs=0.02)
     w, b = rdc_draws(0, 1)[0]
     assert values["rdc"][0, 1] == pytest.approx(published_rdc(x[joint], y[joint], w, b), abs=0.02)
+
+
+def left_out(name: str, x: Array) -> NDArray[np.bool_]:
+    """Rows that are left: not at random but for the last."""
+    distance = np.abs(x - 0.5)
+    return {
+        "upper 90 %": x > 0.1,
+        "upper half": x > 0.5,
+        "middle half": distance < 0.25,
+        "tails": distance > 0.25,
+        "half": np.random.default_rng(1).random(len(x)) < 0.5,
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "off"),
+    [
+        ("upper 90 %", 0.04),
+        ("upper half", 0.1),
+        ("middle half", 0.2),
+        ("tails", 0.28),
+        ("half", 0.02),
+    ],
+)
+@pytest.mark.parametrize("shape", ["linear", "quadratic", "binary"])
+def test_hsic_and_rdc__of_rows_that_are_missing_for_a_reason_are_near_those_of_the_rest(
+    rows: str, off: float, shape: str
+) -> None:
+    columns = shapes(4000, 3)
+    x, y = columns["x"], columns[shape]
+    joint = left_out(rows, x)
+    values = matrices([x, np.where(joint, y, np.nan)], ["hsic", "rdc"])
+    w, b = rdc_draws(0, 1)[0]
+    assert values["hsic"][0, 1] == pytest.approx(dense_nhsic(x[joint], y[joint]), abs=off)
+    expected = published_rdc(x[joint], y[joint], w, b)
+    assert values["rdc"][0, 1] == pytest.approx(expected, abs=0.08 if rows == "tails" else 0.03)
+
+
+def test_common__covariances_are_those_of_the_joint_rows() -> None:
+    columns = list(shapes(2000, 5).values())[:6]
+    for k, rows in enumerate(["upper 90 %", "tails", "half"]):
+        columns[k + 1] = np.where(left_out(rows, columns[0]), columns[k + 1], np.nan)
+    scores, valid = prepared(columns)
+    assert valid is not None
+    marginals = marginals_of(scores, valid, PAIR_BASIS, 10**9)
+    moments = tile_moments(expand_whitened(scores, valid, marginals, "float64"), None).total()
+    pairs = common(moments, marginals, marginals)
+    assert pairs is not None
+    found, _ = pairs.covariances(slice(0, 6), slice(0, 6))
+    psi = legendre(scores.astype(float), DEGREE)
+    for i in range(6):
+        for j in range(6):
+            joint = valid[i] & valid[j]
+            expected = np.cov(psi[i][:, joint], bias=True)
+            np.testing.assert_allclose(found[i, j], expected, atol=1e-6)
+            assert pairs.partial[i, j] == (joint.sum() < max(valid[i].sum(), valid[j].sum()))
+            if not pairs.partial[i, j]:
+                assert pairs.shift[i, j] == pytest.approx(0, abs=1e-9)
+            white = whitening(found[i, j])
+            unit = white @ expected @ white.T
+            np.testing.assert_allclose(unit, np.diag(np.diag(unit).round()), atol=1e-4)
+
+
+@given(st.integers(0, 500), st.integers(3, 60))
+def test_joint_scores__are_the_centred_ranks_of_the_rows_that_are_left(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.round(3 * rng.standard_normal((2, n)))
+    ranked = [rank_column(column) for column in values]
+    rows = np.sort(rng.choice(n, rng.integers(1, n + 1), replace=False))
+    scores = np.stack([column.scores[rows] for column in ranked])
+    found = joint_scores(scores, np.array([n, n]))
+    expected = scipy.stats.rankdata(values[:, rows], axis=1)
+    np.testing.assert_allclose(found, (expected - (len(rows) + 1) / 2) / len(rows), atol=1e-12)
 
 
 @pytest.mark.parametrize("names", [["spearman"], ["gram"], ["hsic", "rdc", "dcor"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
+from reference import dense_nhsic, published_rdc
 from tables import mixed_table, write_parts
 
 import dpipe
@@ -22,6 +24,7 @@ from dpipe.choice.representatives import choose
 from dpipe.cli import main as command_line
 from dpipe.engine.machine import Limits
 from dpipe.errors import InputError
+from dpipe.kernels.draws import rdc_draws
 from dpipe.model.events import Event, MemoryRead, Note, PassDone, TaskDone
 from dpipe.model.records import Drop, Edges
 from dpipe.options import Options, options_from
@@ -153,6 +156,59 @@ def test_select__example_decisions_are_those_of_pandas(client: Any, tmp_path: Pa
         folder, client=client, passes=[1, 2], exclude=excluded, output_dir=tmp_path / "run"
     )
     check_real_decisions(frame[chosen], result)
+
+
+def test_select__pairs_that_miss_rows_for_a_reason_are_measured_on_the_rest(
+    client: Any, tmp_path: Path
+) -> None:
+    """What is stated is the dense estimate of the joint rows, of every pair from the floor on."""
+    rng = np.random.default_rng(1)
+    y, n = rng.standard_normal(1500), 1500
+    ends = np.abs(y) > np.quantile(np.abs(y), 0.49)
+    frame = pd.DataFrame(
+        {
+            "y": y,
+            "ends": np.where(ends, y + 0.8 * rng.standard_normal(n), np.nan),
+            "middle": np.where(~ends, np.tanh(y) + 0.1 * rng.standard_normal(n), np.nan),
+            "square": np.where(y > -1, y**2 + 0.05 * rng.standard_normal(n), np.nan),
+            "chance": np.where(rng.random(n) < 0.8, y**2, np.nan),
+            "flag": np.where(y < 1, (y > 0).astype(float), np.nan),
+        }
+    )
+    frame.to_parquet(tmp_path / "table.parquet")
+    run = dpipe.select(
+        tmp_path / "table.parquet",
+        client=client,
+        passes=(1, 4),
+        nonlinear_threshold=0.7,
+        pairs_from=0.4,
+        min_valid=50,
+        max_missing_ratio=0.9,
+        output_dir=tmp_path / "out",
+    )
+    draws = rdc_draws(0, 5)
+
+    def exact(a: str, b: str) -> float:
+        x, z = frame[[a, b]].dropna().to_numpy().T
+        if len(x) < 50:
+            return float("nan")
+        rdc = np.median([published_rdc(x, z, *draw) for draw in draws])
+        return float(dense_nhsic(x, z) + rdc) / 2
+
+    listed = dpipe.load(tmp_path / "out").pairs("pandas")
+    listed = listed[listed["measure"] == "hsic+rdc"]
+    found = {frozenset(pair): v for *pair, v in listed[["column_a", "column_b", "value"]].values}
+    for a, b in itertools.combinations(frame, 2):
+        value = exact(a, b)
+        if value >= 0.4:
+            assert found.pop(frozenset((a, b))) == pytest.approx(value, abs=1e-3)
+    assert all(value < 0.4 for value in found.values())
+    for decision in run.decisions:
+        if decision.representative is not None:
+            value = exact(decision.column, decision.representative)
+            assert decision.value == pytest.approx(value, abs=1e-3)
+            assert value >= 0.7
+    assert verify(tmp_path / "out").lines
 
 
 def test_select__columns_that_come_back_are_dropped_anew_by_tiles_as_pair_by_pair(
