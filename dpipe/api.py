@@ -117,13 +117,13 @@ def apply(folder: Any, sources: Any, output: Any, *, storage_options: Any = None
     Returns
     -------
     dpipe.pipeline.apply.Applied
-        ``files``, ``n_rows``, ``columns``, ``left_out``.
+        ``files``, ``n_rows``, ``columns``, ``left_out``, ``filled``.
 
     Raises
     ------
     InputError
-        When there is no such run, the new data lacks a kept column or holds no numbers in it, or
-        the output exists.
+        When there is no such run, no new file has a kept column or it holds no numbers, or the
+        output exists.
     ResourceError
         When there is not enough disk or memory.
 

@@ -623,13 +623,32 @@ def test_apply_names_the_column_that_is_not_there(finished: Finished, tmp_path: 
     whole = pq.read_table(data / "part-0.parquet")
     pq.write_table(whole, tmp_path / "whole.parquet")
     pq.write_table(whole.drop_columns(["x5", "x6"]), tmp_path / "without.parquet")
-    for sources in (["without.parquet"], ["whole.parquet", "without.parquet"]):
+    pq.write_table(whole.drop_columns(["x5"]), tmp_path / "less.parquet")
+    for sources, words in (
+        (["without.parquet"], "without.parquet lacks column 'x5' and 1 more of the"),
+        (["without.parquet", "less.parquet"], "none of the new files has column 'x5' of the"),
+    ):
         paths = [tmp_path / source for source in sources]
         result = invoke("apply", out, *paths, "--output", tmp_path / "reduced.parquet")
         assert result.exit_code == 2
-        sentence = one_sentence(result.stderr)
-        assert "without.parquet lacks column 'x5' and 1 more of the" in sentence
+        assert words in one_sentence(result.stderr)
         assert not (tmp_path / "reduced.parquet").exists()
+
+
+def test_apply_takes_the_input_of_a_run_whose_files_differ(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """As `run --write-table` does: a file that lacks a column counts as missing there."""
+    data, out, _ = finished
+    whole = pq.read_table(data / "part-0.parquet")
+    pq.write_table(whole, tmp_path / "whole.parquet")
+    pq.write_table(whole.drop_columns(["x5"]), tmp_path / "without.parquet")
+    paths = tmp_path / "whole.parquet", tmp_path / "without.parquet"
+    result = invoke("apply", out, *paths, "--output", tmp_path / "reduced.parquet")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == "empty where a file lacks them: 'x5'.\n"
+    reduced = pq.read_table(tmp_path / "reduced.parquet")["x5"].to_pylist()
+    assert reduced == whole["x5"].to_pylist() + [None] * whole.num_rows
 
 
 def test_apply_refuses_text_where_the_run_had_a_number(finished: Finished, tmp_path: Path) -> None:

@@ -280,18 +280,20 @@ def apply(
     """Reduce DATA... to the columns that the run in DIR kept.
 
     Columns that the run did not analyse (identifiers, text) are carried along where the new data
-    has them. The new data must have every kept column.
+    has them. Every kept column must be in one of the new files; it is empty in those that lack it.
     """
     inputs = (*sources, *parquet_glob)
     if not inputs:
         raise InputError("no input was given; name files, folders, globs or URLs.")
     from dpipe import pipeline
-    from dpipe.common.words import counted
+    from dpipe.common.words import counted, listed
 
     storage = storage_options_from(storage_options) or None
     applied = pipeline.apply(folder, inputs, output, storage_options=storage)
     for name in applied.left_out:
         click.echo(f"left out {name!r}: its types conflict between files.", err=True)
+    if applied.filled:
+        click.echo(f"empty where a file lacks them: {listed(applied.filled)}.", err=True)
     size = f"{counted(applied.n_rows, 'row')}, {counted(len(applied.columns), 'column')}"
     click.echo(f"{output}: {size}")
 

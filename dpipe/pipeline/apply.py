@@ -34,12 +34,15 @@ class Applied:
     left_out
         Columns that the run did not analyse and that cannot be copied, because their types differ
         between the new files.
+    filled
+        Columns that some of the new files lack: they have missing cells there, as in a run.
     """
 
     files: tuple[str, ...]
     n_rows: int
     columns: tuple[str, ...]
     left_out: tuple[str, ...]
+    filled: tuple[str, ...] = ()
 
 
 def apply(
@@ -68,8 +71,8 @@ def apply(
     Raises
     ------
     InputError
-        When there is no such run, the new data lacks a kept column or holds no numbers in it, or
-        the output exists.
+        When there is no such run, no new file has a kept column or it holds no numbers, or the
+        output exists.
     ResourceError
         When there is not enough disk or memory.
 
@@ -102,20 +105,23 @@ def apply(
         if not names:
             raise InputError(f"the run in {where} kept no column: there is nothing to copy.")
         files = copy_columns(table, names, output)
-        return Applied(files, table.n_rows, tuple(names), left_out)
+        lacking = {name for file in table.files for name in table.lacks(file)}
+        filled = tuple(name for name in names if name in lacking)
+        return Applied(files, table.n_rows, tuple(names), left_out, filled)
 
 
 def _check_present(table: Table, selected: Sequence[str], where: str) -> None:
+    """Refuse new data of which no file has a kept column."""
     present = {column.name for column in table.columns}
-    for file in table.files:
-        lacking = set(selected) - present | set(table.lacks(file))
-        missing = [name for name in selected if name in lacking]
-        if missing:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise InputError(
-                f"{file.named} lacks column {missing[0]!r}{others} of the {len(selected)} that "
-                f"{os.path.join(where, SELECTED)} lists."
-            )
+    missing = [name for name in selected if name not in present]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        several = len(table.files) > 1
+        lacks = "none of the new files has" if several else f"{table.files[0].named} lacks"
+        raise InputError(
+            f"{lacks} column {missing[0]!r}{others} of the {len(selected)} that "
+            f"{os.path.join(where, SELECTED)} lists."
+        )
 
 
 def _check_number(table: Table, name: str, before: str, where: str) -> None:
