@@ -188,7 +188,8 @@ def transfer(
     report
         Path of a page to write of the answer.
     **options
-        Where to compute, as in `select`; what decides is taken from the run.
+        Where to compute, as in `select`, and ``min_valid`` where the new rows are few; what else
+        decides is taken from the run.
 
     Returns
     -------

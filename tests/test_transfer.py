@@ -119,12 +119,49 @@ def test_what_is_not_compared_says_why(client: Any, tmp_path: Path) -> None:
     new = table.assign(**{one.column: 1.0}).drop(columns=similar.representative)
     answer = on(tmp_path / "run", new, client)
     assert (similar.column, "what stands for them is absent") in answer.uncompared
-    assert (one.column, "they have one value only") in answer.uncompared
+    assert (one.column, "they have one value at most") in answer.uncompared
     few = on(tmp_path / "run", table[:7].drop(columns=other.representative), client)
     assert (other.column, "so few rows cannot tell what predicts them") in few.uncompared
     assert few.unmeasured == len(few.uncompared)
     assert few.lines[-1].startswith("not compared: ")
     assert few.lines[-1].endswith(" because so few rows cannot tell what predicts them")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why", "unfit"),
+    [
+        ({"a": 1.0, "b": 1.0}, "they have one value at most", ["constant"]),
+        ({"a": 1.0}, "what stands for them has one value at most", ["constant"]),
+        ({"a": math.nan}, "what stands for them has one value at most", ["no valid value"]),
+        ({"a": math.nan, "b": math.nan}, "they have one value at most", ["no valid value"]),
+        ({"half": 1}, "the rows that have both values are too few, or all alike", []),
+    ],
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_pair_without_a_value_is_not_compared(
+    client: Any,
+    tmp_path: Path,
+    changes: dict[str, float],
+    why: str,
+    unfit: list[str],
+    asked: bool,
+) -> None:
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame({"a": rng.normal(size=200), "z": rng.normal(size=200)})
+    table["b"] = table["a"] + 0.01 * rng.normal(size=200)
+    options = {**PLAIN, "keep" if asked else "prefer": ["a"]}
+    run = dpipe.select(table, output_dir=tmp_path / "run", client=client, **options)
+    assert run.selected == ("a", "z")
+    new = table.assign(**{name: x for name, x in changes.items() if name in table})
+    if "half" in changes:  # every row has one of the two values
+        new.loc[:99, "a"] = math.nan
+        new.loc[100:, "b"] = math.nan
+    answer = on(tmp_path / "run", new, client)
+    assert answer.certificates == ()
+    assert answer.uncompared == (("b", why),)
+    lost = "b" not in changes  # what it told is told by nothing that is kept
+    assert [reason for _, reason in answer.unfit] == (unfit if lost or not asked else [])
+    assert "nan" not in "\n".join(answer.lines)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +189,26 @@ def test_a_selection_holds_on_the_data_it_was_made_from(
         assert {why for _, why in answer.uncompared} == {"the run claims nothing of them"}
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--workers", "1"])
     assert result.exit_code == 0, result.output
+
+
+def test_too_few_rows_are_said_once(finished: Path, client: Any, tmp_path: Path) -> None:
+    few = frame()[200:230]
+    answer = on(finished, few, client)
+    assert not answer.holds
+    assert answer.lines[0] == (
+        f"whether the selection of {answer.n_kept} columns holds cannot be told from 30 rows: a "
+        "column needs 50 valid values (--min-valid, that of the run unless given); give more rows, "
+        "or a lower --min-valid."
+    )
+    assert "too few valid values" not in "\n".join(answer.lines)
+    lower = dpipe.transfer(finished, few, client=client, restart="never", min_valid=20)
+    assert lower.holds, lower.lines
+    assert {each.measure for each in lower.certificates} == {"spearman", "hsic+rdc"}
+    few.to_parquet(tmp_path / "few.parquet")
+    words = ["transfer", str(finished), str(tmp_path / "few.parquet"), "--workers", "1"]
+    for more, code in ([], 4), (["--min-valid", "20"], 0):
+        result = CliRunner().invoke(main, [*words, *more])
+        assert result.exit_code == code, result.output
 
 
 def test_what_the_kept_columns_predict_is_measured_again(client: Any, tmp_path: Path) -> None:

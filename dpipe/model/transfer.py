@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpipe.common.words import counted
+from dpipe.model.registry import Reason
 
 _SHOWN = 10  # of the lines of one kind
 
@@ -27,7 +28,7 @@ class Certificate:
         What compares them; "r2" where all kept columns stand for it: the adjusted R^2 with which
         they, or the few predictors that the run named, predict it.
     before, now
-        Its value in the run and on the new data, NaN where the pair has none.
+        Its value in the run, NaN where that noted none, and on the new data.
     threshold
         What the run asked for.
     holds
@@ -83,8 +84,10 @@ class Transfer:
         Columns with values outside their range in the run: name, then the old and the new range.
     uncompared
         Dropped columns that could not be compared, each with the reason: what stands for it is
-        absent, the run claimed nothing of it (``--vif-threshold``, ``--max-columns``), it has one
-        value only, or the rows are too few to tell.
+        absent, the run claimed nothing of it (``--vif-threshold``, ``--max-columns``), it or what
+        stands for it has one value at most, or the rows are too few to tell.
+    min_valid
+        Fewest valid values of a column or pair: ``--min-valid``, by default that of the run.
     """
 
     n_rows: int
@@ -96,6 +99,7 @@ class Transfer:
     lost: int
     outside: tuple[tuple[str, float, float, float, float], ...]
     uncompared: tuple[tuple[str, str], ...]
+    min_valid: int = 0
 
     @property
     def unmeasured(self) -> int:
@@ -109,16 +113,14 @@ class Transfer:
 
     @property
     def holds(self) -> bool:
-        """Whether the selection can be used on the new data as it is."""
-        return not (self.broken or self.redundant or self.unfit or self.lost)
+        """Whether the selection can be used on the new data as it is, and enough rows say so."""
+        return not (self._too_few or self.broken or self.redundant or self.unfit or self.lost)
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The answer as text, a sentence a line."""
-        verdict = "holds" if self.holds else "does not hold"
         return (
-            f"the selection of {counted(self.n_kept, 'column')} {verdict} on "
-            f"{counted(self.n_rows, 'row')}.",
+            self._verdict,
             f"compared with what stands for them: {counted(len(self.certificates), 'column')}, "
             f"of which {len(self.broken):,} no longer reach the threshold",
             *_first(
@@ -131,7 +133,11 @@ class Transfer:
                 f"{r.threshold:g}"
                 for r in self.redundant
             ),
-            *_first(f"{name}, kept: {reason}" for name, reason in self.unfit),
+            *_first(
+                f"{name}, kept: {reason}"
+                for name, reason in self.unfit
+                if not (self._too_few and reason == Reason.TOO_FEW_VALUES)  # said of all at once
+            ),
             *_first(f"{name} is absent, or no number" for name in self.absent),
             *_first(
                 f"{name} ranges from {low:.6g} to {high:.6g}, in the run from {least:.6g} to "
@@ -140,6 +146,22 @@ class Transfer:
             ),
             *self.why_uncompared,
         )
+
+    @property
+    def _too_few(self) -> bool:
+        return self.n_rows < self.min_valid
+
+    @property
+    def _verdict(self) -> str:
+        selection, rows = counted(self.n_kept, "column"), counted(self.n_rows, "row")
+        if self._too_few:
+            return (
+                f"whether the selection of {selection} holds cannot be told from {rows}: a column "
+                f"needs {counted(self.min_valid, 'valid value')} (--min-valid, that of the run "
+                "unless given); give more rows, or a lower --min-valid."
+            )
+        verdict = "holds" if self.holds else "does not hold"
+        return f"the selection of {selection} {verdict} on {rows}."
 
     @property
     def why_uncompared(self) -> tuple[str, ...]:

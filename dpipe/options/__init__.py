@@ -127,7 +127,7 @@ class Options:
         more="100, or half of the rows where that is less, but not less than 10 (of a "
         "table of fewer rows: all)",
         affects=1,
-        also=("similarity",),
+        also=("similarity", "transfer"),
     )
     variance_threshold: float = _redundancy(
         0.002, _SHARE, "smallest normalised variance of a column", affects=1

@@ -60,7 +60,7 @@ def transfer(
     sources
         The new files, folders, globs or URLs.
     options
-        Where to compute; what decides is taken from the run.
+        Where to compute, and ``min_valid`` for fewer rows; what else decides is taken from the run.
     client, observers, storage_options
         As in `run`.
     report
@@ -121,11 +121,12 @@ def transfer(
             n_kept=len(kept),
             certificates=certificates,
             redundant=tuple(new.redundant(kept)),
-            unfit=tuple(new.unfit(kept)),
+            unfit=tuple(new.unfit(kept, dropped)),
             absent=tuple(sorted(absent, key=lambda name: name not in kept)),
             lost=len(set(kept) & set(absent)),
             outside=tuple(new.outside(ranges)),
             uncompared=tuple(new.uncompared(kept, dropped, certificates, absent)),
+            min_valid=options.required_rows,
         )
     if report is not None:
         from dpipe.report.transfer import write_transfer
@@ -138,8 +139,9 @@ def _options_of(record: Mapping[str, Any], given: Options) -> Options:
     """What decides as the run had it, where to compute as the caller wants it."""
     stored = options_from(record.get("options") or {})
     here = {name: getattr(given, name) for name, each in DECLARED.items() if each.affects is None}
-    # New data seldom knows the target, which decides nothing here.
-    return stored.replace(**here, target=())
+    # New data seldom has as many rows as the run, or the target, which decides nothing here.
+    min_valid = stored.min_valid if given.min_valid is None else given.min_valid
+    return stored.replace(**here, target=(), min_valid=min_valid)
 
 
 def _narrowed(table: Table, judged: Sequence[Decision], where: str) -> tuple[Table, list[str]]:
@@ -189,18 +191,23 @@ class _New:
         self._prepared = prepared
         self._options = options
 
-    def unfit(self, names: Sequence[str]) -> list[tuple[str, str]]:
-        """Columns that pass 1 would drop, with the reason."""
+    def unfit(self, kept: Sequence[str], dropped: Sequence[Decision]) -> list[tuple[str, str]]:
+        """Kept columns that pass 1 would drop, with the reason.
+
+        One that the user asked for stays, unless it stands for what nothing else tells any more.
+        """
+        speaking = {each.representative for each in dropped if self._varies(each.column)}
+        asked = {each for each in self._options.keep if self._varies(each) or each not in speaking}
         found = []
-        for name in names:
-            if name in self._prepared and name not in self._options.keep:
+        for name in kept:
+            if name in self._prepared and name not in asked:
                 rule = first_broken(self._prepared[name].statistics, self._options)
                 if rule is not None:
                     found.append((name, str(rule.reason)))
         return found
 
     def certificates(self, dropped: Sequence[Decision]) -> list[Certificate]:
-        """Dropped columns beside their representatives, where the new data has both."""
+        """Dropped columns beside their representatives, where the new data can compare them."""
         present = [
             each
             for each in dropped
@@ -223,7 +230,8 @@ class _New:
             )
             for each, value in zip(mine, values.tolist(), strict=True):
                 found[each.column] = self._certificate(each, fusion.name, value)
-        return [found[each.column] for each in present]
+        every = (found[each.column] for each in present)
+        return [each for each in every if not math.isnan(each.now)]
 
     def predictions(
         self,
@@ -260,14 +268,21 @@ class _New:
         absent: Sequence[str],
     ) -> list[tuple[str, str]]:
         """The columns that something stands for and that were not compared with it, and why."""
+        strict = self._options.vif_threshold is not None or self._options.max_columns is not None
 
         def why(decision: Decision) -> str:
-            if _measure_of(decision) is not None or not any(map(self._varies, kept)):
+            is_pair = _measure_of(decision) is not None
+            stands = [str(decision.representative)] if is_pair else kept
+            if not any(name in self._prepared for name in stands):
                 return "what stands for them is absent"
-            if self._options.vif_threshold is not None or self._options.max_columns is not None:
+            if strict and not is_pair:
                 return "the run claims nothing of them"
             if not self._varies(decision.column):
-                return "they have one value only"
+                return "they have one value at most"
+            if not any(map(self._varies, stands)):
+                return "what stands for them has one value at most"
+            if is_pair:
+                return "the rows that have both values are too few, or all alike"
             return "so few rows cannot tell what predicts them"
 
         compared = {each.column for each in certificates}.union(absent)
@@ -292,10 +307,10 @@ class _New:
             holds=mute or reaches(now, threshold),
         )
 
-    def redundant(self, names: Sequence[str]) -> list[Redundant]:
+    def redundant(self, kept: Sequence[str]) -> list[Redundant]:
         """Pairs of kept columns that reach the threshold of a pass of the run."""
-        unfit = {name for name, _ in self.unfit(names)}
-        columns = [name for name in names if name in self._prepared and name not in unfit]
+        unfit = {name for name, _ in self.unfit(kept, ())}
+        columns = [name for name in kept if name in self._prepared and name not in unfit]
         asked = set(self._options.keep)
         found = []
         for number in self._options.passes:
