@@ -29,9 +29,10 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import another_value, why_no_gpu
 
+import dpipe
 from dpipe.cli import main
 from dpipe.cli.commands import _final_words
-from dpipe.errors import ResourceError
+from dpipe.errors import InputError, ResourceError
 from dpipe.model.records import Decision
 from dpipe.options import DECLARED, DEFAULTS, Options, flag
 from dpipe.selection import Selection
@@ -922,3 +923,57 @@ def test_an_interrupted_run_continues(number: signal.Signals, tmp_path: Path) ->
     done = program(*words[3:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "selected.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "", "--output-dir", "new"],
+        ["run", "data", "--output-dir", ""],
+        ["run", "data", "--output-dir", "new", "--scratch-dir", ""],
+        ["plan", ""],
+        ["plan", "data", "--config", ""],
+        ["plan", "data", "--scheduler", ""],
+        ["plan", "data", "--parquet-glob", ""],
+        ["similarity", "", "--measure", "hsic", "--output", "new.npy"],
+        ["apply", "", "data", "--output", "new"],
+        ["apply", "out", "", "--output", "new"],
+        ["apply", "out", "data", "--output", ""],
+        ["transfer", "", "data"],
+        ["transfer", "out", ""],
+        ["transfer", "out", "data", "--report", ""],
+        ["report", ""],
+        ["thresholds", ""],
+        ["verify", ""],
+        ["verify", "out", "--input", ""],
+        ["doctor", ""],
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(
+    finished: Finished, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``dpipe run "$DATA"`` has it where the variable is not set."""
+    _, out, _ = finished
+    monkeypatch.chdir(out.parent)
+    before = sorted(out.parent.iterdir())
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert "is empty; perhaps a variable of the shell is not set." in one_sentence(result.stderr)
+    assert sorted(out.parent.iterdir()) == before
+
+
+def test_python_takes_no_empty_name_either(finished: Finished) -> None:
+    data, out, _ = finished
+    table = pq.read_table(data / "part-0.parquet")
+    for asked in (
+        lambda: dpipe.select(""),
+        lambda: dpipe.select(data, output_dir=""),
+        lambda: dpipe.select(table, output_dir=""),
+        lambda: dpipe.select(table, scratch_dir=""),
+        lambda: dpipe.load(""),
+        lambda: dpipe.load(out).save(""),
+        lambda: dpipe.apply(out, data, ""),
+        lambda: dpipe.transfer(out, data, report=""),
+    ):
+        with pytest.raises(InputError, match="is empty"):
+            asked()

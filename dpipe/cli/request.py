@@ -41,7 +41,7 @@ def settle(
 ) -> Request:
     """Merge Dask's configuration, the YAML file and the command line; the last one wins."""
     line = _checked(_from_line(given), "")
-    file = _checked(_read_yaml(config), f"{config}: ") if config else {}
+    file = _checked(_read_yaml(config), f"{config}: ") if config is not None else {}
     from dpipe import session  # after the cheap checks: it imports Dask
 
     base = _checked(session.configured_options(), IN_DASK)
@@ -104,6 +104,8 @@ def _extra_value(name: str, value: Any) -> Any:
         return EXTRA_KEYS[name].kind.convert(value)
     except TypeError:  # the value may be a secret, so it is not shown
         raise InputError(f"{flag(name)} cannot hold what stands there.") from None
+    except InputError as error:
+        raise InputError(f"{flag(name)}: {error}") from None
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:

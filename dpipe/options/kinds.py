@@ -137,7 +137,7 @@ class Text(Kind):
     def convert(self, value: Any) -> str:
         if not isinstance(value, str | os.PathLike):
             raise TypeError
-        return str(value)
+        return _named(str(value))
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string"}
@@ -312,12 +312,17 @@ def expanded(path: str | os.PathLike[str]) -> str:
     A shell expands ``~`` at the start of a word alone, so neither in ``--output-dir=~/out`` nor in
     a YAML file.
 
+    Raises
+    ------
+    InputError
+        When it is empty, which would be the current folder.
+
     Examples
     --------
     >>> expanded("~/out").startswith("~"), expanded("s3://bucket/~"), expanded("a~b")
     (False, 's3://bucket/~', 'a~b')
     """
-    return os.path.expanduser(path)
+    return os.path.expanduser(_named(os.fspath(path)))
 
 
 def parse_size(text: str | int | float) -> int:
@@ -335,6 +340,16 @@ def parse_size(text: str | int | float) -> int:
         return int(float(match[1]) * _UNITS[match[2]])  # type: ignore[index]
     except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(f"{text!r} is not a size; write it like 2GiB or 500MB.") from None
+
+
+def _named(text: str) -> str:
+    """`text`, unless it is empty: a variable of the shell that is not set would go unnoticed."""
+    if not text:
+        raise InputError(
+            "the name of a file, folder or address is empty; perhaps a variable of the shell is "
+            "not set."
+        )
+    return text
 
 
 def _no_flag(value: Any) -> Any:

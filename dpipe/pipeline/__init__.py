@@ -92,7 +92,8 @@ def run(
     into = None if temporary is None else temporary.path
     if mirrors and options.scratch_dir is None and _are_elsewhere(mirrors, options, client):
         options = options.replace(scratch_dir=f"{mirrors.rstrip('/')}/{CHECKPOINT}")
-    with mirror.working(target or into or ".", storage_options, into=into) as (local, send):
+    where = target if into is None else target or into
+    with mirror.working(where, storage_options, into=into) as (local, send):
         folder = RunFolder(local, mirrors=mirrors, temporary=output_dir is None)
         journal = Journal(folder, (*observers, send))
         table = open_table(
