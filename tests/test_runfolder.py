@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -447,6 +448,15 @@ def test_a_broken_manifest_is_an_input_error(folder: RunFolder, content: bytes) 
 def test_a_missing_manifest_is_an_input_error(folder: RunFolder) -> None:
     with pytest.raises(InputError, match=r"manifest\.json does not exist; give the folder"):
         folder.verify_checksums()
+
+
+def test_a_run_without_its_checkpoint_says_what_needs_it(folder: RunFolder) -> None:
+    folder.write_run({})
+    shutil.rmtree(folder.path / inventory.CHECKPOINT)
+    needs = "`dpipe verify` and `dpipe transfer` need the folder checkpoint of the run"
+    for read in (folder.verify_checksums, folder.read_statistics):
+        with pytest.raises(InputError, match=rf"\.json is missing: {needs}"):
+            read()
 
 
 def test_results_of_an_earlier_run_can_be_pruned(folder: RunFolder) -> None:

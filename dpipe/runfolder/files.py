@@ -33,7 +33,7 @@ from dpipe.common.atomic import replacing
 from dpipe.common.npy import map_npy
 from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
-from dpipe.model.inventory import MANIFEST, is_listed, matrix_files
+from dpipe.model.inventory import CHECKPOINT, MANIFEST, RUN, is_listed, matrix_files
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.plain import plain
 
@@ -389,6 +389,11 @@ def _not_written(path: Path, error: OSError) -> ResourceError:
 def unreadable(path: Path, reason: object) -> InputError:
     """What to say about a file that cannot be read: `reason` is an error, or half a sentence."""
     if isinstance(reason, FileNotFoundError):
+        if path.parent.name == CHECKPOINT and (path.parent.parent / RUN).exists():
+            return InputError(
+                f"{path} is missing: `dpipe verify` and `dpipe transfer` need the folder "
+                f"{CHECKPOINT} of the run; bring it back, or run dpipe again."
+            )
         return InputError(f"{path} does not exist; give the folder of a finished run.")
     if isinstance(reason, OSError) and reason.strerror:
         reason = reason.strerror
