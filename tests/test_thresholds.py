@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,9 @@ def test_bad_wishes_are_refused_in_a_sentence(run: Selection, tmp_path: Path) ->
     assert Options(pairs_from=0.93, passes=(1, 2)).pairs_from == 0.93  # above that of pass 4
     with pytest.raises(InputError, match=r"from 0\.4 on: a threshold of 0\.3 takes a run"):
         run.what_if(0.3)
+    for wrong in (2, -1, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"must be between 0 and 1, not {wrong}"):
+            run.what_if(wrong)
     with pytest.raises(InputError, match="holds no pass 3"):
         run.what_if(0.9, 3)
     with pytest.raises(InputError, match="not as 'excel'"):

@@ -362,6 +362,7 @@ def thresholds(folder: str, storage_options: tuple[str, ...], verbose: bool | No
     """
     from rich.table import Table
 
+    from dpipe.common.words import counted
     from dpipe.runfolder import mirror
     from dpipe.runfolder.thresholds import passes_of, table_of
     from dpipe.watch.terminal import make_console
@@ -381,7 +382,7 @@ def thresholds(folder: str, storage_options: tuple[str, ...], verbose: bool | No
             if found.left_open:
                 open_ends[f"pass {found.number}: {found.left_open}"] = None
             remarks = ["this run"] if found.threshold == finished.threshold else []
-            remarks += [f"{found.in_doubt:,} pairs in doubt"] if found.in_doubt else []
+            remarks += [f"{counted(found.in_doubt, 'pair')} in doubt"] if found.in_doubt else []
             table.add_row(
                 f"{found.number} {found.measure}",
                 f"{found.threshold:g}",

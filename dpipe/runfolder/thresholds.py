@@ -149,7 +149,9 @@ class FinishedPass:
         measure, pairs = self._stored
         if math.isinf(pairs.floor):
             raise InputError(f"pass {self.number} of the run in {self._where} compared no columns.")
-        if not pairs.floor <= threshold <= 1:
+        if not 0 <= threshold <= 1:
+            raise InputError(f"a threshold must be between 0 and 1, not {threshold:g}.")
+        if threshold < pairs.floor:
             raise InputError(
                 f"the run lists the pairs of pass {self.number} from {pairs.floor:g} on: a "
                 f"threshold of {threshold:g} takes a run with a lower --pairs-from."
