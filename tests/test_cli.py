@@ -977,3 +977,18 @@ def test_python_takes_no_empty_name_either(finished: Finished) -> None:
     ):
         with pytest.raises(InputError, match="is empty"):
             asked()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("0", "--sample must be at least 1, not 0."),
+        ("-3", "--sample must be at least 1, not -3."),
+        ("2.5", "--sample takes a whole number such as 5000 or 120e6, not '2.5'."),
+        ("inf", "--sample takes a whole number such as 5000 or 120e6, not 'inf'."),
+    ],
+)
+def test_a_count_is_a_whole_number_of_at_least_1(number: str, words: str) -> None:
+    result = invoke("verify", "out", "--sample", number)
+    assert result.exit_code == 2
+    assert words in one_sentence(result.stderr)

@@ -21,7 +21,7 @@ import click
 from dpipe.cli.failures import SECRETS
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, EXTRA_KEYS, Options, flag, options_from
-from dpipe.options.kinds import Names
+from dpipe.options.kinds import Names, Whole
 from dpipe.settings import IN_DASK, read_text, split, with_names_of_files
 
 
@@ -158,15 +158,16 @@ def whole_number(text: str | None, option: str) -> int | None:
     """A count such as 120000, 120e6 or 120_000."""
     if text is None:
         return None
+    count = Whole(low=1)
     try:
-        value = float(text)
-        if value != int(value) or value < 1:
-            raise ValueError
+        value = count.convert(text)
     except (ValueError, OverflowError):
         raise InputError(
             f"{option} takes a whole number such as 5000 or 120e6, not {text!r}."
         ) from None
-    return int(value)
+    if fault := count.fault(value):
+        raise InputError(f"{option} {fault}.")
+    return value
 
 
 def need_sources(request: Request) -> tuple[str, ...]:
