@@ -104,7 +104,7 @@ INVENTORY = (
     Entry(
         (PAIRS,),
         "every pair of columns whose similarity reaches `--pairs-from`, by pass and measure, the "
-        "most similar first",
+        "most similar first: by its size rounded to 1e-6, then by name",
         columns=PAIR_COLUMNS,
     ),
     Entry(
@@ -140,7 +140,8 @@ INVENTORY = (
     ),
     Entry(
         (f"{CHECKPOINT}/",),
-        "manifest and pass results for a later run; nothing in it can execute code",
+        "manifest and statistics, which `dpipe verify` and `dpipe transfer` need, and pass results "
+        "for a later run; nothing in it can execute code",
     ),
 )
 """Every file of a run folder; a name that stands here as it is goes before a pattern."""
