@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from distributed import Client, LocalCluster, Scheduler, get_client, wait
 from distributed.system import MEMORY_LIMIT
 from trials import wait_for
 
+from dpipe.common.environment import interrupts_put_off
 from dpipe.device import card
 from dpipe.engine.machine import Machine
 from dpipe.errors import InputError, ResourceError
@@ -1326,3 +1328,29 @@ def test_only_a_process_that_has_grown_looks_at_every_object() -> None:
         assert is_collected(None)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_interrupts_a_start_waits_for_its_end(name: str) -> None:
+    number = getattr(signal, name)
+    reached = []
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def start(signals: int) -> None:
+        with interrupts_put_off():
+            for count in range(signals):
+                signal.raise_signal(number)
+                reached.append(count)
+
+    before = signal.signal(number, interrupt)
+    try:
+        start(0)
+        for signals in (1, 3):  # of which the second is not put off
+            with pytest.raises(KeyboardInterrupt):
+                start(signals)
+            assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    assert reached == [0, 0]

@@ -1,7 +1,7 @@
 """What worker processes inherit: threads, allocator and instruction sets, as measured; no Ctrl-C.
 
 Covers: variables that must be set before a worker loads NumPy, the signal that a worker ignores;
-whether the process that starts them is dpipe's own.
+signals that wait until workers have started; whether the process that starts them is dpipe's own.
 Does not cover: starting workers (`dpipe.session`, `dpipe.verify.crew`).
 
 Figures: 1e6 random float64 ranked on a Zen 4 core took 80 ms of CPU time with Dask's defaults,
@@ -14,9 +14,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
+import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 ONE_THREAD = dict.fromkeys(
     (
@@ -110,3 +115,32 @@ def interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def interrupts_put_off() -> Iterator[None]:
+    """Have what interrupts this process, Ctrl-C or a polite kill, do so when the block has ended.
+
+    What is interrupted half started is known to nobody who could end it, and its libraries complain
+    at the exit of the process. A second signal is not put off.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            before[number](number, frame)
+        came.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+        for number in filter(None, numbers):
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

@@ -32,7 +32,7 @@ from distributed import Client, LocalCluster, SpecCluster, core
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
-from dpipe.common.environment import interrupts_blocked, worker_environment
+from dpipe.common.environment import interrupts_blocked, interrupts_put_off, worker_environment
 from dpipe.common.words import first_line, sized
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
@@ -82,6 +82,7 @@ class StartedCluster:
             }
             try:
                 with (
+                    interrupts_put_off(),
                     _environment_noted(),
                     dask.config.set(settings),
                     interrupts_blocked(),
