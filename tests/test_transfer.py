@@ -286,6 +286,26 @@ def test_the_page_shows_each_value_then_and_now(
     assert "script" not in page
 
 
+def test_points_fill_their_plot_and_lie_on_the_side_of_the_threshold_that_they_are_on() -> None:
+    values = [(0.99, 0.98, True), (0.955, 0.93, False), (1.0, 0.955, True), (0.97, 0.91, False)]
+    certificates = tuple(
+        Certificate(f"c{k}", "a", "spearman", before, -now, 0.95, holds=holds)
+        for k, (before, now, holds) in enumerate(values)
+    )
+    page = render(Transfer(9, 1, certificates, (), (), (), 0, (), ()), "out", 1)
+    points = re.findall(r'<circle class="(\w+)" cx="(\d+)" cy="(\d+)"', page)
+    frame = re.search(r'<rect x="(\d+)" y="(\d+)" width="(\d+)"', page)
+    level, upright = re.findall(r'class="limit" x1="([\d.]+)" y1="([\d.]+)"', page)
+    assert frame is not None
+    left, top, side = map(int, frame.groups())
+    assert all(left <= int(x) <= left + side and top <= int(y) <= top + side for _, x, y in points)
+    heights = [int(y) for _, _, y in points]
+    assert max(heights) - min(heights) > side / 3
+    assert {look for look, _, y in points if int(y) > float(level[1])} == {"gone"}
+    assert {look for look, _, y in points if int(y) < float(level[1])} == {"kept"}
+    assert all(int(x) >= float(upright[0]) for _, x, _ in points)
+
+
 def test_the_page_holds_names_as_text_and_few_rows(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     certificates = tuple(

@@ -12,6 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -30,7 +31,8 @@ MOST_ROWS = 1000
 
 _Row = TypeVar("_Row")
 
-_SIDE, _LEFT, _TOP = 340, 46, 10
+_SIDE, _LEFT, _TOP = 340, 54, 10
+_RIGHT, _BOTTOM = _LEFT + _SIDE, _TOP + _SIDE
 
 
 def write_transfer(
@@ -124,8 +126,8 @@ def _values(certificates: Sequence[Certificate]) -> str:
     falling = sorted(certificates, key=_fall, reverse=True)
     return (
         f'<div class="scatters">{drawn}</div><p class="hint">A point is a dropped column, or '
-        "several; on the solid line nothing changed, and below the dashed one this similarity "
-        "would not have dropped the column.</p>"
+        "several; on the solid line nothing changed, and below the dashed one, the "
+        "threshold, this similarity would not have dropped the column.</p>"
         f"<details><summary>All {len(certificates):,}, the largest fall first</summary>"
         f"{_certificates(falling, '')}</details>"
     )
@@ -138,16 +140,14 @@ def _fall(certificate: Certificate) -> float:
 
 
 def _scatter(measure: str, threshold: float, certificates: Sequence[Certificate]) -> str:
-    """Size of the similarity in the run (across) and on the new data (up)."""
+    """Size of the similarity in the run (across) and on the new data (up), on equal axes."""
     known = [c for c in certificates if not (math.isnan(c.before) or math.isnan(c.now))]
-    least = min([threshold, *(abs(each.before) for each in known)])
-    start = math.floor(min(10 * least, 9)) / 10  # what was dropped lies above the threshold
-
-    def across(value: float) -> float:
-        return _LEFT + _SIDE * (value - start) / (1 - start)
-
+    axis = _Axis.down_to(
+        min([threshold, *(abs(value) for each in known for value in (each.before, each.now))])
+    )
+    across, up = axis.across, axis.up
     spots = Counter(
-        (round(across(abs(each.before))), round(_up(abs(each.now))), each.holds) for each in known
+        (round(across(abs(each.before))), round(up(abs(each.now))), each.holds) for each in known
     )
     dots = "".join(
         f'<circle class="{"kept" if holds else "gone"}" cx="{x}" cy="{y}" '
@@ -155,29 +155,48 @@ def _scatter(measure: str, threshold: float, certificates: Sequence[Certificate]
         for (x, y, holds), n in sorted(spots.items())
     )
     ticks = "".join(
-        f'<text x="{across(at):.0f}" y="{_up(0) + 18:.0f}" text-anchor="middle">{at:g}</text>'
-        for at in (start, (start + 1) / 2, 1.0)
-    ) + "".join(
-        f'<text x="{_LEFT - 8}" y="{_up(at) + 4:.0f}" text-anchor="end">{at:g}</text>'
-        for at in (0.0, 0.25, 0.5, 0.75, 1.0)
+        f'<text x="{across(at):.0f}" y="{_BOTTOM + 18}" text-anchor="middle">{at:g}</text>'
+        f'<text x="{_LEFT - 8}" y="{up(at) + 4:.0f}" text-anchor="end">{at:g}</text>'
+        for at in axis.ticks
     )
     title = f"{measure}, threshold {threshold:g}: {counted(len(certificates), 'column')}"
     left_out = len(certificates) - len(known)
     more = f"; without a value: {left_out:,}" if left_out else ""
-    right, limit = _LEFT + _SIDE, _up(threshold)
+    x, y, middle = across(threshold), up(threshold), _TOP + _SIDE / 2
     return f"""<figure><figcaption>{escape(title)}{more}</figcaption>
-<svg viewBox="0 0 {right + 20} {_SIDE + _TOP + 48}" role="img" aria-label="{escape(title)}">
+<svg viewBox="0 0 {_RIGHT + 20} {_BOTTOM + 48}" role="img" aria-label="{escape(title)}">
 <rect x="{_LEFT}" y="{_TOP}" width="{_SIDE}" height="{_SIDE}"/>
-<line x1="{_LEFT}" y1="{_up(start):.1f}" x2="{right}" y2="{_up(1)}"/>
-<line class="limit" x1="{_LEFT}" y1="{limit:.1f}" x2="{right}" y2="{limit:.1f}"/>
+<line x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>
+<line class="limit" x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}"/>
+<line class="limit" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_BOTTOM}"/>
 {dots}{ticks}
-<text x="{_LEFT + _SIDE / 2}" y="{_up(0) + 38}" text-anchor="middle">in the run</text>
-<text transform="translate(11 {_up(0.5)}) rotate(-90)" text-anchor="middle">on the new data</text>
+<text x="{_LEFT + _SIDE / 2}" y="{_BOTTOM + 38}" text-anchor="middle">in the run</text>
+<text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">on the new data</text>
 </svg></figure>"""
 
 
-def _up(value: float) -> float:
-    return _TOP + _SIDE * (1 - value)
+@dataclass(frozen=True)
+class _Axis:
+    """Values from `start` to 1, along both sides of a plot."""
+
+    start: float
+
+    @classmethod
+    def down_to(cls, least: float) -> _Axis:
+        """An axis that shows `least` a little inside of the frame."""
+        return cls(max(0, math.floor(20 * least - 0.25)) / 20)
+
+    @property
+    def ticks(self) -> list[float]:
+        span = 1 - self.start
+        step = 0.05 if span < 0.3 else 0.1 if span < 0.6 else 0.25
+        return [1 - k * step for k in range(int(span / step + 1e-9) + 1)]
+
+    def across(self, value: float) -> float:
+        return _LEFT + _SIDE * (value - self.start) / (1 - self.start)
+
+    def up(self, value: float) -> float:
+        return _BOTTOM - _SIDE * (value - self.start) / (1 - self.start)
 
 
 # Tables
