@@ -969,6 +969,33 @@ def test_browser_has_nothing_to_complain_about(
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [400, 700, 1200])
+def test_page_is_read_on_any_screen(browser: Browser, tmp_path: Path, width: int) -> None:
+    size = {"height": 768, "deviceScaleFactor": 1, "mobile": False}
+    browser.command("Emulation.setDeviceMetricsOverride", width=width, **size)
+    try:
+        browser.open(write_report(targeted_run(tmp_path)))
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        cut = (
+            "return [...document.querySelectorAll('[data-table=decisions] th button')]"
+            ".filter((e) => e.scrollWidth > e.parentNode.clientWidth).map((e) => e.textContent)"
+        )
+        assert browser.run(cut) == []
+        share = (
+            "return document.querySelector('.funnel .track').clientWidth / "
+            "document.querySelector('.funnel').clientWidth"
+        )
+        assert browser.run(share) > 0.4
+        grey = (
+            "const stats = document.querySelector('.stats'), right = (e) => "
+            "e.getBoundingClientRect().right; return right(stats) - right(stats.lastElementChild)"
+        )
+        assert browser.run(grey) < 3  # the last line of statistics is as wide as the others
+    finally:
+        browser.command("Emulation.setDeviceMetricsOverride", width=1366, **size)
+
+
+@needs_browser
 def test_table_is_searched_sorted_and_filtered(browser: Browser, tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(3000)]
     rows = [

@@ -122,7 +122,7 @@
   class DataTable {
     static ROW = 32;
 
-    constructor(place, { fields, rows, sort, height, search, filter, label, open, pick, noun = "row", title }) {
+    constructor(place, { fields, rows, sort, height, search, filter, label, open, pick, noun = "row", title, least }) {
       Object.assign(this, { fields, rows, open, pick, noun, search, filter });
       this.sorted = sort;
       this.shown = rows;
@@ -130,7 +130,7 @@
       this.heads = fields.map((field, place) =>
         make("th", { scope: "col", style: field.width ? `width:${field.width}` : null, class: field.right ? "right" : "" },
           make("button", { type: "button", title: field.title, onclick: () => this.sortBy(place) }, field.label)));
-      this.table = make("table", { "aria-label": label }, make("thead", {}, make("tr", {}, ...this.heads)), this.body);
+      this.table = make("table", { "aria-label": label, style: least ? `min-width:${least}px` : null }, make("thead", {}, make("tr", {}, ...this.heads)), this.body);
       this.scroll = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table);
       this.height = height;
       this.count = make("p", { class: "count", "aria-live": "polite" });
@@ -776,19 +776,20 @@
     const every = Array.from({ length: n }, (_, i) => i);
     const code = (coded) => (i) => text(coded, i);
     const representative = (i) => columns.representative[i];
+    const relevant = columns.relevance.some((value) => value !== null);
     new DataTable(place("decisions"), {
-      label: "All decisions", rows: every, sort: [0, false], height: 560, noun: "column", open: jumpTo,
+      label: "All decisions", rows: every, sort: [0, false], height: 560, least: relevant ? 1220 : 1120, noun: "column", open: jumpTo,
       search: (i) => lower[i], filter: decisionFilter(),
       fields: [
-        { label: "#", width: "60px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
-        { label: "Column", width: "18%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Decision", width: "102px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
+        { label: "#", width: "64px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
+        { label: "Column", width: "15%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+        { label: "Decision", width: "106px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
         { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
-        { label: "Reason", width: "15%", key: code(columns.reason), cell: code(columns.reason) },
+        { label: "Reason", width: "17%", key: code(columns.reason), cell: code(columns.reason) },
         { label: "Value", width: "124px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
         { label: "Representative", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
         { label: "Community", width: "100px", right: true, key: (i) => columns.community[i], cell: (i) => (columns.community[i] === null ? "" : digits(columns.community[i])) },
-        ...(columns.relevance.some((value) => value !== null) ? [{ label: "Relevance", width: "94px", right: true, falling: true, title: "what it tells of the target", key: (i) => columns.relevance[i], cell: (i) => (columns.relevance[i] === null ? "" : similarity(columns.relevance[i])) }] : []),
+        ...(relevant ? [{ label: "Relevance", width: "94px", right: true, falling: true, title: "what it tells of the target", key: (i) => columns.relevance[i], cell: (i) => (columns.relevance[i] === null ? "" : similarity(columns.relevance[i])) }] : []),
         { label: "Missing", width: "78px", right: true, falling: true, key: missingShare, cell: (i) => share(missingShare(i)) },
         { label: "Different", width: "82px", right: true, falling: true, title: "different values", key: (i) => columns.unique[i], cell: (i) => digits(columns.unique[i]) },
       ],
@@ -849,8 +850,8 @@
       search: (i) => lower[i], filter: [{ options: [["All columns", () => true], ["Kept", isKept], ["Dropped", isDropped]]
         .map(([label, test]) => ({ label: `${label} (${whole.format(rows.filter(test).length)})`, test })) }],
       fields: [
-        { label: "Column", width: "24%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Relevance", width: "17%", falling: true, key: own, cell: (i) =>
+        { label: "Column", width: "22%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
+        { label: "Relevance", width: "19%", falling: true, key: own, cell: (i) =>
           make("span", {}, make("span", { class: "meter", "aria-hidden": "true" }, make("i", { class: isDropped(i) ? "gone" : "", style: `width:${100 * own(i)}%` })), number(own(i))) },
         { label: "Decision", width: "15%", key: (i) => decided(i), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
         { label: "Stands for it", width: "22%", key: (i) => (root[i] === i ? null : columns.name[root[i]]), cell: (i) => (root[i] === i ? "" : opener(root[i], jumpTo)) },
