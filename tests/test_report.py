@@ -1319,6 +1319,14 @@ def test_nasty_names_are_text_everywhere(browser: Browser, tmp_path: Path) -> No
 
 
 @needs_browser
+def test_a_bar_and_its_row_in_the_table_have_one_name(browser: Browser, tmp_path: Path) -> None:
+    browser.open(write_report(targeted_run(tmp_path, ("", "two\nlines", "c\x7f", "d\ufeff"))))
+    bars = browser.texts("#target .bins > .name")
+    assert bars == ["(no name)", "c\\u007f", "two\\nlines", "d\\ufeff"]
+    assert browser.texts("[data-table=relevance] td:first-child button.open") == bars
+
+
+@needs_browser
 def test_large_page_opens(browser: Browser, tmp_path: Path) -> None:
     folder = large_run(tmp_path, 20000, lambda i: f"descriptor_{i:05d}_of_family")
     browser.open(write_report(folder))

@@ -10,7 +10,7 @@
   const figures = JSON.parse(byId("figures").textContent);
   const columns = data.columns;
   const n = columns.name.length;
-  // Line breaks and other characters that would change how a name or its neighbours read, made visible.
+  // Line breaks and other characters that would change how a name or its neighbours read, made visible (as in words.py).
   const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
   const shown = columns.name.map((name) =>
     name.replace(/[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]/g, (character) =>

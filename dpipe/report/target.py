@@ -13,7 +13,7 @@ from dpipe.choice.certificate import follow_chain
 from dpipe.common.words import counted, percent
 from dpipe.model.records import Decision, Step
 from dpipe.report.results import Results
-from dpipe.report.words import DROPPED, KEPT, count
+from dpipe.report.words import DROPPED, KEPT, count, shown
 
 _NO_LOSS = 0.0005
 _SHOWN = 10
@@ -76,7 +76,7 @@ def _bar(decision: Decision) -> str:
     value = decision.relevance or 0.0
     look = "over" if decision.decision == DROPPED else ""
     return (
-        f'<span class="name">{escape(decision.column)}</span>'
+        f'<span class="name">{escape(shown(decision.column))}</span>'
         f'<span class="rail" aria-hidden="true"><i class="{look}" style="width:{100 * value:.1f}%">'
         f"</i></span><span>{value:.3f}</span>"
     )
@@ -101,8 +101,8 @@ def _what_stands(results: Results, relevant: Sequence[Decision]) -> str:
     if loss < _NO_LOSS:
         return f"{sentence} What stands for the others tells as much."
     return (
-        f"{sentence} Of the others {decision.column} ({decision.relevance:.3f}) loses most: what "
-        f"stands for it, {last.column}, has {last.relevance:.3f}."
+        f"{sentence} Of the others {shown(decision.column)} ({decision.relevance:.3f}) loses most: "
+        f"what stands for it, {shown(last.column)}, has {last.relevance:.3f}."
     )
 
 

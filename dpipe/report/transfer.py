@@ -23,7 +23,7 @@ from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.model.inventory import MANIFEST, entry_of
 from dpipe.model.transfer import Certificate, Transfer
-from dpipe.report.words import NOTHING, short
+from dpipe.report.words import NOTHING, short, shown
 from dpipe.report.write import check_target, replace
 
 MOST_ROWS = 1000
@@ -291,7 +291,7 @@ def _table(
 
 
 def _name(name: str) -> str:
-    return f'<span class="name">{escape(name)}</span>'
+    return f'<span class="name">{escape(shown(name))}</span>'
 
 
 def _value(value: float) -> str:

@@ -7,6 +7,7 @@ Does not cover: where they stand on the page (see `dpipe.report.page`).
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,11 @@ NOTHING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _STAY, _JOIN = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 DROPPED, KEPT = "dropped", "kept"
+_UNSEEN = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060\\u2066-\\u2069\\ufeff]"
+)
+"""Characters that would change how a name or its neighbours read, as in `page.js`."""
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ROLES = {role.value: role for role in Role if role is not Role.FEATURE}
 
 
@@ -120,6 +126,21 @@ def count(number: int) -> str:
     '1,830'
     """
     return f"{number:,}"
+
+
+def shown(name: str) -> str:
+    r"""A column's name with nothing unseen in it, as the tables of the page show it.
+
+    Examples
+    --------
+    >>> shown("MolWt"), shown(""), shown("a\nb"), shown("\ufeffid")
+    ('MolWt', '(no name)', 'a\\nb', '\\ufeffid')
+    """
+    return _UNSEEN.sub(_in_letters, name) or "(no name)"
+
+
+def _in_letters(found: re.Match[str]) -> str:
+    return _SHORT.get(found[0], f"\\u{ord(found[0]):04x}")
 
 
 def short(value: float) -> str:
