@@ -15,6 +15,8 @@ import http.server
 import itertools
 import json
 import math
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +41,7 @@ from dpipe.errors import InputError
 from dpipe.model.events import PassDone
 from dpipe.options import Options
 from dpipe.pipeline import plan_run
-from dpipe.table import Table, copy_columns, delimited, foreign, open_table, read_block
+from dpipe.table import Table, copy_columns, delimited, files, foreign, open_table, read_block
 from dpipe.table.cells import CellColumn, Holds
 from dpipe.table.convert import MISSING_WORDS, parse_number
 from dpipe.verify import verify
@@ -265,6 +267,30 @@ def test_text_may_lie_at_a_url(tmp_path: Path, web: str) -> None:
         assert values(opened("memory://text")) == [[1]]
     finally:
         fs.rm("/text", recursive=True)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_parquet_is_not_read_from_a_server_that_sends_whole_files_alone(
+    tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_PAUSES", ())
+    pd.DataFrame({"x": np.arange(9.0)}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="does not answer range requests; download it or use"):
+        opened(f"{web}/x.parquet")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "*.csv", "folder"])
+def test_a_server_that_is_not_reached_is_told_from_a_file_that_is_not_there(
+    web: str, name: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"{re.escape(name)} cannot be reached \(.*onnect"):
+            opened(f"{address}/{name}")
+    with pytest.raises(InputError, match=r"does not exist|no file matches"):
+        opened(f"{web}/{name}")
 
 
 FRAME = pd.DataFrame({"x": [1.5, None], "n": [2**53 + 1, 2], "s": ["a", None]})

@@ -32,6 +32,7 @@ from dpipe.table.formats import ending_of
 STORAGE_ERRORS = (pa.ArrowException, OSError)
 """Everything pyarrow and file systems raise about a bad file (ArrowInvalid, OSError, ...)."""
 
+_MAGIC = 4  # bytes that a Parquet file begins with
 _TAIL = 64 * 1024
 _STREAM = 256 * 1024
 _PAUSES = (0.2, 1.0)
@@ -247,8 +248,9 @@ def _footer_bytes(path: str, source: pa.NativeFile, size: int) -> bytes:
     """Footer and trailer of a Parquet file, without the data before them."""
     if size == 0:
         raise BadFile(path, "is empty (0 bytes)")
-    source.seek(max(0, size - _TAIL))
-    tail = source.read(min(size, _TAIL))
+    # Never from the first byte, so that a server that sends whole files alone is found out here.
+    source.seek(min(size, max(_MAGIC, size - _TAIL)))
+    tail = source.read(_TAIL)
     magic = tail[-4:]
     if magic == b"PARE":
         raise BadFile(path, "is encrypted, which dpipe cannot read; decrypt it first")
@@ -295,4 +297,9 @@ def reason_of(error: BaseException) -> str:
         return "cannot be read (permission denied)"
     if isinstance(error, FileNotFoundError):
         return "does not exist"
+    if "range requests" in str(error):
+        return (
+            "cannot be read in parts, because its server does not answer range requests; download "
+            "it or use a server that does"
+        )
     return f"cannot be read ({first_line(error)})"

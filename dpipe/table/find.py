@@ -343,12 +343,27 @@ class _Remote:
         self._fs = fs
 
     def exists(self, path: str) -> bool:
-        return bool(self._fs.exists(path))
+        there = bool(self._fs.exists(path))
+        if not there and self._is_web:
+            self._refuse_unreached(path)
+        return there
+
+    def _refuse_unreached(self, path: str) -> None:
+        """Raise what a web server was not reached for: to fsspec no file exists there."""
+        try:
+            self._fs.info(path)
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, OSError):  # of the network: no server answered
+                raise error.__cause__ from error
+
+    @property
+    def _is_web(self) -> bool:
+        return "http" in _as_tuple(self._fs.protocol)
 
     def is_folder(self, path: str) -> bool:
         # A web server has no folders: fsspec reads the whole file, and takes text for one where
         # there is a link in it.
-        if "http" in _as_tuple(self._fs.protocol) and ending_of(path):
+        if self._is_web and ending_of(path):
             return False
         return bool(self._fs.isdir(path))
 
