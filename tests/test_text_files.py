@@ -325,6 +325,10 @@ def test_a_stream_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
 # What is refused
 
 BAD: dict[str, tuple[str | bytes, str]] = {
+    "a comment": ("# made by x\na,b,c\n1,2,3\n", r"first line \('# made by x'\) if it is no"),
+    "a setting": ("sep=;\na;b\n1;2\n", r"column 2 of 2 in its first line \('sep=;'\)"),
+    "bars": ("a|b|c\nm1|2|3\n", r"has one column, 'a\|b\|c', .* seems to be parted by \|"),
+    "spaces": ("a   b\n1.5 2\n", "parted by spaces; write it as CSV"),
     "short row": ("a,b\n1,2\n3\n", "has 1 cell in row 3 and 2 columns in its header"),
     "long row": ("a,b\n1,2\n3,4,5\n", "has 3 cells in row 3 .* decimals are written with a point"),
     "two headers": ("a,b\n1,2\na,b\n3,4\n", "has its header again in row 3"),
@@ -368,6 +372,7 @@ def test_a_bad_file_is_one_sentence_that_names_it(tmp_path: Path, case: str) -> 
         ("x.feather", b"a\n1\n", "is not a Feather or Arrow IPC file"),
         ("x.feather", b"FEA1....FEA1", "is a Feather file of version 1"),
         ("x.feather", b"", r"is empty \(0 bytes\)"),
+        ("x.tsv", b"a,b\n1,2\n", "one column, 'a,b', .* seems to be parted by commas"),
         ("x.txt", b"a\n1\n", "is not a Parquet file; other formats go by the name, as .csv"),
     ],
 )
@@ -390,6 +395,10 @@ def test_a_row_that_never_ends_is_one_sentence(
 def test_commas_do_not_matter_in_a_column_that_nobody_analyses(tmp_path: Path) -> None:
     path = write(tmp_path, "pairs;x\n1,5;2\n2,6;3\n")
     assert opened(path, exclude=("pairs",)).features == ("x",)
+
+
+def test_a_single_column_may_have_a_name_of_several_words(tmp_path: Path) -> None:
+    assert opened(write(tmp_path, "boiling point\n1.5\n2\n")).features == ("boiling point",)
 
 
 def test_a_row_of_numbers_that_are_names_is_no_header(tmp_path: Path) -> None:

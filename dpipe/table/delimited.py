@@ -42,6 +42,8 @@ _BYTES_OF_COLUMN = 4096
 _HEAD = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_OTHER_SIGNS = {"|": "|", ",": "commas", ";": "semicolons", None: "spaces"}
+"""What parts cells where no delimiter does; None as `str.split` has it."""
 _MAGIC = {
     b"PAR1": "a Parquet file",
     b"ARROW1": "a Feather file",
@@ -119,7 +121,7 @@ class Delimited:
         row = text.strip("\r\n")
         delimiter = delimiter or _delimiter_of(row)
         cells = next(csv.reader(io.StringIO(row, newline=""), delimiter=delimiter))
-        names = self._names([cell.strip() for cell in cells])
+        names = self._names([cell.strip() for cell in cells], row)
         return Header(names, tuple(cells), delimiter, len(data))
 
     def _first_row(self) -> bytes:
@@ -144,14 +146,15 @@ class Delimited:
             raise self._bad("has a quote in its header that is not closed; close it")
         return data[:end]
 
-    def _names(self, cells: Sequence[str]) -> tuple[str, ...]:
+    def _names(self, cells: Sequence[str], line: str) -> tuple[str, ...]:
         names = list(cells)
         if not names[0] and len(names) > 1 and INDEX_NAME not in names:
             names[0] = INDEX_NAME
         if "" in names:
             raise self._bad(
-                f"has no name for column {names.index('') + 1} of {len(names)}; give it one, or "
-                "remove the delimiter at the end of the rows"
+                f"has no name for column {names.index('') + 1} of {len(names)} in its first line"
+                f"{_told(line)}; give it one, remove the delimiter at the end of the rows, or "
+                "remove the line if it is no header"
             )
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
@@ -179,6 +182,8 @@ class Delimited:
         try:
             for batch in self._parse([], threads=True):
                 self._refuse_second_header(batch, rows)
+                if last is None and len(batch):
+                    self._refuse_other_sign(batch.column(0)[0].as_py() or "")
                 rows += len(batch)
                 last = batch if len(batch) else last
                 yield batch
@@ -253,6 +258,8 @@ class Delimited:
         hint = ""
         if row.actual_columns > row.expected_columns and self.header.delimiter == ",":
             hint = " (a cell with a comma is put in quotes, decimals are written with a point)"
+        if row.actual_columns > row.expected_columns == 1:
+            hint = f", or remove the first line{_told(self.header.cells[0])} if it is no header"
         return self._bad(
             f"has {counted(row.actual_columns, 'cell')} in {number} and "
             f"{counted(row.expected_columns, 'column')} in its header, parted by "
@@ -270,6 +277,21 @@ class Delimited:
                 for column, cell in zip(batch.columns, self.header.cells, strict=True)
             ):
                 raise self._bad(f"has its header again in row {rows + row + 1:,}; remove that row")
+
+    def _refuse_other_sign(self, cell: str) -> None:
+        """Refuse one column whose first cell, with a number in it, is parted as the header is."""
+        if len(self.header.names) > 1:
+            return
+        name = self.header.cells[0]
+        for sign, what in _OTHER_SIGNS.items():
+            parts = cell.split(sign)
+            is_parted = len(parts) == len(name.split(sign)) > 1
+            if is_parted and sign != self.header.delimiter and _count_numbers(parts):
+                raise self._bad(
+                    f"has one column, {quoted(name)}, where it is parted by "
+                    f"{self.header.parted_by}, and seems to be parted by {what}; write it as CSV "
+                    "with commas, or rename it if only its ending is wrong"
+                )
 
     def _refuse_open_quote(self, last: pa.RecordBatch) -> None:
         """Arrow takes a quote that is never closed as one cell as far as the file goes."""
@@ -320,6 +342,11 @@ def _delimiter_of(row: str) -> str:
     """The one of comma, semicolon and tab that a header has most of, outside of quotes."""
     plain = re.sub(r'"[^"]*"', "", row)
     return max(_DELIMITERS, key=plain.count)  # of equals the first: a comma
+
+
+def _told(line: str) -> str:
+    """How the first line begins, by which a comment or a setting is known."""
+    return f" ({quoted(line if len(line) <= 60 else f'{line[:60]}...')})"
 
 
 def _count_numbers(names: Sequence[str]) -> int:
