@@ -53,17 +53,14 @@ class Common:
 
     def covariances(self, part: slice, others: slice) -> tuple[Array, Array]:
         """Of the first functions of both, (q, b or 1, d, d) and (q or 1, b, d, d)."""
-        return (
-            _covariance(_some(self.left, part, others)),
-            _covariance(_some(self.right, others, part)).swapaxes(0, 1),
-        )
+        left = _covariance(_some(self.left, part, others))
+        right = _covariance(_some(self.right, others, part))
+        return left, namespace(right).swapaxes(right, 0, 1)
 
     def own_covariances(self, part: slice, others: slice) -> tuple[Array, Array]:
         """The same over all rows of each column, (q, 1, d, d) and (1, b, d, d)."""
-        return (
-            _covariance(self.own_left[part]),
-            _covariance(self.own_right[others]).swapaxes(0, 1),
-        )
+        left, right = _covariance(self.own_left[part]), _covariance(self.own_right[others])
+        return left, namespace(right).swapaxes(right, 0, 1)
 
     def spread(self, part: slice, others: slice) -> Array:
         """(q, b) variances of both columns' ranks, in units of their own, multiplied."""

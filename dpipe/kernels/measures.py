@@ -135,7 +135,7 @@ def _sizes(pairs: Common, part: slice, others: slice, first: np.ndarray) -> Arra
     both = zip(pairs.covariances(part, others), pairs.own_covariances(part, others), strict=True)
     for there, everywhere in both:
         sizes = [xp.matmul(kernel, side) for side in (there, everywhere)]
-        own = [xp.sqrt((size * size.swapaxes(-1, -2)).sum(axis=(-1, -2))) for size in sizes]
+        own = [xp.sqrt((size * xp.swapaxes(size, -1, -2)).sum(axis=(-1, -2))) for size in sizes]
         ratio = ratio * own[0] / xp.where(own[1] > 0, own[1], 1)
     return xp.maximum(ratio, _CONSTANT)
 
@@ -224,8 +224,8 @@ def _canonical(pairs: Common, part: slice, others: slice, covariance: Array) -> 
     white_i, white_j = (
         whitening(side[..., :degree, :degree]) for side in pairs.covariances(part, others)
     )
-    inner = xp.matmul(white_i, covariance.swapaxes(0, 1))
-    return largest_square(xp.matmul(inner, white_j.swapaxes(-1, -2)))
+    inner = xp.matmul(white_i, xp.swapaxes(covariance, 0, 1))
+    return largest_square(xp.matmul(inner, xp.swapaxes(white_j, -1, -2)))
 
 
 MEASURES: dict[str, Measure] = {
