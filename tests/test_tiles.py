@@ -8,6 +8,7 @@ Does not cover: that each such pair is ranked again (`test_pipeline`).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from reference import dense_nhsic
 from dpipe.engine import tiles
 from dpipe.engine.machine import Limits, Machine
 from dpipe.engine.tiles import Job, least_by_marginal_ranks
+from dpipe.engine.tiles.job import open_job
 from dpipe.engine.tiling import Tiling, tile_grid
 from dpipe.kernels.copula import BASIS, DISTANCE_BASIS, PAIR_BASIS
 from dpipe.kernels.fusion import Fusion
@@ -229,8 +231,38 @@ def test_a_tile_of_flags_counts_and_ties_is_the_dense_hsic(tmp_path: Path) -> No
                 continue
             joint = ~(holes[x] | holes[y])
             exact = dense_nhsic(columns[x][joint], columns[y][joint])
-            # Missing cells: the moments are of the joint rows, ranks and norms of each column's.
+            # Missing cells: the moments are of the joint rows, the ranks of each column's own.
             assert found[a, b] == pytest.approx(exact, abs=1e-5 if joint.all() else 0.02), (x, y)
+
+
+def test_a_settled_pair_is_the_dense_hsic_of_its_rows_whatever_is_settled_beside_it(
+    tmp_path: Path,
+) -> None:
+    columns = mixed(600)
+    similarities(columns, Fusion.single("hsic"), PAIR_BASIS, SMALL, tmp_path)
+    store = Store(str(tmp_path))
+    _, catalogue = open_job(store, "job")
+    # In the store's order complete columns come first; their slots are those of `columns`.
+    names = [list(columns)[slot] for slot in catalogue.slot]
+    pairs = np.array(list(itertools.combinations(range(len(names)), 2)))
+    pairs = pairs[np.lexsort((*pairs.T[::-1], *catalogue.pattern[pairs].T[::-1]))]
+    store.write_arrays("job/pairs-all.npz", {"i": pairs[:, 0], "j": pairs[:, 1]})
+
+    def settled(start: int, stop: int) -> Array:
+        tiles.settle(store, "job", "job/pairs-all.npz", f"job/settled-{start}.npz", start, stop)
+        return store.read_arrays(f"job/settled-{start}.npz")["value"]
+
+    together = settled(0, len(pairs))
+    np.testing.assert_array_equal(
+        together, np.concatenate([settled(k, k + 1) for k in range(len(pairs))])
+    )
+    for (a, b), value in zip(pairs, together, strict=True):
+        x, y = columns[names[a]], columns[names[b]]
+        joint = ~(np.isnan(x) | np.isnan(y))
+        assert value == pytest.approx(dense_nhsic(x[joint], y[joint]), abs=2e-6), (
+            names[a],
+            names[b],
+        )
 
 
 def test_functions_that_no_column_of_a_block_needs_make_no_difference(tmp_path: Path) -> None:

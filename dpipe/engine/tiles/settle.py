@@ -104,21 +104,25 @@ def _on_common_rows(
         return np.full(len(i), np.nan)
     ranks = joint_scores(scores, catalogue.n_valid[columns])
     strips = [slice(row, row + _ROWS_AT_ONCE) for row in range(0, n_rows, _ROWS_AT_ONCE)]
-    parts = (sums_of(job, ranks[:, strip], None) for strip in strips)
-    known = of_block(job, reduce(MarginalSums.__iadd__, parts), catalogue.functions[columns])
+
+    def marginals(place: int) -> Marginals:  # apart, so that no digit depends on other columns
+        parts = (sums_of(job, ranks[place : place + 1, strip], None) for strip in strips)
+        needed = catalogue.functions[columns[place : place + 1]]
+        return of_block(job, reduce(MarginalSums.__iadd__, parts), needed)
+
+    known = [marginals(place) for place in range(len(columns))]
 
     def similarity(a: int, b: int) -> float:
-        sides = known[a : a + 1], known[b : b + 1]
         total: Moments | None = None
         for strip in strips:
             left, right = (
-                functions_of(ranks[column : column + 1, strip], None, side, dtype="float64")
-                for column, side in zip((a, b), sides, strict=True)
+                functions_of(ranks[place : place + 1, strip], None, known[place], dtype="float64")
+                for place in (a, b)
             )
             moments = tile_moments(left, right)
             total = moments.total() if total is None else total.__iadd__(moments)
         assert total is not None
-        return _fused(job, total, *sides)
+        return _fused(job, total, known[a], known[b])
 
     pairs = zip(*np.split(index, 2), strict=True)
     return np.array([similarity(int(a), int(b)) for a, b in pairs])
