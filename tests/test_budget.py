@@ -176,6 +176,18 @@ def test_when_fewer_are_left_all_stay_and_a_sentence_says_so(data: Path, here: A
     assert any("explain 100 % of the variance of the columns" in note for note in notes)
 
 
+@pytest.mark.parametrize("known", [100, 180])
+def test_a_target_that_is_seldom_known_is_told(known: int, here: Any) -> None:
+    events: list[Any] = []
+    table = frame().drop(columns="kind")
+    table["y"] = table["y"].where(table.index < known)
+    settings: dict[str, Any] = {"target": "y", "max_columns": 4, "observers": [events.append]}
+    dpipe.select(table, client=here, **settings, **QUIET)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    told = [note for note in notes if "known in 100 of 240 rows, and pass 5 weighs" in note]
+    assert len(told) == (known < N / 2)
+
+
 @pytest.mark.parametrize("budget", [0, -3, 1.5, "many"])
 def test_what_is_no_number_of_columns_is_refused(budget: Any, data: Path) -> None:
     with pytest.raises(InputError, match="--max-columns"):

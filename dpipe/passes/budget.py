@@ -16,12 +16,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.common.words import counted, percent
+from dpipe.common.words import counted, percent, quoted
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.gram import Gram, gram_of, order_of
 from dpipe.engine.machine import Machine
 from dpipe.engine.memory import prediction_bytes
 from dpipe.engine.plan import TableShape, plan_grid
+from dpipe.engine.relevance import stored_targets
 from dpipe.kernels.budget import Chosen, choose_for_table, choose_for_target, ridge_for
 from dpipe.kernels.prediction import explained
 from dpipe.model.events import Note, PlannedPass
@@ -39,6 +40,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         context.emit(
             Note(f"{left} for pass 5, fewer than --max-columns {budget:,}: all stay.", "notice")
         )
+    _say_where_targets_are_known(context)
     gram = gram_of(this, context, prepared, columns)
     constant = _constant(context, gram, columns)
     asked_for = sum(name in context.priority.asked for name in constant)
@@ -61,6 +63,21 @@ def plan(this: Pass, table: TableShape, options: Options, machine: Machine) -> P
     """One grid of tiles, of which pass 3 leaves most, and the choice on the client."""
     need = prediction_bytes(table.n_columns)
     return plan_grid(this, table, machine, functions=1, client_bytes=need)
+
+
+def _say_where_targets_are_known(context: Context) -> None:
+    """A regression over all rows is not the one over those of a target that is seldom known."""
+    for target in stored_targets(context.store) if context.options.target else ():
+        if target.n_valid < context.n_rows / 2:
+            known = f"{target.n_valid:,} of {context.n_rows:,} rows"
+            context.emit(
+                Note(
+                    f"the target {quoted(target.name)} is known in {known}, and pass 5 weighs "
+                    "columns by all rows, a missing target at the mean; for a choice by those rows "
+                    "alone give a table of them.",
+                    "notice",
+                )
+            )
 
 
 def _constant(context: Context, gram: Gram, columns: Sequence[str]) -> list[str]:
