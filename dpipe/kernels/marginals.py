@@ -20,7 +20,7 @@ afterwards is that much smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, reduce
 from typing import Any
@@ -74,6 +74,11 @@ class MarginalSums:
             self.bins += other.bins
         return self
 
+    def of(self, columns: np.ndarray) -> MarginalSums:
+        """Those of some columns, by their places."""
+        bins = None if self.bins is None else self.bins[columns]
+        return MarginalSums(self.count[columns], self.total[columns], bins)
+
     def to_host(self) -> MarginalSums:
         """The same sums as NumPy arrays."""
         bins = None if self.bins is None else to_host(self.bins)
@@ -122,6 +127,12 @@ class Marginals:
     variances: np.ndarray | None = None
     _whole: tuple[Marginals, slice] | None = field(default=None, init=False, repr=False)
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Marginals]) -> Marginals:
+        """Columns of several blocks, with the same number of functions, as one."""
+        arrays = [part.arrays() for part in parts]
+        return cls(**{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
 
     def __getitem__(self, part: slice) -> Marginals:
         found = Marginals(**{name: array[part] for name, array in self.arrays().items()})

@@ -104,13 +104,18 @@ def _on_common_rows(
         return np.full(len(i), np.nan)
     ranks = joint_scores(scores, catalogue.n_valid[columns])
     strips = [slice(row, row + _ROWS_AT_ONCE) for row in range(0, n_rows, _ROWS_AT_ONCE)]
-
-    def marginals(place: int) -> Marginals:  # apart, so that no digit depends on other columns
-        parts = (sums_of(job, ranks[place : place + 1, strip], None) for strip in strips)
-        needed = catalogue.functions[columns[place : place + 1]]
-        return of_block(job, reduce(MarginalSums.__iadd__, parts), needed)
-
-    known = [marginals(place) for place in range(len(columns))]
+    sums = reduce(MarginalSums.__iadd__, (sums_of(job, ranks[:, strip], None) for strip in strips))
+    needed = catalogue.functions[columns]
+    known: dict[int, Marginals] = {}
+    for width in np.unique(needed):
+        places = np.flatnonzero(needed == width)
+        # One by one, so that no digit depends on other columns; what follows from them at once.
+        ones = [
+            of_block(job, sums.of(places[k : k + 1]), needed[places[:1]])
+            for k in range(len(places))
+        ]
+        block = Marginals.joined(ones)
+        known |= {int(place): block[k : k + 1] for k, place in enumerate(places)}
 
     def similarity(a: int, b: int) -> float:
         total: Moments | None = None
