@@ -46,12 +46,21 @@ def by_rows(
 
 def project(covariance: Array, left: Array, right: Array) -> Array:
     """left_i C_ij right_j' for every pair: (q, k_i, b, k_j) -> (b, q, a_i, a_j)."""
+    return project_each(covariance, left[:, None], right[:, None])[:, 0]
+
+
+def project_each(covariance: Array, left: Array, right: Array) -> Array:
+    """The same for several projections at once.
+
+    (q, k_i, b, k_j) with (q, draws, a_i, k_i) and (b, draws, a_j, k_j) -> (b, draws, q, a_i, a_j).
+    """
     xp = namespace(covariance)
     q, k_i, b, k_j = covariance.shape
-    a = left.shape[1]
-    half = xp.matmul(left, covariance.reshape(q, k_i, b * k_j)).reshape(q * a, b, k_j)
-    full = xp.matmul(half.transpose(1, 0, 2), right.transpose(0, 2, 1))
-    return full.reshape(b, q, a, right.shape[1])
+    draws, a_i = left.shape[1:3]
+    half = xp.matmul(left.reshape(q, draws * a_i, k_i), covariance.reshape(q, k_i, b * k_j))
+    half = half.reshape(q, draws, a_i, b, k_j).transpose(3, 1, 0, 2, 4)
+    full = xp.matmul(half.reshape(b, draws, q * a_i, k_j), xp.swapaxes(right, -1, -2))
+    return full.reshape(b, draws, q, a_i, right.shape[2])
 
 
 def _covariances(moments: Moments) -> Callable[[slice, slice], Array]:

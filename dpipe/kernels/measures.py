@@ -21,7 +21,7 @@ import numpy as np
 
 from dpipe.device.arrays import Array, namespace
 from dpipe.kernels.bound import LEADING, hsic_bound
-from dpipe.kernels.contraction import by_rows, project
+from dpipe.kernels.contraction import by_rows, project, project_each
 from dpipe.kernels.copula import (
     BASIS,
     DISTANCE_BASIS,
@@ -90,7 +90,12 @@ def _hsic(
     """Normalised HSIC of the ranks under a Gaussian kernel, in [0, 1]."""
     assert left is not None and right is not None
     xp = namespace(moments.product)
-    roots = [_square(kernel_root().T @ side.loading[:, :BASIS]) for side in (left, right)]
+
+    def root_of(side: Marginals) -> list[np.ndarray]:
+        return [_square(kernel_root().T @ side.loading[:, :BASIS])]
+
+    (root_i,), (root_j,) = (side.worked_out("hsic", root_of) for side in (left, right))
+    roots = (root_i, root_j)
     squares, scale = _shared(moments, left, right, roots, kernel_of_first(DEGREE))
     values = squares / xp.where(scale > 0, scale, 1)
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
@@ -181,10 +186,12 @@ def _rdc(
     )
 
     def spans_of(side: Marginals) -> list[np.ndarray]:
-        spans = feature_spans(*drawn)
-        return [side.on_gram(orthonormal_span(side.loading[:, :BASIS], span)) for span in spans]
+        spans = [orthonormal_span(side.loading[:, :BASIS], span) for span in feature_spans(*drawn)]
+        most = max(span.shape[1] for span in spans)
+        whole = [np.pad(span, ((0, 0), (0, most - span.shape[1]), (0, 0))) for span in spans]
+        return [np.stack([side.on_gram(span) for span in whole], axis=1)]
 
-    spans_i, spans_j = (
+    (spans_i,), (spans_j,) = (
         [xp.asarray(span) for span in side.worked_out(("rdc", *drawn), spans_of)]
         for side in (left, right)
     )
@@ -197,11 +204,8 @@ def _rdc(
     )
 
     def contract(part: slice, others: slice, covariance: Array) -> Array:
-        draws = [
-            largest_square(project(covariance, span_i[part], span_j[others])).T
-            for span_i, span_j in zip(spans_i, spans_j, strict=True)
-        ]
-        found = xp.median(xp.stack(draws), axis=0)
+        squares = largest_square(project_each(covariance, spans_i[part], spans_j[others]))
+        found = xp.median(squares, axis=1).T
         if on_common is None or degree > DEGREE:
             return found
         there = _canonical(
@@ -210,10 +214,7 @@ def _rdc(
         return xp.where(on_common.partial[part, others], there, found)
 
     values = xp.sqrt(xp.clip(by_rows(moments, contract, left is right), 0, 1))
-    varies_i, varies_j = (
-        xp.stack([(span != 0).any(axis=(1, 2)) for span in spans]).all(axis=0)
-        for spans in (spans_i, spans_j)
-    )
+    varies_i, varies_j = ((spans != 0).any(axis=(2, 3)).all(axis=1) for spans in (spans_i, spans_j))
     return xp.where(varies_i[:, None] & varies_j[None, :], values, xp.nan)
 
 
