@@ -13,7 +13,7 @@ kernels = [
         py_limited_api=True,
         optional=True,
     )
-    for name in ("_ranking", "_basis")
+    for name in ("_ranking", "_basis", "_spectrum")
 ]
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from dpipe.cli import main
 from dpipe.device.arrays import Array, namespace
 from dpipe.engine.machine import Machine
 from dpipe.errors import VerificationError
-from dpipe.kernels.contraction import by_rows, project
+from dpipe.kernels.contraction import Part, by_rows
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measure import Measure, Settling
 from dpipe.kernels.measures import MEASURES
@@ -54,10 +54,10 @@ def size_of_rho(
         for side in (left, right)
     )
 
-    def contract(part: slice, others: slice, covariance: Array) -> Array:
-        return project(covariance, first[part], second[others])[..., 0, 0].T
+    def contract(part: Part) -> Array:
+        return part.project(first, second)[..., 0, 0]
 
-    return xp.abs(by_rows(moments, contract, left is right))
+    return xp.abs(by_rows(moments, left, right, contract))
 
 
 def norms_of(side: Marginals) -> np.ndarray:

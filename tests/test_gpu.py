@@ -215,7 +215,7 @@ def test_measures__equal_the_host(device: str, name: str, missing: bool, contrac
 def test_measures__of_a_diagonal_tile_are_contracted_once(
     device: str, name: str, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contraction, "_PAIRS_AT_ONCE", 20)  # a few rows at a time
+    monkeypatch.setattr(contraction, "_PAIRS_ON_CARD", 20)  # a few rows at a time
     (left, _), (marginals, _) = pieces(BASIS, missing, device)
     moments = tile_moments(left, None).total()
     same = dataclasses.replace(marginals)  # equal, but not the one object

@@ -16,10 +16,11 @@ from reference import dense_nhsic, distance_correlation, published_rdc
 
 from dpipe.kernels import basis
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.copula import BASIS, PAIR_BASIS, largest_square
+from dpipe.kernels.contraction import Part
+from dpipe.kernels.copula import BASIS, PAIR_BASIS
 from dpipe.kernels.draws import rdc_draws
 from dpipe.kernels.fusion import Fusion
-from dpipe.kernels.joint import DEGREE, common, joint_scores, whitening
+from dpipe.kernels.joint import DEGREE, common, whitening
 from dpipe.kernels.marginals import Marginals, MarginalSums, marginal_sums, untied_sums, whitened
 from dpipe.kernels.measure import Scale
 from dpipe.kernels.measures import MEASURES
@@ -36,6 +37,7 @@ from dpipe.kernels.rerank import (
     MOST_COUNTED,
     average_ranks,
     counted_ranks,
+    joint_scores,
     joint_spearman,
     places,
 )
@@ -256,20 +258,6 @@ def test_rdc__degree_is_seed_free_and_sees_finer_shapes() -> None:
     assert cubic < 0.6 < 0.9 < fine
 
 
-@given(
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([0.0, 1e-9, 1e-3, 1.0]),
-)
-def test_largest_square__is_that_of_the_svd(d: int, e: int, seed: int, spread: float) -> None:
-    rng = np.random.default_rng(seed)
-    values = rng.choice([0.0, 1e-5, 0.3, 1.0]) * np.eye(d, e)
-    inner = values + spread * rng.standard_normal((20, d, e))
-    expected = np.linalg.svd(inner, compute_uv=False)[:, 0] ** 2
-    np.testing.assert_allclose(largest_square(inner), expected, rtol=1e-7, atol=1e-14)
-
-
 def test_hsic__needs_ten_functions() -> None:
     table = {**shapes(500, 1), **counts(500, 1)}
     columns = [table[name] for name in table]
@@ -387,7 +375,10 @@ def test_common__covariances_are_those_of_the_joint_rows() -> None:
     moments = tile_moments(expand_whitened(scores, valid, marginals, "float64"), None).total()
     pairs = common(moments, marginals, marginals)
     assert pairs is not None
-    found, _ = pairs.covariances(slice(0, 6), slice(0, 6))
+    everything = slice(0, 6)
+    found, _ = pairs.covariances(
+        Part(everything, everything, moments.product, moments.count, listed=False)
+    )
     psi = legendre(scores.astype(float), DEGREE)
     for i in range(6):
         for j in range(6):

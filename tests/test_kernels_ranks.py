@@ -537,6 +537,7 @@ def test_the_compiled_way_refuses_arrays_that_do_not_fit() -> None:
     [
         ("_ranking", "compiled or long or whole_numbers or do_not_count", "test_kernels_ranks.py"),
         ("_basis", "basis", "test_kernels_measures.py"),
+        ("_spectrum", "spectrum", "test_kernels_spectrum.py"),
     ],
 )
 def test_the_compiled_way_is_clean_under_sanitizers(

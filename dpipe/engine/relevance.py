@@ -29,7 +29,6 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiling import even_blocks
 from dpipe.errors import InputError
 from dpipe.kernels.copula import BASIS
-from dpipe.kernels.joint import joint_scores
 from dpipe.kernels.marginals import MarginalSums, marginal_sums, untied_sums, whitened
 from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.relevance import (
@@ -41,6 +40,7 @@ from dpipe.kernels.relevance import (
     of_numbers,
     relevance,
 )
+from dpipe.kernels.rerank import joint_scores
 from dpipe.model.events import Note
 from dpipe.model.records import MILLION, TargetRelevance
 from dpipe.rankstore import Catalogue, Store, build_catalogue, bytes_of, load_catalogue, read_piece

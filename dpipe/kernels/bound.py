@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from dpipe.device.arrays import Array, namespace
-from dpipe.kernels.contraction import by_rows
+from dpipe.kernels.contraction import Part, by_rows
 from dpipe.kernels.copula import BASIS, kernel_root
 from dpipe.kernels.joint import common
 from dpipe.kernels.marginals import Marginals
-from dpipe.kernels.moments import Moments
+from dpipe.kernels.moments import ListMoments, Moments
 
 LEADING = 3
 """Directions that are multiplied: without ties and missing cells the bound then exceeds HSIC by
@@ -76,6 +76,7 @@ def hsic_bound(
     """
     assert left is not None and right is not None
     assert left.variances is not None and right.variances is not None
+    assert not isinstance(moments, ListMoments), "what the bound leaves is measured itself"
     xp = namespace(moments.product)
     variances_i, variances_j = xp.asarray(left.variances), xp.asarray(right.variances)
     rows = xp.asarray(left.count)[:, None] * xp.asarray(right.count)[None, :]
@@ -85,11 +86,12 @@ def hsic_bound(
 
     on_common = common(moments, left, right)
 
-    def contract(part: slice, others: slice, covariance: Array) -> Array:
-        squares, limit = covariance**2, most[part, others]  # (q, k_i, b, k_j) and (q, b)
+    def contract(part: Part) -> Array:
+        # (q, k_i, b, k_j) and (q, b)
+        squares, limit = part.covariance**2, most[part.rows, part.columns]
         k_i, k_j = squares.shape[1], squares.shape[3]
-        lead_i, next_i, rest_i = _split(variances_i[part], k_i)
-        lead_j, next_j, rest_j = _split(variances_j[others], k_j)
+        lead_i, next_i, rest_i = _split(variances_i[part.rows], k_i)
+        lead_j, next_j, rest_j = _split(variances_j[part.columns], k_j)
         known = xp.einsum("qa,qabc,bc->qb", lead_i, squares, lead_j)
         left_i = xp.maximum(limit[:, None, :] - squares.sum(axis=3), 0)
         left_j = xp.maximum(limit[:, :, None] - squares.sum(axis=1), 0)
@@ -99,9 +101,9 @@ def hsic_bound(
             next_i[:, None] * rest_j[None, :], rest_i[:, None] * next_j[None, :]
         )
         found = known + beyond_i + beyond_j + beyond_both
-        return found if on_common is None else found / on_common.spread(part, others)
+        return found if on_common is None else found / on_common.spread(part)
 
-    values = by_rows(moments, contract, left is right) / xp.where(scale > 0, scale, 1)
+    values = by_rows(moments, left, right, contract) / xp.where(scale > 0, scale, 1)
     if on_common is not None:
         values = values + on_common.shift
     return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)

@@ -2,7 +2,8 @@
 
 Covers: the modules of C, or None where they are not there.
 Does not cover: what they do, which NumPy does as well, to the same bits (`dpipe.kernels.ranks`,
-`dpipe.kernels.basis`).
+`dpipe.kernels.basis`,
+`dpipe.kernels.spectrum`).
 """
 
 from __future__ import annotations

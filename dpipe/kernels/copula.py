@@ -1,7 +1,7 @@
 """HSIC's kernel and RDC's random features, in the basis of a column's ranks.
 
 Covers: the number of functions, the Gaussian kernel and the features as coefficients, the
-directions that span a column's features, the largest canonical correlation.
+directions that span a column's features.
 Does not cover: the measures of pairs (`dpipe.kernels.measures`), the basis
 (`dpipe.kernels.basis`).
 See also: docs/statistics.md, with every formula, source and accuracy.
@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from dpipe.device.arrays import Array, namespace
 from dpipe.kernels.basis import legendre
 from dpipe.kernels.draws import rdc_draws
 
@@ -31,6 +30,8 @@ HSIC_BANDWIDTH = 1 - 1 / np.sqrt(2)
 
 RDC_SCALE = 1 / 6
 RDC_TOLERANCE = 1e-7
+MOST_DIRECTIONS = 4
+"""That a draw's features span on any column: a fifth would lie far below the tolerance."""
 
 
 @lru_cache
@@ -84,19 +85,28 @@ def feature_spans(seed: int, seeds: int, degree: int | None) -> tuple[np.ndarray
     )
 
 
-def orthonormal_span(loading: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Rows spanning each column's features in its whitened coordinates: (b, d, K), zero-padded.
+def feature_directions(
+    loading: np.ndarray, seed: int, seeds: int, degree: int | None
+) -> list[np.ndarray]:
+    """Of each draw rows spanning the features on each column: `orthonormal_span` of `loading`."""
+    most = degree or MOST_DIRECTIONS
+    spans = feature_spans(seed, seeds, degree)
+    return [orthonormal_span(loading[:, :BASIS], span, most) for span in spans]
 
-    Gram-Schmidt with column pivoting on the features (b, K, m) themselves, stopping at the relative
+
+def orthonormal_span(loading: np.ndarray, features: np.ndarray, most: int) -> np.ndarray:
+    """Rows spanning each column's features in its whitened coordinates: (b, most, k), zero-padded.
+
+    Gram-Schmidt with column pivoting on the features (b, k, m) themselves, stopping at the relative
     tolerance of R's `cancor`: which directions a column has depends on how its features scale, so
     the decision is taken there and not among already whitened directions.
     """
-    residual = np.matmul(loading.transpose(0, 2, 1), features)  # (b, K, m)
+    residual = np.matmul(loading.transpose(0, 2, 1), features)  # (b, k, m)
     b, k, _ = residual.shape
     columns = np.arange(b)
-    directions = []
+    directions = np.zeros((b, most, k))
     largest = np.zeros(b)
-    for step in range(k):
+    for step in range(min(k, most)):
         norms = np.linalg.norm(residual, axis=1)
         pivot = np.argmax(norms, axis=1)
         norm = norms[columns, pivot]
@@ -107,42 +117,8 @@ def orthonormal_span(loading: np.ndarray, features: np.ndarray) -> np.ndarray:
         direction = residual[columns, :, pivot] / np.where(lives, norm, 1)[:, None]
         direction[~lives] = 0
         for _ in range(2):  # twice is enough (Kahan; Parlett 1980)
-            overlap = np.einsum("bk,bkm->bm", direction, residual)
-            residual = residual - direction[:, :, None] * overlap[:, None, :]
+            overlap = np.matmul(direction[:, None, :], residual)
+            residual = residual - direction[:, :, None] * overlap
         residual[~lives] = 0
-        directions.append(direction)
-    return np.stack(directions, axis=1) if directions else np.zeros((b, 1, k))
-
-
-def largest_square(inner: Array) -> Array:
-    """The largest squared singular value of each matrix (..., d, e).
-
-    Up to three by three in closed form, the angle of which (Smith 1961) costs half of the digits
-    where two values are equal: 1e-8. LAPACK would take ten times as long.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> largest_square(np.array([[[0.6, 0.0], [0.0, 0.8]]])).round(12).tolist()
-    [0.64]
-    """
-    xp = namespace(inner)
-    if inner.shape[-2] > inner.shape[-1]:
-        inner = xp.swapaxes(inner, -1, -2)
-    size = inner.shape[-2]
-    if size > 3:
-        return xp.linalg.eigvalsh(xp.matmul(inner, xp.swapaxes(inner, -1, -2)))[..., -1]
-    rows = [inner[..., k, :] for k in range(size)]
-    a, *rest = ((row * row).sum(axis=-1) for row in rows)
-    if size == 1:
-        return a
-    b, d = rest[0], (rows[0] * rows[1]).sum(axis=-1)
-    if size == 2:
-        return (a + b) / 2 + xp.sqrt(((a - b) / 2) ** 2 + d * d)
-    c, e, f = rest[1], (rows[1] * rows[2]).sum(axis=-1), (rows[0] * rows[2]).sum(axis=-1)
-    middle = (a + b + c) / 3
-    a, b, c = a - middle, b - middle, c - middle
-    spread = xp.sqrt((a * a + b * b + c * c + 2 * (d * d + e * e + f * f)) / 6)
-    product = a * (b * c - e * e) - d * (d * c - e * f) + f * (d * e - b * f)
-    cosine = product / 2 / xp.where(spread > 1e-100, spread, 1) ** 3
-    return middle + 2 * spread * xp.cos(xp.arccos(xp.clip(cosine, -1, 1)) / 3)
+        directions[:, step] = direction
+    return directions

@@ -1,9 +1,9 @@
-"""What a pair's common rows make of its columns, and ranks of a column among some of its rows.
+"""What the common rows of a tile's pairs make of their columns.
 
 Covers: how far each column moved on the rows where the other one is valid and what its first
-functions vary and share there, from the sums that a tile has anyway; ranking again.
+functions vary and share there, from the sums that a tile has anyway.
 Does not cover: the measures (`dpipe.kernels.measures`), which pairs are measured again on their
-common rows alone (`dpipe.engine.tiles.edges`).
+common rows alone (`dpipe.engine.tiles.edges`), ranking again there (`dpipe.kernels.rerank`).
 See also: docs/statistics.md.
 
 Where cells are missing for a reason, the rows that are left are no fair sample of the other column.
@@ -16,12 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpipe.device.arrays import Array, namespace
+from dpipe.kernels.contraction import Part
 from dpipe.kernels.marginals import Marginals, products
-from dpipe.kernels.moments import Moments
-from dpipe.kernels.rerank import average_ranks, counted_ranks, may_count, places
+from dpipe.kernels.moments import ListMoments, Moments
 
 DEGREE = 3
 """Functions whose covariances on the common rows are known."""
@@ -51,22 +50,23 @@ class Common:
     own_right: Array
     partial: Array
 
-    def covariances(self, part: slice, others: slice) -> tuple[Array, Array]:
+    def covariances(self, part: Part) -> tuple[Array, Array]:
         """Of the first functions of both, (q, b or 1, d, d) and (q or 1, b, d, d)."""
-        left = _covariance(_some(self.left, part, others))
-        right = _covariance(_some(self.right, others, part))
+        left = _covariance(_some(self.left, part.rows, part.columns))
+        right = _covariance(_some(self.right, part.columns, part.rows))
         return left, namespace(right).swapaxes(right, 0, 1)
 
-    def own_covariances(self, part: slice, others: slice) -> tuple[Array, Array]:
+    def own_covariances(self, part: Part) -> tuple[Array, Array]:
         """The same over all rows of each column, (q, 1, d, d) and (1, b, d, d)."""
-        left, right = _covariance(self.own_left[part]), _covariance(self.own_right[others])
+        left = _covariance(self.own_left[part.rows])
+        right = _covariance(self.own_right[part.columns])
         return left, namespace(right).swapaxes(right, 0, 1)
 
-    def spread(self, part: slice, others: slice) -> Array:
+    def spread(self, part: Part) -> Array:
         """(q, b) variances of both columns' ranks, in units of their own, multiplied."""
         xp = namespace(self.left)
         found = 1.0
-        both = zip(self.covariances(part, others), self.own_covariances(part, others), strict=True)
+        both = zip(self.covariances(part), self.own_covariances(part), strict=True)
         for there, everywhere in both:
             own = everywhere[..., 0, 0]
             found = found * there[..., 0, 0] / xp.where(own > 0, own, 1)
@@ -82,7 +82,12 @@ class Common:
 
 
 def common(moments: Moments, left: Marginals, right: Marginals) -> Common | None:
-    """What the common rows make of the columns of a tile; None where no cell is missing."""
+    """What the common rows make of the columns of a tile; None where no cell is missing.
+
+    Nor of a list of pairs, whose marginals are those of the common rows.
+    """
+    if isinstance(moments, ListMoments):
+        return None
     if moments.sum_i.shape[2] == 1 and moments.sum_j.shape[2] == 1:
         return None
     xp = namespace(moments.product)
@@ -146,24 +151,3 @@ def whitening(covariance: Array) -> Array:
         scale = xp.where(lives, 1 / xp.sqrt(xp.where(lives, variance, 1)), 0)
         found[..., k, :] = unit * scale[..., None]
     return found
-
-
-def joint_scores(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Centred ranks of columns among the rows that are given, from their scores on these rows.
-
-    Parameters
-    ----------
-    scores
-        (b, r) as `dpipe.kernels.ranks.rank_column` has them, of any valid rows.
-    n_valid
-        (b,) valid rows that the scores came from.
-
-    Examples
-    --------
-    >>> joint_scores(np.array([[-0.4, 0.0, 0.4]], dtype=np.float32), np.array([5])).round(3)
-    array([[-0.333,  0.   ,  0.333]])
-    """
-    rows = scores.shape[1]
-    counted = may_count(scores, n_valid)
-    ranks = counted_ranks(places(scores, n_valid)) if counted else average_ranks(scores)
-    return np.asarray((ranks - (rows + 1) / 2) / max(rows, 1))

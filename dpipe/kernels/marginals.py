@@ -20,6 +20,7 @@ afterwards is that much smaller.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, reduce
@@ -125,7 +126,9 @@ class Marginals:
     kernel: np.ndarray | None = None
     distance: np.ndarray | None = None
     variances: np.ndarray | None = None
-    _whole: tuple[Marginals, slice] | None = field(default=None, init=False, repr=False)
+    _whole: tuple[Marginals, slice | np.ndarray] | None = field(
+        default=None, init=False, repr=False
+    )
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -134,7 +137,8 @@ class Marginals:
         arrays = [part.arrays() for part in parts]
         return cls(**{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
 
-    def __getitem__(self, part: slice) -> Marginals:
+    def __getitem__(self, part: slice | np.ndarray) -> Marginals:
+        """A part of the columns, or some of them by their places, in any order."""
         found = Marginals(**{name: array[part] for name, array in self.arrays().items()})
         object.__setattr__(found, "_whole", (self, part))
         return found
@@ -153,6 +157,16 @@ class Marginals:
             self._known[what] = work(self)
         found: list[np.ndarray] = self._known[what]
         return found
+
+    def widened(self, directions: int) -> Marginals:
+        """The same with so many directions, of which those that are added do not vary."""
+        more = (0, directions - self.whiten.shape[1])
+        return dataclasses.replace(
+            self,
+            whiten=np.pad(self.whiten, ((0, 0), more, (0, 0))),
+            loading=np.pad(self.loading, ((0, 0), (0, 0), more)),
+            kernel=None if self.kernel is None else np.pad(self.kernel, ((0, 0), more, more)),
+        )
 
     def on_device(self, device: str) -> Marginals:
         """The same with arrays where `device` computes; ``plain``, which steers, stays here."""
@@ -275,7 +289,9 @@ def whitened(
     means = sums.total / weight[:, None]
     mean = means[:, :functions]
     with_one = np.concatenate([np.where(sums.count > 0, 1.0, 0.0)[:, None], means], axis=1)
-    product = np.tensordot(with_one, products(functions), axes=(1, 2))
+    # One by one, so that no digit depends on other columns.
+    known = products(functions).reshape(functions**2, -1).T
+    product = np.matmul(with_one[:, None, :], known).reshape(-1, functions, functions)
     covariance = product - mean[:, :, None] * mean[:, None, :]
     spanned = functions if spanned is None else spanned
     variances, directions = np.linalg.eigh(covariance[:, :spanned, :spanned])

@@ -14,30 +14,29 @@ folder, the page and the command line read the fields of its record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dpipe.device.arrays import Array, namespace
 from dpipe.kernels.bound import LEADING, hsic_bound
-from dpipe.kernels.contraction import by_rows, project, project_each
+from dpipe.kernels.contraction import Part, by_rows
 from dpipe.kernels.copula import (
     BASIS,
     DISTANCE_BASIS,
     PAIR_BASIS,
     distances_of_first,
-    feature_spans,
+    feature_directions,
     kernel_of_first,
     kernel_root,
-    largest_square,
-    orthonormal_span,
     self_hsic,
 )
 from dpipe.kernels.joint import DEGREE, Common, common, whitening
 from dpipe.kernels.marginals import Marginals
 from dpipe.kernels.measure import Measure, Scale, Settling
 from dpipe.kernels.moments import Moments
+from dpipe.kernels.spectrum import largest_square
 
 _CONSTANT = 1e-12  # variance (of unit-variance scores) under which a column is constant on a pair
 
@@ -95,10 +94,13 @@ def _hsic(
         return [_square(kernel_root().T @ side.loading[:, :BASIS])]
 
     (root_i,), (root_j,) = (side.worked_out("hsic", root_of) for side in (left, right))
-    roots = (root_i, root_j)
-    squares, scale = _shared(moments, left, right, roots, kernel_of_first(DEGREE))
-    values = squares / xp.where(scale > 0, scale, 1)
-    return xp.where(scale > 0, xp.clip(values, 0, 1), xp.nan)
+    shared = _shared(moments, left, right, (root_i, root_j), kernel_of_first(DEGREE))
+
+    def contract(part: Part) -> Array:
+        squares, most = shared(part)
+        return xp.where(most > 0, xp.clip(squares / xp.where(most > 0, most, 1), 0, 1), xp.nan)
+
+    return by_rows(moments, left, right, contract)
 
 
 def _shared(
@@ -107,7 +109,7 @@ def _shared(
     right: Marginals,
     roots: Sequence[np.ndarray],
     first: np.ndarray,
-) -> tuple[Array, Array]:
+) -> Callable[[Part], tuple[Array, Array]]:
     """Squared covariances of two kernels' directions, added up; the most that they could be.
 
     `roots` are of the kernels of both sides, as combinations (b, a, k) of whitened functions;
@@ -119,17 +121,18 @@ def _shared(
         xp.asarray(side.on_gram(root)) for side, root in zip((left, right), roots, strict=True)
     )
     size_i, size_j = (xp.asarray(self_hsic(root)) for root in roots)
-
     on_common = common(moments, left, right)
 
-    def contract(part: slice, others: slice, covariance: Array) -> Array:
-        shared = (project(covariance, root_i[part], root_j[others]) ** 2).sum(axis=(2, 3)).T
-        return shared if on_common is None else shared / _sizes(on_common, part, others, first)
+    def of_part(part: Part) -> tuple[Array, Array]:
+        squares = (part.project(root_i, root_j) ** 2).sum(axis=(2, 3))
+        if on_common is not None:
+            squares = squares / _sizes(on_common, part, first)
+        return squares, part.left(size_i) * part.right(size_j)
 
-    return by_rows(moments, contract, left is right), size_i[:, None] * size_j[None, :]
+    return of_part
 
 
-def _sizes(pairs: Common, part: slice, others: slice, first: np.ndarray) -> Array:
+def _sizes(pairs: Common, part: Part, first: np.ndarray) -> Array:
     """The most that two kernels could share on a pair's common rows, in units of all rows of each.
 
     Told by the first functions: they are nearly all of a kernel, and what they leave out cancels.
@@ -137,7 +140,7 @@ def _sizes(pairs: Common, part: slice, others: slice, first: np.ndarray) -> Arra
     xp = namespace(pairs.left)
     kernel = xp.asarray(first)
     ratio = 1.0
-    both = zip(pairs.covariances(part, others), pairs.own_covariances(part, others), strict=True)
+    both = zip(pairs.covariances(part), pairs.own_covariances(part), strict=True)
     for there, everywhere in both:
         sizes = [xp.matmul(kernel, side) for side in (there, everywhere)]
         own = [xp.sqrt((size * xp.swapaxes(size, -1, -2)).sum(axis=(-1, -2))) for size in sizes]
@@ -160,11 +163,15 @@ def _dcor(
     # What two kernels would share by chance alone, of all directions and of those in the basis.
     whole_i, whole_j = (xp.asarray(side.distance) for side in (left, right))
     kept_i, kept_j = (xp.asarray((root**2).sum(axis=(1, 2))) for root in roots)
-    beyond = whole_i[:, None] * whole_j[None, :] - kept_i[:, None] * kept_j[None, :]
-    squares, scale = _shared(moments, left, right, roots, distances_of_first(DEGREE))
-    squares = squares + beyond / xp.maximum(moments.count, 1)
-    values = xp.sqrt(xp.clip(squares / xp.where(scale > 0, scale, 1), 0, 1))
-    return xp.where(scale > 0, values, xp.nan)
+    shared = _shared(moments, left, right, roots, distances_of_first(DEGREE))
+
+    def contract(part: Part) -> Array:
+        squares, most = shared(part)
+        beyond = part.left(whole_i) * part.right(whole_j) - part.left(kept_i) * part.right(kept_j)
+        share = (squares + beyond / part.count) / xp.where(most > 0, most, 1)
+        return xp.where(most > 0, xp.sqrt(xp.clip(share, 0, 1)), xp.nan)
+
+    return by_rows(moments, left, right, contract)
 
 
 def _distance_root(side: Marginals) -> np.ndarray:
@@ -179,54 +186,68 @@ def _rdc(
     """Randomized dependence coefficient: the median over draws, in [0, 1]."""
     assert left is not None and right is not None
     xp = namespace(moments.product)
-    drawn = (
-        parameters.get("seed", 0),
-        parameters.get("rdc_seeds", 5),
-        parameters.get("rdc_degree"),
-    )
+    degree = parameters.get("rdc_degree")
+    drawn = (parameters.get("seed", 0), parameters.get("rdc_seeds", 5), degree)
 
     def spans_of(side: Marginals) -> list[np.ndarray]:
-        spans = [orthonormal_span(side.loading[:, :BASIS], span) for span in feature_spans(*drawn)]
-        most = max(span.shape[1] for span in spans)
-        whole = [np.pad(span, ((0, 0), (0, most - span.shape[1]), (0, 0))) for span in spans]
-        return [np.stack([side.on_gram(span) for span in whole], axis=1)]
+        spans = feature_directions(side.loading, *drawn)
+        return [np.stack([side.on_gram(span) for span in spans], axis=1)]
 
-    (spans_i,), (spans_j,) = (
-        [xp.asarray(span) for span in side.worked_out(("rdc", *drawn), spans_of)]
-        for side in (left, right)
-    )
-
-    # The span of a draw is that of the cubic polynomials, as near as matters to pairs in doubt.
-    degree = parameters.get("rdc_degree") or DEGREE
-    on_common = common(moments, left, right)
-    first_i, first_j = (
-        xp.asarray(side.on_gram(side.loading[:, : min(degree, DEGREE)])) for side in (left, right)
-    )
-
-    def contract(part: slice, others: slice, covariance: Array) -> Array:
-        squares = largest_square(project_each(covariance, spans_i[part], spans_j[others]))
-        found = xp.median(squares, axis=1).T
-        if on_common is None or degree > DEGREE:
-            return found
-        there = _canonical(
-            on_common, part, others, project(covariance, first_i[part], first_j[others])
-        )
-        return xp.where(on_common.partial[part, others], there, found)
-
-    values = xp.sqrt(xp.clip(by_rows(moments, contract, left is right), 0, 1))
+    (spans_i,), (spans_j,) = (side.worked_out(("rdc", *drawn), spans_of) for side in (left, right))
+    live_i, live_j = (_directions(spans) for spans in (spans_i, spans_j))
+    spans_i, spans_j = xp.asarray(spans_i), xp.asarray(spans_j)
     varies_i, varies_j = ((spans != 0).any(axis=(2, 3)).all(axis=1) for spans in (spans_i, spans_j))
-    return xp.where(varies_i[:, None] & varies_j[None, :], values, xp.nan)
+    of_common = _canonical(moments, left, right, degree or DEGREE)
+
+    def contract(part: Part) -> Array:
+        inner = part.project_each(spans_i, spans_j)
+        if part.listed or xp is not np:
+            # All directions alike: no digit depends on other pairs, and a card has less to start.
+            squares = largest_square(inner)
+        else:
+            each = zip(live_i, live_j, strict=True)
+            squares = xp.stack(
+                [largest_square(inner[:, :, draw, :i, :j]) for draw, (i, j) in enumerate(each)],
+                axis=2,
+            )
+        found = of_common(part, xp.median(squares, axis=2))
+        varies = part.left(varies_i) & part.right(varies_j)
+        return xp.where(varies, xp.sqrt(xp.clip(found, 0, 1)), xp.nan)
+
+    return by_rows(moments, left, right, contract)
 
 
-def _canonical(pairs: Common, part: slice, others: slice, covariance: Array) -> Array:
-    """Largest squared canonical correlation of the first functions on a pair's common rows."""
-    xp = namespace(covariance)
-    degree = covariance.shape[-1]
-    white_i, white_j = (
-        whitening(side[..., :degree, :degree]) for side in pairs.covariances(part, others)
+def _directions(spans: np.ndarray) -> list[int]:
+    """Of each draw the most directions that a column has: they come first in (b, draws, a, k)."""
+    live: list[int] = (spans != 0).any(axis=3).sum(axis=2).max(axis=0, initial=1).tolist()
+    return live
+
+
+def _canonical(
+    moments: Moments, left: Marginals, right: Marginals, degree: int
+) -> Callable[[Part, Array], Array]:
+    """A function that corrects squared RDCs where a pair's columns miss different rows.
+
+    The span of a draw is that of the cubic polynomials, as near as matters to pairs in doubt: the
+    largest squared canonical correlation of the first functions on the common rows stands for it.
+    """
+    xp = namespace(moments.product)
+    on_common = common(moments, left, right)
+    if on_common is None or degree > DEGREE:
+        return lambda part, squares: squares
+    first_i, first_j = (
+        xp.asarray(side.on_gram(side.loading[:, :degree])) for side in (left, right)
     )
-    inner = xp.matmul(white_i, xp.swapaxes(covariance, 0, 1))
-    return largest_square(xp.matmul(inner, xp.swapaxes(white_j, -1, -2)))
+
+    def corrected(part: Part, squares: Array) -> Array:
+        covariance = part.project(first_i, first_j)
+        white_i, white_j = (
+            whitening(side[..., :degree, :degree]) for side in on_common.covariances(part)
+        )
+        inner = xp.matmul(xp.matmul(white_i, covariance), xp.swapaxes(white_j, -1, -2))
+        return xp.where(on_common.partial[part.rows, part.columns], largest_square(inner), squares)
+
+    return corrected
 
 
 MEASURES: dict[str, Measure] = {

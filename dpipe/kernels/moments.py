@@ -119,6 +119,16 @@ class Moments:
         return Moments(*(to_device(getattr(self, field.name), device) for field in fields(self)))
 
 
+@dataclass
+class ListMoments(Moments):
+    """Moments of single pairs, as a tile with one column that is another one in each row.
+
+    Of P pairs ``product`` is (P, k_i, 1, k_j), ``count`` (P, 1), ``sum_i`` (P, k_i, 1) and
+    ``sum_j`` (1, k_j, P), all over the rows that a pair shares; the marginals beside them are those
+    of the P left and of the P right columns on these rows.
+    """
+
+
 def expand_ranks(scores: Array, valid: Array | None, scratch: Scratch | None = None) -> Piece:
     """The first function alone (K = 1), psi_1(u) = sqrt(12) (u - 1/2), in float64.
 

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.kernels.basis import legendre
-from dpipe.kernels.copula import BASIS, feature_spans, kernel_root, orthonormal_span, self_hsic
+from dpipe.kernels.copula import BASIS, feature_directions, kernel_root, self_hsic
 from dpipe.kernels.marginals import Marginals, marginal_sums, whitened
+from dpipe.kernels.spectrum import largest_square
 
 Floats = NDArray[np.float64]
 
@@ -159,8 +160,8 @@ def relevance(
     seed, seeds, degree
         Of RDC, as for pairs of columns.
     """
-    spans = feature_spans(seed, seeds, degree)
-    lefts = [orthonormal_span(marginals.loading, span) @ marginals.whiten for span in spans]
+    drawn = (seed, seeds, degree)
+    lefts = [span @ marginals.whiten for span in feature_directions(marginals.loading, *drawn)]
     hsic, rdc = np.empty((2, len(marginals.whiten), len(targets)))
     start = 0
     for number, target in enumerate(targets):
@@ -171,7 +172,7 @@ def relevance(
         rdc[:, number] = np.median(
             [
                 _canonical(left @ covariance @ right)
-                for left, right in zip(lefts, _rights(target, spans), strict=True)
+                for left, right in zip(lefts, _rights(target, *drawn), strict=True)
             ],
             axis=0,
         )
@@ -210,17 +211,16 @@ def _self_hsic_of_classes(shares: Floats) -> float:
     return float(np.sqrt(max(squares - 2 * float((shares**3).sum()) + squares**2, 0.0)))
 
 
-def _rights(target: Target, spans: tuple[Floats, ...]) -> list[Floats]:
+def _rights(target: Target, seed: int, seeds: int, degree: int | None) -> list[Floats]:
     """For each draw (functions, d): uncorrelated functions of unit variance of the target."""
     if target.marginals is not None:
         loading, whiten = target.marginals.loading, target.marginals.whiten
-        return [(orthonormal_span(loading, span) @ whiten)[0].T for span in spans]
+        return [(span @ whiten)[0].T for span in feature_directions(loading, seed, seeds, degree)]
     assert target.shares is not None
     # diag(1 / p) is a generalised inverse of diag(p) - p p', so its root whitens the indicators.
-    return [np.diag(1 / np.sqrt(target.shares))] * len(spans)
+    return [np.diag(1 / np.sqrt(target.shares))] * (seeds if degree is None else 1)
 
 
 def _canonical(inner: Floats) -> Floats:
     """Largest canonical correlation of each column from (b, d, e) of whitened functions."""
-    gram = inner @ inner.transpose(0, 2, 1)
-    return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(gram)[:, -1], 0, 1)))
+    return np.asarray(np.sqrt(np.clip(largest_square(inner), 0, 1)))

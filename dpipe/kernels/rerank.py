@@ -1,7 +1,8 @@
-"""Exact Spearman correlation of pairs with missing cells, by ranking again inside each pair.
+"""Ranking again inside pairs with missing cells, and their exact Spearman correlation.
 
-Covers: pairwise-complete rho as pandas defines it, for groups of columns that share their validity.
-Does not cover: which pairs need it (`dpipe.passes.spearman`).
+Covers: ranks of a column among some of its rows; pairwise-complete rho as pandas defines it, for
+groups of columns that share their validity.
+Does not cover: which pairs need it (`dpipe.engine.tiles.edges`).
 Source: Kendall & Gibbons 1990, ch. 3 (average ranks of ties).
 """
 
@@ -97,6 +98,27 @@ def average_ranks(values: Array) -> Array:
     row = xp.arange(columns)[:, None]
     ranks[row, order] = mean[group] - row * rows + 1  # CuPy 13 has no put_along_axis
     return ranks
+
+
+def joint_scores(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Centred ranks of columns among the rows that are given, from their scores on these rows.
+
+    Parameters
+    ----------
+    scores
+        (b, r) as `dpipe.kernels.ranks.rank_column` has them, of any valid rows.
+    n_valid
+        (b,) valid rows that the scores came from.
+
+    Examples
+    --------
+    >>> joint_scores(np.array([[-0.4, 0.0, 0.4]], dtype=np.float32), np.array([5])).round(3)
+    array([[-0.333,  0.   ,  0.333]])
+    """
+    rows = scores.shape[1]
+    counted = may_count(scores, n_valid)
+    ranks = counted_ranks(places(scores, n_valid)) if counted else average_ranks(scores)
+    return np.asarray((ranks - (rows + 1) / 2) / max(rows, 1))
 
 
 def joint_spearman(left: Array, right: Array) -> Array:

@@ -2,27 +2,32 @@
 
 Covers: a task that settles part of a list of pairs and leaves their values in the store.
 Does not cover: which pairs are in doubt (`dpipe.engine.tiles.edges`).
+
+No digit of a pair depends on what is settled beside it: what is worked out for many at once, is
+worked out for each by operations of the same shape.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.device.arrays import retried, to_device, to_host
+from dpipe.device.arrays import Array, retried, to_device, to_host
 from dpipe.engine.tiles.job import Job, load_marginals, open_job
 from dpipe.engine.tiles.moments import functions_of, of_block, sums_of
-from dpipe.kernels.joint import joint_scores
 from dpipe.kernels.marginals import Marginals, MarginalSums
 from dpipe.kernels.measure import Settling
-from dpipe.kernels.moments import Moments, tile_moments
-from dpipe.kernels.rerank import joint_spearman, may_count, places
+from dpipe.kernels.moments import ListMoments
+from dpipe.kernels.rerank import joint_scores, joint_spearman, may_count, places
 from dpipe.rankstore import Catalogue, Store, read_piece
 
-# Of a pair, which is as narrow as a tile is wide: a card needs some 150 kernels for each step.
-_CHUNKS_AT_ONCE = 128
+_ROWS_AT_ONCE = {"cpu": 2**13, "gpu": 2**17}
+_PAIRS_AT_ONCE = {"cpu": 16, "gpu": 4}  # whose functions on so many rows are held together
 
 
 def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
@@ -33,32 +38,28 @@ def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: 
     store.write_arrays(name, {"value": _settled(store, job, catalogue, i, j)})
 
 
+@lru_cache(maxsize=2)
+def _load_pairs(store: Store, name: str) -> dict[str, NDArray[np.int64]]:
+    return store.read_arrays(name)
+
+
 def _settled(
     store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Exact similarities of pairs that are ordered by their validity patterns."""
-    values = np.empty(len(i))
     changes = np.diff(catalogue.pattern[i]) | np.diff(catalogue.pattern[j])
-    for group in np.split(np.arange(len(i)), np.flatnonzero(changes) + 1):
-        values[group] = _measured(store, job, catalogue, i[group], j[group])
-    return values
-
-
-def _measured(
-    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Exact similarities of pairs that share one pair of validity patterns."""
+    groups = np.split(np.arange(len(i)), np.flatnonzero(changes) + 1)
     if job.fusion.settling is Settling.RERANKED:
-        return _rerank(store, job, catalogue, i, j)
-    if catalogue.pattern[i[0]] != catalogue.pattern[j[0]]:
-        return _on_common_rows(store, job, catalogue, i, j)
-    pairs = zip(i.tolist(), j.tolist(), strict=True)
-    return np.array([_settle_pair(store, job, catalogue, a, b) for a, b in pairs])
+        return np.concatenate([_rerank(store, job, catalogue, i[some], j[some]) for some in groups])
+    on_host = dataclasses.replace(job, device="cpu")
 
+    def measured(some: NDArray[np.int64]) -> _Group:
+        which = store, catalogue, i[some], j[some]
+        return retried(
+            job.device, lambda: _measured(job, *which), lambda: _measured(on_host, *which)
+        )
 
-@lru_cache(maxsize=2)
-def _load_pairs(store: Store, name: str) -> dict[str, NDArray[np.int64]]:
-    return store.read_arrays(name)
+    return _fused(job, [measured(some) for some in groups])
 
 
 def _rerank(
@@ -89,84 +90,138 @@ def _common_scores(
     return scores if valid is None else scores[:, valid[0] & valid[-1]]
 
 
-_ROWS_AT_ONCE = 2**15  # of a pair on its common rows, the same wherever it is measured
+@dataclass(frozen=True)
+class _Columns:
+    """Some columns on the rows that they share.
+
+    Attributes
+    ----------
+    n_rows
+        Rows of the table that `ranks` counts.
+    ranks
+        (places of columns, first row, last row) -> their centred ranks on what they share of it.
+    marginals
+        Of all of them on these rows.
+    """
+
+    n_rows: int
+    ranks: Callable[[NDArray[np.int64], int, int], Array]
+    marginals: Marginals
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Pairs that share one pair of validity patterns.
+
+    Attributes
+    ----------
+    marginals
+        Of their columns.
+    places
+        (2, pairs) of the columns of each.
+    moments
+        Of each.
+    """
+
+    marginals: Marginals
+    places: NDArray[np.int64]
+    moments: ListMoments
+
+
+def _measured(
+    job: Job, store: Store, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> _Group:
+    columns, index = np.unique(np.stack([i, j]), return_inverse=True)
+    places = index.reshape(2, -1)
+    if catalogue.pattern[i[0]] == catalogue.pattern[j[0]]:
+        found = _on_own_rows(store, job, catalogue, columns)
+    else:
+        ends = np.concatenate([i[:1], columns, j[:1]])  # the first and the last of both patterns
+        found = _on_common_rows(job, catalogue, columns, _common_scores(store, catalogue, ends))
+    step = _PAIRS_AT_ONCE[job.device]
+    parts = [places[:, start : start + step] for start in range(0, len(i), step)]
+    moments = [_products(job, found, part) for part in parts]
+    return _Group(found.marginals, places, _joined(moments))
+
+
+def _on_own_rows(
+    store: Store, job: Job, catalogue: Catalogue, columns: NDArray[np.int64]
+) -> _Columns:
+    """Columns that are valid on the same rows: their ranks there are those of the store."""
+
+    def ranks(some: NDArray[np.int64], start: int, stop: int) -> Array:
+        scores, valid = read_piece(store, catalogue, columns[some].tolist(), start, stop)
+        return to_device(scores if valid is None else scores[:, valid[0]], job.device)
+
+    blocks = np.array([start for start, _ in job.tiling.blocks])
+    block = np.searchsorted(blocks, columns, side="right") - 1
+    parts = [
+        load_marginals(store, job.folder, int(number))[columns[block == number] - blocks[number]]
+        for number in np.unique(block)  # in the order of the columns
+    ]
+    wide = [part.widened(job.tiling.functions) for part in parts]
+    return _Columns(catalogue.n_rows, ranks, Marginals.joined(wide))
 
 
 def _on_common_rows(
-    store: Store, job: Job, catalogue: Catalogue, i: NDArray[np.int64], j: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Similarities as if the common rows were all rows; the pairs share two validity patterns."""
-    columns, index = np.unique(np.concatenate([i, j]), return_inverse=True)
-    ends = np.concatenate([i[:1], columns, j[:1]])  # the first and the last of both patterns
-    scores = _common_scores(store, catalogue, ends)[1:-1]
-    n_rows = scores.shape[1]
-    if n_rows < job.min_valid:
-        return np.full(len(i), np.nan)
-    ranks = joint_scores(scores, catalogue.n_valid[columns])
-    strips = [slice(row, row + _ROWS_AT_ONCE) for row in range(0, n_rows, _ROWS_AT_ONCE)]
-    sums = reduce(MarginalSums.__iadd__, (sums_of(job, ranks[:, strip], None) for strip in strips))
-    needed = catalogue.functions[columns]
-    known: dict[int, Marginals] = {}
-    for width in np.unique(needed):
-        places = np.flatnonzero(needed == width)
-        # One by one, so that no digit depends on other columns; what follows from them at once.
-        ones = [
-            of_block(job, sums.of(places[k : k + 1]), needed[places[:1]])
-            for k in range(len(places))
-        ]
-        block = Marginals.joined(ones)
-        known |= {int(place): block[k : k + 1] for k, place in enumerate(places)}
+    job: Job, catalogue: Catalogue, columns: NDArray[np.int64], held: NDArray[np.float32]
+) -> _Columns:
+    """Columns as if the rows that all of them have were all rows.
 
-    def similarity(a: int, b: int) -> float:
-        total: Moments | None = None
-        for strip in strips:
-            left, right = (
-                functions_of(ranks[place : place + 1, strip], None, known[place], dtype="float64")
-                for place in (a, b)
-            )
-            moments = tile_moments(left, right)
-            total = moments.total() if total is None else total.__iadd__(moments)
-        assert total is not None
-        return _fused(job, total, known[a], known[b])
-
-    pairs = zip(*np.split(index, 2), strict=True)
-    return np.array([similarity(int(a), int(b)) for a, b in pairs])
+    `held` are their scores there, between those of two others.
+    """
+    known = to_device(joint_scores(held[1:-1], catalogue.n_valid[columns]), job.device)
+    n_rows = known.shape[1]
+    step = _ROWS_AT_ONCE[job.device]
+    strips = (known[:, row : row + step] for row in range(0, max(n_rows, 1), step))
+    sums = reduce(MarginalSums.__iadd__, (sums_of(job, strip, None) for strip in strips))
+    all_of_them = np.full(len(columns), job.tiling.functions)
+    return _Columns(
+        n_rows,
+        lambda some, start, stop: known[to_device(some, job.device), start:stop],
+        of_block(job, sums.to_host(), all_of_them),
+    )
 
 
-def _settle_pair(store: Store, job: Job, catalogue: Catalogue, i: int, j: int) -> float:
-    """The fused similarity of one pair in float64 throughout."""
-    marginals = [_marginals_of_column(store, job, column) for column in (i, j)]
-    changes = [of_one.on_device(job.device) for of_one in marginals]
-    total: Moments | None = None
-    step = job.tiling.chunk_rows * (8 if job.device == "cpu" else _CHUNKS_AT_ONCE)
-    for start in range(0, catalogue.n_rows, step):
-        stop = min(start + step, catalogue.n_rows)
-        pieces = []
-        for column, change in zip((i, j), changes, strict=True):
-            scores, valid = read_piece(store, catalogue, [column], start, stop)
-            ranks = to_device(scores, job.device)
-            mask = None if valid is None else to_device(valid, job.device)
-            pieces.append(functions_of(ranks, mask, change, dtype="float64"))
-        moments = tile_moments(pieces[0], pieces[1])
-        total = moments.total() if total is None else total.__iadd__(moments)
-    assert total is not None
-    moments = total.to_host()
-    if moments.count[0, 0] < job.min_valid:
-        return float("nan")
-    return _fused(job, moments, *marginals)
+def _products(job: Job, columns: _Columns, pairs: NDArray[np.int64]) -> ListMoments:
+    """Moments of a few pairs of columns, (2, pairs) places."""
+    some, index = np.unique(pairs, return_inverse=True)
+    left, right = index.reshape(2, -1)
+    change = columns.marginals[some].on_device(job.device)
+    k = job.tiling.functions
+    product, sums, count = np.zeros((len(left), k, 1, k)), np.zeros((len(some), k)), 0
+    step = _ROWS_AT_ONCE[job.device]
+    for start in range(0, columns.n_rows, step):
+        ranks = columns.ranks(some, start, min(start + step, columns.n_rows))
+        functions = functions_of(ranks, None, change, dtype="float64").functions
+        count += functions.shape[2]
+        sums += to_host(functions.sum(axis=2))
+        for place, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+            product[place, :, 0] += to_host(functions[a] @ functions[b].T)
+    counts, unused = np.full((len(left), 1), float(count)), np.zeros((1, 1))
+    return ListMoments(product, counts, sums[left][:, :, None], sums[right].T[None], unused, unused)
 
 
-def _fused(job: Job, moments: Moments, left: Marginals, right: Marginals) -> float:
-    """The mean of the measures of one pair."""
+def _joined(parts: list[ListMoments]) -> ListMoments:
+    """Moments of several lists of pairs as one."""
+    axes = {"product": 0, "count": 0, "sum_i": 0, "sum_j": 2}
+    whole = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis)
+        for name, axis in axes.items()
+    }
+    return dataclasses.replace(parts[0], **whole)
+
+
+def _fused(job: Job, groups: list[_Group]) -> NDArray[np.float64]:
+    """The mean of the measures of each pair; NaN where too few rows are shared."""
+    moments = _joined([group.moments for group in groups])
+    marginals = Marginals.joined([group.marginals for group in groups])
+    firsts = np.cumsum([0, *(len(group.marginals.count) for group in groups)])
+    places = [group.places + first for group, first in zip(groups, firsts, strict=False)]
+    left, right = (marginals[side] for side in np.concatenate(places, axis=1))
     values = {
         measure.name: to_host(measure.contract(moments, left, right, job.parameters))
         for measure in job.fusion.measures
     }
-    return float(job.fusion.mean(values)[0, 0])
-
-
-def _marginals_of_column(store: Store, job: Job, column: int) -> Marginals:
-    for block, (start, stop) in enumerate(job.tiling.blocks):
-        if start <= column < stop:
-            return load_marginals(store, job.folder, block)[column - start : column - start + 1]
-    raise IndexError(column)
+    fused = job.fusion.mean(values)[:, 0]
+    return np.where(moments.count[:, 0] < job.min_valid, np.nan, fused)
