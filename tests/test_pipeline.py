@@ -278,7 +278,7 @@ def test_select__own_ranks_that_mislead_are_ranked_again(
     )
     check_certificate(frame, result)
     assert len(result.selected) == 4
-    monkeypatch.setattr("dpipe.verify.dependence._SMALL_CELLS", 0)
+    monkeypatch.setattr("dpipe.verify.screen._SMALL_CELLS", 0)
     verify(tmp_path / "run")
 
 

@@ -50,11 +50,12 @@ from dpipe.model.registry import Reason
 from dpipe.options import Options, parse_size
 from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
-from dpipe.verify import dependence, verify
+from dpipe.verify import screen, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
 from dpipe.verify.crew import Crew, cores, crew_for
-from dpipe.verify.dependence import Nonlinear, similar_pairs, spearman
+from dpipe.verify.dependence import Nonlinear, spearman
 from dpipe.verify.prediction import Scores, normal_scores
+from dpipe.verify.screen import nonlinear_pairs, spearman_pairs
 
 Rows = tuple[Decision, ...]
 
@@ -707,12 +708,12 @@ def test_spearman_is_that_of_pandas(rows: list[tuple[float, float]]) -> None:
 def test_similar_pairs_are_those_of_pandas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_cells: int
 ) -> None:
-    monkeypatch.setattr(dependence, "_SMALL_CELLS", small_cells)
+    monkeypatch.setattr(screen, "_SMALL_CELLS", small_cells)
     monkeypatch.setattr("dpipe.verify.pairs._WIDTH", 5)
     monkeypatch.setattr("dpipe.verify.pairs._ROWS_AT_ONCE", 111)
     frame = dirty_frame()
     columns = ranked(frame, tmp_path)
-    pairs = similar_pairs(columns, names_of(frame), 0.6, 50, Crew())
+    pairs = spearman_pairs(columns, names_of(frame), 0.6, 50, Crew())
     found = {frozenset(pair[:2]): pair[2] for pair in pairs}
     values = frame.replace([np.inf, -np.inf], np.nan)
     rho = values.corr(method="spearman", min_periods=50).to_numpy()
@@ -758,8 +759,12 @@ def test_nonlinear_pairs_are_those_found_one_by_one(
     columns = ranked(frame, tmp_path)
     if changes.get("nonlinear_rows"):
         columns = columns.on(np.arange(0, 400, 2), names, Crew())
-    measure = Nonlinear(columns, OPTIONS.replace(**changes))
-    found = {frozenset(pair[:2]): pair[2] for pair in measure.similar_pairs(names, 0.5, Crew())}
+    options = OPTIONS.replace(**changes)
+    measure = Nonlinear(columns, options)
+    found = {
+        frozenset(pair[:2]): pair[2]
+        for pair in nonlinear_pairs(columns, names, 0.5, options, Crew())
+    }
     one_by_one = {
         frozenset((a, b)): measure.similarity(a, b) for k, a in enumerate(names) for b in names[:k]
     }

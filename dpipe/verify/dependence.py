@@ -1,12 +1,11 @@
 """The measures once more, in plain NumPy: what a decision claims is computed by other means.
 
 Covers: pairwise-complete Spearman, copula HSIC, RDC after the published recipe, their fusion.
-Does not cover: predictions by several columns (`dpipe.verify.prediction`), what the values must
-satisfy (`dpipe.verify.checks`).
+Does not cover: which pairs need not be looked at (`dpipe.verify.screen`), predictions by several
+columns (`dpipe.verify.prediction`), what the values must satisfy (`dpipe.verify.checks`).
 
 Of dpipe's own computation only the seeded draws of RDC are used: they are a convention. Every
-value that decides is computed for its pair alone, in float64; products of many columns at once
-only tell which pairs need not be looked at.
+value is computed for its pair alone, in float64.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,17 +21,12 @@ from numpy.polynomial import legendre
 
 from dpipe.kernels.draws import rdc_draws
 from dpipe.options import Options
-from dpipe.verify.columns import RankedColumns, in_order, is_valid
-from dpipe.verify.crew import Crew
-from dpipe.verify.pairs import all_pairs
+from dpipe.verify.columns import RankedColumns, is_valid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dpipe.verify.pairs import Own, Piece
-
     Floats = NDArray[np.float64]
-    Found = Iterator[tuple[str, str, float]]
 
 Pair = tuple[str, str]
 
@@ -42,17 +35,14 @@ DISTANCE_FUNCTIONS = 16
 BANDWIDTH = 1 - 1 / math.sqrt(2)
 RDC_SCALE = 1 / 6
 RDC_TOLERANCE = 1e-7
+CONSTANT = 1e-12
+"""Own HSIC of a column that does not vary, but for rounding."""
 
-_COARSE = 1e-4  # relative weight of kernel directions left out of the look at all pairs
-_COARSE_MISS = 1e-3  # and what HSIC may then lack
 _SMALLEST_VARIANCE = 1e-9  # of a column's largest; smaller directions are left out
-_CONSTANT = 1e-12  # own HSIC of a column that does not vary, but for rounding
-_SMALL_CELLS = 10**8
 _FITTED = 256  # columns whose functions a task remembers
 _ROWS_AT_ONCE = 2**15
 _BYTES_HELD = 2**26  # of functions evaluated, which a task may need again
 _USUAL_WIDTH = 32  # functions of a column, all measures together
-_CELLS_IN_CACHE = 2**14
 
 
 # Spearman
@@ -93,77 +83,6 @@ def rhos(columns: RankedColumns, pairs: Sequence[Pair], min_valid: int) -> list[
     """Rho of pairs of columns."""
     ranks = lru_cache(maxsize=2)(columns.of)
     return [spearman(ranks(first), ranks(second), min_valid) for first, second in pairs]
-
-
-def values_of(
-    columns: RankedColumns,
-    pairs: Sequence[Pair],
-    measure: Callable[[RankedColumns, Sequence[Pair]], list[float]],
-    crew: Crew,
-) -> Iterator[float]:
-    """The value of every pair, in order; pairs that share a column had better be neighbours."""
-    step = max(1, math.ceil(len(pairs) / (4 * crew.workers)))
-    parts = [pairs[start : start + step] for start in range(0, len(pairs), step)]
-    tasks = ((columns.part(sorted({*chain(*part)})), part) for part in parts)
-    for values in crew.each(measure, tasks):
-        yield from values
-
-
-def similar_pairs(
-    columns: RankedColumns, names: Sequence[str], threshold: float, min_valid: int, crew: Crew
-) -> Found:
-    """Every pair of `names` whose |rho| reaches `threshold`, with its rho.
-
-    All pairs are first measured by the columns' marginal ranks, which is exact for complete columns
-    and off by a bounded angle for others; those that may reach the threshold are then ranked alone.
-    In a small table all pairs with missing cells are.
-    """
-    names = in_order(names, columns)
-    incomplete = sum(not columns.is_complete(name) for name in names)
-    is_small = incomplete * len(names) * columns.n_rows <= _SMALL_CELLS
-    for left, right, sums in all_pairs(columns, names, 1, _read_scores, crew):
-        whole = all(columns.is_complete(name) for name in (*left, *right))
-        low: float | Floats = threshold - 1e-9 if whole else -math.inf
-        if not whole and not is_small:
-            low = _least_by_marginal_ranks(
-                threshold, sums.count, *(columns.n_valid(side) for side in (left, right))
-            )
-        may_reach = (np.abs(sums.correlation()) >= low) & (sums.count >= min_valid)
-        measure = partial(rhos, min_valid=min_valid)
-        for first, second, rho in _settled(columns, left, right, may_reach, measure, crew):
-            if abs(rho) >= threshold:
-                yield first, second, rho
-
-
-def _settled(
-    columns: RankedColumns,
-    left: Sequence[str],
-    right: Sequence[str],
-    may_reach: NDArray[np.bool_],
-    measure: Callable[[RankedColumns, Sequence[Pair]], list[float]],
-    crew: Crew,
-) -> Found:
-    """The value of every pair of two blocks, or of one with itself, that may reach a threshold."""
-    places = np.argwhere(np.triu(may_reach, 1) if left == right else may_reach)
-    pairs = [(left[i], right[j]) for i, j in places]
-    for pair, value in zip(pairs, values_of(columns, pairs, measure, crew), strict=True):
-        yield *pair, value
-
-
-def _least_by_marginal_ranks(
-    threshold: float, count: Floats, n_left: Floats, n_right: Floats
-) -> Floats:
-    """Marginal ranks turn by at most the arcsine of the share of its rows that a column loses."""
-    lost = 1 - count / np.maximum(n_left, 1)[:, None], 1 - count / np.maximum(n_right, 1)
-    turned = math.acos(threshold) + sum(np.arcsin(np.clip(share, 0, 1)) for share in lost)
-    return np.asarray(np.cos(np.minimum(turned, math.pi / 2)) - 1e-9)
-
-
-def _read_scores(columns: RankedColumns, names: Sequence[str], rows: slice) -> Piece:
-    ranks = columns.several(names, rows)
-    valid = is_valid(ranks)
-    scores = np.where(valid, ranks, 0) / (2 * np.maximum(columns.n_valid(names), 1))[:, None]
-    return scores[:, None], valid
 
 
 # The measures of pass 4
@@ -292,32 +211,6 @@ class Nonlinear:
         }
         return float(self.fused(values))
 
-    def similar_pairs(self, names: Sequence[str], threshold: float, crew: Crew) -> Found:
-        """Every pair of `names` whose similarity reaches `threshold`, with it.
-
-        No measure exceeds 1, so HSIC alone tells which pairs may reach the threshold.
-        """
-        names = in_order(names, self.columns)
-        functions = _kernel_root(_COARSE).shape[1]
-        measure = partial(similarities, options=self.options)
-        own: dict[str, Own] = {}
-        for left, right, sums in all_pairs(self.columns, names, functions, _read_kernel, crew):
-            if left == right:
-                own.update(zip(left, sums.own_moments(), strict=True))
-            sides = [own[a] for a in left], [own[b] for b in right]
-            norms = np.outer([each.norm for each in sides[0]], [each.norm for each in sides[1]])
-            squares = (sums.covariance() ** 2).sum(axis=(2, 3))
-            varies = norms > _CONSTANT
-            hsic = squares / np.where(varies, norms, 1)
-            # By how the columns lie on the rows they share, near enough to tell what to look at.
-            spread, shift = sums.on_common_rows(*sides)
-            hsic = np.minimum(hsic / np.maximum(spread, _CONSTANT) + shift + _COARSE_MISS, 1)
-            at_most: dict[str, Any] = {**dict.fromkeys(self._weights, 1.0), "hsic": hsic}
-            may_reach = varies & (self.fused(at_most) >= threshold)
-            for pair in _settled(self.columns, left, right, may_reach, measure, crew):
-                if pair[2] >= threshold:
-                    yield pair
-
     def fused(self, values: Mapping[str, Any]) -> Any:
         """The weighted mean of the measures."""
         weighted = [weight * values[name] for name, weight in self._weights.items()]
@@ -381,24 +274,7 @@ def _pieces(n_rows: int) -> Iterator[slice]:
         yield slice(start, min(start + _ROWS_AT_ONCE, n_rows))
 
 
-def _read_kernel(columns: RankedColumns, names: Sequence[str], rows: slice) -> Piece:
-    """Functions whose squared covariances nearly add up to HSIC, 0 where missing."""
-    root = _kernel_root(_COARSE).T
-    ranks = columns.several(names, rows)
-    valid = is_valid(ranks)
-    scales = np.maximum(columns.n_valid(names), 1)[:, None]
-    functions = np.empty((len(names), len(root), ranks.shape[1]))
-    at_once = max(1, _CELLS_IN_CACHE // max(1, ranks.shape[1]))
-    for start in range(0, len(names), at_once):
-        some = slice(start, start + at_once)
-        argument = np.where(valid[some], ranks[some], 0) / scales[some]
-        values = root @ _psi(argument.ravel())
-        values *= valid[some].ravel()
-        functions[some] = values.reshape(len(root), *argument.shape).transpose(1, 0, 2)
-    return functions, valid
-
-
-def _psi(argument: Floats, functions: int = FUNCTIONS) -> Floats:
+def psi(argument: Floats, functions: int = FUNCTIONS) -> Floats:
     """Orthonormal Legendre functions from 1 on at 2 u - 1 (n,): (functions, n)."""
     values = np.empty((functions, *argument.shape))
     values[0] = argument
@@ -411,7 +287,7 @@ def _psi(argument: Floats, functions: int = FUNCTIONS) -> Floats:
 
 
 @lru_cache
-def _kernel_root(smallest: float) -> Floats:
+def kernel_root(smallest: float) -> Floats:
     """A (12, K) with A A' the Gaussian kernel's coefficients.
 
     Directions of less than `smallest` times the largest weight are left out.
@@ -419,7 +295,7 @@ def _kernel_root(smallest: float) -> Floats:
     nodes, weights = legendre.leggauss(80)
     u, weights = (nodes + 1) / 2, weights / 2
     kernel = np.exp(-0.5 * ((u[:, None] - u) / BANDWIDTH) ** 2)
-    weighted = _psi(nodes) * weights
+    weighted = psi(nodes) * weights
     values, vectors = np.linalg.eigh(weighted @ kernel @ weighted.T)
     large = values > smallest * values[-1]
     root = vectors[:, large] * np.sqrt(values[large])
@@ -428,7 +304,7 @@ def _kernel_root(smallest: float) -> Floats:
 
 def _kernel_functions(argument: Floats) -> Floats:
     """Functions (K, n) whose squared covariances add up to HSIC."""
-    return np.asarray(_kernel_root(1e-9).T @ _psi(argument))
+    return np.asarray(kernel_root(1e-9).T @ psi(argument))
 
 
 def _own_covariance(function: Callable[[Floats], Floats], argument: Floats) -> Floats:
@@ -447,7 +323,7 @@ def _hsic_column(argument: Floats, options: Options) -> Column:
 
 def _hsic(pair: Joint) -> float:
     scale = math.sqrt(pair.left[0] * pair.right[0])
-    if scale <= _CONSTANT:
+    if scale <= CONSTANT:
         return math.nan
     return min(1.0, float((pair.covariances[0] ** 2).sum()) / scale)
 
@@ -457,24 +333,24 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
 
     The distances of a column act on its polynomials of degree 16 alone, under its distribution.
     """
-    psi = partial(_psi, functions=DISTANCE_FUNCTIONS)
-    variances, directions = np.linalg.eigh(_own_covariance(psi, argument))
+    basis = partial(psi, functions=DISTANCE_FUNCTIONS)
+    variances, directions = np.linalg.eigh(_own_covariance(basis, argument))
     varies = variances > _SMALLEST_VARIANCE * variances[-1]
-    if variances[-1] <= _CONSTANT:
+    if variances[-1] <= CONSTANT:
         return Column([_none], (0.0, 0.0, 0.0))
     turn = (directions[:, varies] / np.sqrt(variances[varies])).T
     places, counts = np.unique(argument, return_counts=True)
     # In pieces of the different values, and of the steps between them.
     middle = np.zeros(len(turn))
     for rows in _pieces(len(places)):
-        middle += (turn @ psi(places[rows])) @ counts[rows] / len(argument)
+        middle += (turn @ basis(places[rows])) @ counts[rows] / len(argument)
     below, before = 0.0, np.zeros(len(turn))
     distances = np.zeros((len(turn), len(turn)))
     mean = 0.0
     for rows in _pieces(len(places) - 1):
         steps = (places[rows.start + 1 : rows.stop + 1] - places[rows]) / 2
         shares = counts[rows] / len(argument)
-        summed = (turn @ psi(places[rows]) - middle[:, None]) * shares
+        summed = (turn @ basis(places[rows]) - middle[:, None]) * shares
         running = before[:, None] + np.cumsum(summed, axis=1)
         share_below = below + np.cumsum(shares)
         distances += 2 * (running * steps) @ running.T
@@ -484,7 +360,7 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
     weights, axes = np.linalg.eigh(distances)
     root = (axes * np.sqrt(np.clip(weights, 0, None))).T @ turn
     sizes = (mean, float(np.trace(distances)), float(np.linalg.norm(distances)))
-    return Column([partial(_turned, root, psi)], sizes)
+    return Column([partial(_turned, root, basis)], sizes)
 
 
 def _none(argument: Floats) -> Floats:
@@ -520,7 +396,7 @@ def _rdc_column(argument: Floats, options: Options) -> Column:
 
 
 def _first_psi(degree: int, argument: Floats) -> Floats:
-    return _psi(argument)[:degree]
+    return psi(argument)[:degree]
 
 
 def _waves(w: Floats, b: Floats, argument: Floats) -> Floats:

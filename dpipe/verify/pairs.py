@@ -1,7 +1,7 @@
 """Sums over rows for all pairs of columns, in blocks, so that only candidates are looked at singly.
 
 Covers: products, counts and sums of functions of two blocks of columns on their common rows.
-Does not cover: which functions, and what their covariances mean (see `dpipe.verify.dependence`).
+Does not cover: which functions, and what their covariances mean (see `dpipe.verify.screen`).
 """
 
 from __future__ import annotations

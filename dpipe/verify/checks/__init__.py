@@ -2,7 +2,7 @@
 
 Covers: the checks by pass, the words of every drop.
 Does not cover: what is computed for them (`dpipe.verify.columns`, `dpipe.verify.dependence`,
-`dpipe.verify.prediction`, `dpipe.verify.budget`).
+`dpipe.verify.screen`, `dpipe.verify.prediction`, `dpipe.verify.budget`).
 
 On purpose nothing here comes from the passes.
 """

@@ -1,7 +1,8 @@
 """The claims of passes 2 and 4: what is similar went, and what stayed is not.
 
 Covers: the value of every drop, pairs of kept columns.
-Does not cover: the measures (`dpipe.verify.dependence`).
+Does not cover: the measures (`dpipe.verify.dependence`), how pairs are found
+(`dpipe.verify.screen`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,8 @@ from dpipe.options import Options
 from dpipe.table.sample import nonlinear_sample
 from dpipe.verify.checks.claims import NONLINEAR_TOLERANCE, SPEARMAN_TOLERANCE, Claims, Failures
 from dpipe.verify.columns import RankedColumns
-from dpipe.verify.dependence import (
-    Nonlinear,
-    Pair,
-    rhos,
-    similar_pairs,
-    similarities,
-    values_of,
-)
+from dpipe.verify.dependence import Pair, rhos, similarities
+from dpipe.verify.screen import nonlinear_pairs, spearman_pairs, values_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +34,7 @@ def check_spearman(
     yield from _check_drops(claims, 2, columns, measure, SPEARMAN_TOLERANCE)
     limit = options.spearman_threshold + SPEARMAN_TOLERANCE
     kept = [name for name in claims.selected if name in columns.index]
-    pairs = similar_pairs(columns, kept, limit, options.required_rows, crew)
+    pairs = spearman_pairs(columns, kept, limit, options.required_rows, crew)
     yield from _check_kept(claims, kept, pairs, "spearman", options.spearman_threshold)
 
 
@@ -55,7 +50,7 @@ def check_nonlinear(
     yield from _check_drops(claims, 4, columns, measure, NONLINEAR_TOLERANCE)
     limit = options.nonlinear_threshold + NONLINEAR_TOLERANCE
     kept = [name for name in claims.selected if name in columns.index]
-    pairs = Nonlinear(columns, options).similar_pairs(kept, limit, claims.crew)
+    pairs = nonlinear_pairs(columns, kept, limit, options, claims.crew)
     yield from _check_kept(claims, kept, pairs, fused(options), options.nonlinear_threshold)
 
 
