@@ -1,7 +1,7 @@
 """The random features of RDC: a convention that whoever computes it again has to share.
 
 Covers: the seeded draws, the same for every column.
-Does not cover: RDC itself (`dpipe.kernels.measures`; recomputed by `dpipe.verify.dependence`).
+Does not cover: RDC itself (`dpipe.kernels.measures`; recomputed by `dpipe.verify`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Check that a finished run proves what it claims.
 
 Covers: `verify`, which recomputes the certificate of a run from its input: every reason, every
-similarity of a dropped column to its representative, and that nothing kept is redundant.
+similarity of a dropped column to its representative, that nothing kept is redundant, and what
+columns tell of the targets.
 Does not cover: running (see `dpipe.pipeline`). Which of several valid selections a run should have
 made is not asked: communities and priorities only say which column of a group stays.
 
-The computations are plain NumPy of their own (`dpipe.verify.columns`, `dpipe.verify.dependence`);
-nothing comes from the engine, its kernels or the rank store, but for the seeded draws of rows and
-of RDC's random features, which are conventions.
+The computations are plain NumPy of their own (`dpipe.verify.columns`, `dpipe.verify.dependence`
+and its neighbours); nothing comes from the engine, its kernels or the rank store, but for the
+seeded draws of rows and of RDC's random features, which are conventions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from dpipe.options import Options, options_from
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import Table, open_table
 from dpipe.table.sample import sample
-from dpipe.verify.checks import CHECKS, Claims, check_chains, check_rows, check_words
+from dpipe.verify.checks import (
+    CHECKS,
+    Claims,
+    check_chains,
+    check_relevance,
+    check_rows,
+    check_words,
+)
 from dpipe.verify.columns import rank_columns
 from dpipe.verify.crew import crew_for
 from dpipe.verify.dependence import FORMULAS
@@ -126,9 +134,9 @@ def verify(
 
     Notes
     -----
-    Tolerances: 1e-6 for Spearman; 2e-5 for the fused HSIC and RDC; relative 1e-6 for VIF (more
-    where it is so large that rounding decides its digits). The ranks, 4 bytes a cell of the
-    feature columns, lie in the system's temporary folder meanwhile.
+    Tolerances: 1e-6 for Spearman; 2e-5 for the fused HSIC and RDC and for relevance; relative 1e-6
+    for VIF (more where it is so large that rounding decides its digits). The ranks, 4 bytes a cell
+    of the feature columns, lie in the system's temporary folder meanwhile.
     """
     with mirror.reading(run_dir, storage_options) as local:
         folder, where = RunFolder(local), os.fspath(run_dir)
@@ -191,11 +199,11 @@ def _recomputed(run_dir: str, claims: Claims, workers: int | None, limit: int) -
 def _broken(claims: Claims, rows: NDArray[np.int64] | None, scratch: str) -> list[str]:
     """A sentence for each claim about values that does not hold."""
     columns = rank_columns(claims.table, claims.named, rows, scratch, claims.crew)
-    return [
-        failure
-        for number in claims.options.pass_numbers
-        for failure in CHECKS[number].check(claims, columns, rows)
+    checks = [
+        check_relevance,
+        *(CHECKS[number].check for number in claims.options.pass_numbers),
     ]
+    return [failure for check in checks for failure in check(claims, columns, rows)]
 
 
 def _usual_limit(run: Mapping[str, Any]) -> int:

@@ -2,7 +2,8 @@
 
 Covers: how many there may be within a bound of memory, handing out work, Ctrl-C, their death and
 that of this process.
-Does not cover: the work (`dpipe.verify.columns`, `pairs`, `dependence`, `screen`, `prediction`).
+Does not cover: the work (`dpipe.verify.columns`, `pairs`, `dependence`, `screen`, `prediction`,
+`relevance`).
 
 Results come in the order of the work, whatever the number of processes, and how the work is cut
 does not depend on it either: so the words of a verification are always the same.

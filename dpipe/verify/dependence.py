@@ -392,14 +392,14 @@ def _rdc_column(argument: Floats, options: Options) -> Column:
     if options.rdc_degree is not None:
         return Column([_orthonormal(partial(_first_psi, options.rdc_degree), argument)])
     draws = rdc_draws(options.seed, options.rdc_seeds)
-    return Column([_orthonormal(partial(_waves, w, b), argument) for w, b in draws])
+    return Column([_orthonormal(partial(waves, w, b), argument) for w, b in draws])
 
 
 def _first_psi(degree: int, argument: Floats) -> Floats:
     return psi(argument)[:degree]
 
 
-def _waves(w: Floats, b: Floats, argument: Floats) -> Floats:
+def waves(w: Floats, b: Floats, argument: Floats) -> Floats:
     """The random features of one draw at 2 u - 1 (n,): (20, n)."""
     u = (argument + 1) / 2
     return np.asarray(np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None])))
@@ -438,36 +438,56 @@ def _orthonormal(
     assert triangle is not None, "there are rows"
     means = triangle[0, 1:] / triangle[0, 0]
     # A constant's features differ from their mean by rounding alone.
-    recipe = _pivoted(triangle[1:, 1:].T, 1e-13 * math.sqrt(n) * largest)
+    vectors, rounding = triangle[1:, 1:].T, 1e-13 * math.sqrt(n) * largest
+    recipe = pivoted(vectors[None], np.eye(len(vectors)), np.array([rounding]))[0]
     if not len(recipe):
         return _none
     return partial(_turned, recipe * math.sqrt(n), features, centre=means[:, None])
 
 
-def _pivoted(residual: Floats, smallest: float) -> Floats:
-    """Combinations (d, m) of vectors (m, k) that are orthonormal, the largest left one first."""
-    residual, made = residual.copy(), np.eye(len(residual))
-    directions: list[Floats] = []
-    recipes: list[Floats] = []
-    while len(directions) < len(residual):
-        norms = np.sqrt(np.einsum("mn,mn->m", residual, residual))
-        pivot = int(np.argmax(norms))
-        if norms[pivot] <= smallest:
+def pivoted(vectors: Floats, made: Floats, smallest: Floats) -> Floats:
+    """Orthonormal combinations of the vectors of several sets, the largest one left first.
+
+    Parameters
+    ----------
+    vectors
+        (b, m, k) m vectors of each set.
+    made
+        (b, m, q) or (m, q) what each vector is made of.
+    smallest
+        (b,) length from which on a vector is more than rounding.
+
+    Returns
+    -------
+    array
+        (b, d, q) what the combinations are made of, 0 where a set has fewer than others.
+    """
+    residual, made = vectors.copy(), np.broadcast_to(made, (*vectors.shape[:2], made.shape[-1]))
+    made = made.copy()
+    sets = np.arange(len(residual))
+    directions, recipes = np.empty((len(sets), 0, residual.shape[2])), made[:, :0]
+    while directions.shape[1] < min(residual.shape[1:]):
+        norms = np.sqrt(np.einsum("bmk,bmk->bm", residual, residual))
+        pivot = norms.argmax(axis=1)
+        norm = norms[sets, pivot]
+        lives = norm > smallest
+        if not lives.any():
             break
-        if not directions:
-            smallest = max(smallest, RDC_TOLERANCE * float(norms[pivot]))
-        direction, recipe = residual[pivot] / norms[pivot], made[pivot] / norms[pivot]
-        for earlier, its_recipe in zip(directions, recipes, strict=True):
-            shared = direction @ earlier
-            direction, recipe = direction - shared * earlier, recipe - shared * its_recipe
-        length = np.linalg.norm(direction)
+        if not directions.shape[1]:
+            smallest = np.maximum(smallest, RDC_TOLERANCE * norm)
+        scale = np.where(lives, norm, np.inf)[:, None, None]
+        direction, recipe = (each[sets, pivot][:, None] / scale for each in (residual, made))
+        shared = direction @ directions.transpose(0, 2, 1)
+        direction, recipe = direction - shared @ directions, recipe - shared @ recipes
+        length = np.linalg.norm(direction, axis=2, keepdims=True)
+        length[~lives] = 1
         direction, recipe = direction / length, recipe / length
-        shares = residual @ direction
-        residual -= np.outer(shares, direction)
-        made -= np.outer(shares, recipe)
-        directions.append(direction)
-        recipes.append(recipe)
-    return np.array(recipes)
+        shares = residual @ direction.transpose(0, 2, 1)
+        residual -= shares * direction
+        made -= shares * recipe
+        directions = np.concatenate([directions, direction], axis=1)
+        recipes = np.concatenate([recipes, recipe], axis=1)
+    return recipes
 
 
 FORMULAS: dict[str, Formula] = {

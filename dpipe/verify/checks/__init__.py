@@ -2,7 +2,7 @@
 
 Covers: the checks by pass, the words of every drop.
 Does not cover: what is computed for them (`dpipe.verify.columns`, `dpipe.verify.dependence`,
-`dpipe.verify.screen`, `dpipe.verify.prediction`, `dpipe.verify.budget`).
+`dpipe.verify.screen`, `dpipe.verify.prediction`, `dpipe.verify.relevance`, `dpipe.verify.budget`).
 
 On purpose nothing here comes from the passes.
 """
@@ -22,6 +22,7 @@ from dpipe.verify.checks.claims import OVER_BUDGET, REDUNDANT, Claims, Failures,
 from dpipe.verify.checks.decisions import check_chains, check_rows
 from dpipe.verify.checks.prediction import check_prediction, rules_of_prediction
 from dpipe.verify.checks.prepare import check_prepare, rules_of_prepare
+from dpipe.verify.checks.relevance import check_relevance
 from dpipe.verify.checks.similarity import check_nonlinear, check_spearman, fused
 from dpipe.verify.columns import RankedColumns
 
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-__all__ = ["CHECKS", "Claims", "PassCheck", "check_chains", "check_rows", "check_words"]
+__all__ = [
+    "CHECKS",
+    "Claims",
+    "PassCheck",
+    "check_chains",
+    "check_relevance",
+    "check_rows",
+    "check_words",
+]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ R2_TOLERANCE = 1e-5
 VIF_TOLERANCE = 1e-5
 """Relative; a VIF of v also loses v times `VIF_ROUNDING`, for the same reason."""
 VIF_ROUNDING = 1e-8
+RELEVANCE_TOLERANCE = 2e-5
+"""Of the mean of HSIC and RDC: the columns of which it is off most are nearly constant."""
 
 DUPLICATE = "monotone duplicate"
 COMBINATION = "linear combination"
@@ -77,10 +79,11 @@ class Claims:
         return [
             d
             for d in self.decisions
-            if d.decision == "dropped" and d.pass_number == number and self._is_drawn(d.column)
+            if d.decision == "dropped" and d.pass_number == number and self.is_drawn(d.column)
         ]
 
-    def _is_drawn(self, name: str) -> bool:
+    def is_drawn(self, name: str) -> bool:
+        """Whether what the run says of a column is recomputed."""
         return self.drawn is None or name in self.drawn
 
     @property

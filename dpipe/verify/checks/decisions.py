@@ -80,12 +80,19 @@ def _check_communities(claims: Claims, chains: Mapping[str, list[str]]) -> Failu
     for kept, entries in claims.communities.items():
         for entry in entries:
             chain = entry.get("chain", [entry["column"], kept])
-            listed[entry["column"]] = (chain, entry["pass"], entry["measure"], entry["value"])
+            listed[entry["column"]] = (
+                chain,
+                entry["pass"],
+                entry["measure"],
+                entry["value"],
+                entry.get("relevance"),
+            )
     if set(claims.communities) != set(claims.selected):
         yield "the kept columns of communities.json are not the selection"
     for name in sorted(set(listed) ^ set(chains)):
         yield f"column {name!r} is an alternative in one of communities.json and the decisions only"
     for name in sorted(set(listed) & set(chains)):
         row = claims.row[name]
-        if listed[name] != (chains[name], row.pass_number, row.measure, row.value):
+        own = (chains[name], row.pass_number, row.measure, row.value, row.relevance)
+        if listed[name] != own:
             yield f"communities.json and the decisions differ about column {name!r}"
