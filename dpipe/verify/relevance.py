@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.polynomial import legendre
+from threadpoolctl import threadpool_limits
 
 from dpipe.kernels.draws import rdc_draws
 from dpipe.options import Options
@@ -106,22 +107,23 @@ def relevances_here(
 ) -> list[float]:
     """The relevance of some columns: of several targets the largest counts."""
     largest = [math.nan] * len(names)
-    for target in targets:
-        ranks = target.ranks.of(target.name)
-        known = is_valid(ranks)
-        on_all = _side_of(ranks[known], target.is_classes, options.seed)
-        n_known = np.count_nonzero(known)
-        for place, name in enumerate(names):
-            own = columns.of(name)
-            common = known & is_valid(own)
-            n = np.count_nonzero(common)
-            if n < max(1, options.required_rows):
-                continue
-            side = on_all
-            if n < n_known:
-                side = _side_of(ranks[common], target.is_classes, options.seed)
-            value = _relevance(own[common], side, options.seed)
-            largest[place] = float(np.fmax(largest[place], value))
+    with threadpool_limits(1):  # threads would only wait for each other: the products are small
+        for target in targets:
+            ranks = target.ranks.of(target.name)
+            known = is_valid(ranks)
+            on_all = _side_of(ranks[known], target.is_classes, options.seed)
+            n_known = np.count_nonzero(known)
+            for place, name in enumerate(names):
+                own = columns.of(name)
+                common = known & is_valid(own)
+                n = np.count_nonzero(common)
+                if n < max(1, options.required_rows):
+                    continue
+                side = on_all
+                if n < n_known:
+                    side = _side_of(ranks[common], target.is_classes, options.seed)
+                value = _relevance(own[common], side, options.seed)
+                largest[place] = float(np.fmax(largest[place], value))
     return largest
 
 
