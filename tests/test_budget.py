@@ -21,13 +21,25 @@ from scipy.stats import norm, rankdata
 from sklearn.linear_model import LinearRegression, Ridge
 
 import dpipe
+from dpipe.engine.known import rank_known
 from dpipe.engine.machine import Limits
+from dpipe.engine.relevance import StoredTarget
+from dpipe.engine.responses import bare_statistics
 from dpipe.errors import InputError, VerificationError
 from dpipe.estimator import DescriptorSelector
+from dpipe.kernels.ranks import rank_column
 from dpipe.model.events import Note, PassDone
 from dpipe.model.inventory import RUN
 from dpipe.options import Options
 from dpipe.pipeline import plan_run, run
+from dpipe.rankstore import (
+    Store,
+    StoredColumn,
+    build_catalogue,
+    read_block_columns,
+    read_piece,
+    write_block,
+)
 from dpipe.runfolder import RunFolder
 from dpipe.session import threads_here
 from dpipe.verify import verify
@@ -176,18 +188,6 @@ def test_when_fewer_are_left_all_stay_and_a_sentence_says_so(data: Path, here: A
     assert any("explain 100 % of the variance of the columns" in note for note in notes)
 
 
-@pytest.mark.parametrize("known", [100, 180])
-def test_a_target_that_is_seldom_known_is_told(known: int, here: Any) -> None:
-    events: list[Any] = []
-    table = frame().drop(columns="kind")
-    table["y"] = table["y"].where(table.index < known)
-    settings: dict[str, Any] = {"target": "y", "max_columns": 4, "observers": [events.append]}
-    dpipe.select(table, client=here, **settings, **QUIET)
-    notes = [event.text for event in events if isinstance(event, Note)]
-    told = [note for note in notes if "known in 100 of 240 rows, and pass 5 weighs" in note]
-    assert len(told) == (known < N / 2)
-
-
 @pytest.mark.parametrize("budget", [0, -3, 1.5, "many"])
 def test_what_is_no_number_of_columns_is_refused(budget: Any, data: Path) -> None:
     with pytest.raises(InputError, match="--max-columns"):
@@ -254,6 +254,198 @@ def test_more_columns_than_rows_leave_no_r_squared(tmp_path: Path, here: Any) ->
     assert verify(out)
 
 
+# Targets that are known in a part of the rows
+
+
+NAMES = [f"c{place:02d}" for place in range(12)]
+
+
+def partly() -> pd.DataFrame:
+    """The same with targets known in a part of the rows; elsewhere the columns are mixed up.
+
+    `y` is known in the first 110 rows, `kind` in 130 others and these but for 30; `c05` is constant
+    where `y` is known, and `c06` has no value there.
+    """
+    table = frame().drop(columns="group")
+    rng = np.random.default_rng(8)
+    unknown = np.arange(110, N)
+    mixed = table.loc[unknown, rng.permutation(NAMES)].to_numpy()
+    table.loc[unknown, NAMES] = np.exp(mixed) + rng.normal(size=mixed.shape)
+    table.loc[unknown, "y"] = np.nan
+    table.loc[:29, "kind"] = None
+    table.loc[: unknown[0] - 1, "c05"] = 1.0
+    table.loc[: unknown[0] - 1, "c06"] = np.nan
+    return table
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("part") / "t.parquet"
+    partly().to_parquet(path)
+    return path
+
+
+def known_part(table: pd.DataFrame, target: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scores of the columns and of a target on the rows where it is known, and the penalty."""
+    there = table[table[target].notna()]
+    x = np.stack([unit_scores(there[name]) for name in NAMES], axis=1)
+    if target == "y":
+        return x, scores(there[target])[:, None], max(0.1, 100 / len(there))
+    shares = there[target].value_counts(normalize=True)
+    indicators = [
+        scores((there[target] == kind).astype(float)) * np.sqrt((1 - share) / (len(shares) - 1))
+        for kind, share in shares.items()
+    ]
+    return x, np.stack(indicators, axis=1), max(0.1, 100 / len(there))
+
+
+def unit_scores(column: pd.Series) -> np.ndarray:
+    return scores(column) if column.nunique() > 1 else np.zeros(len(column))
+
+
+def explained_of(parts: Any, taken: list[int]) -> float:
+    """Share of the targets that ridge regressions on some columns explain."""
+    share = 0.0
+    for x, responses, ridge in parts:
+        some = x[:, taken]
+        weights = np.linalg.solve(some.T @ some + ridge * np.eye(len(taken)), some.T @ responses)
+        rest = ((responses - some @ weights) ** 2).sum() + ridge * (weights**2).sum()
+        share += (1 - rest) / len(parts)
+    return float(share)
+
+
+def greedily(parts: Any, count: int) -> list[int]:
+    taken: list[int] = []
+    for _ in range(count):
+        waiting = [place for place in range(len(NAMES)) if place not in taken]
+        taken.append(max(waiting, key=lambda place: explained_of(parts, [*taken, place])))
+    return taken
+
+
+@pytest.mark.parametrize("target", [("y",), ("kind",), ("y", "kind")], ids=str)
+def test_a_target_is_explained_in_the_rows_where_it_is_known(
+    part: Path, tmp_path: Path, here: Any, target: tuple[str, ...]
+) -> None:
+    out, events = folder_of(tmp_path), []
+    settings: dict[str, Any] = {"target": target, "exclude": sorted({"y", "kind"} - set(target))}
+    settings |= {"max_columns": 5, "observers": [events.append], "spearman_threshold": 0.999}
+    dpipe.select(part, output_dir=out, client=here, **settings, **QUIET | {"passes": (1, 2)})
+    steps = json.loads((out / RUN).read_text())["chosen"]
+    parts = [known_part(partly(), name) for name in target]
+    taken = greedily(parts, 5)
+    assert [step["column"] for step in steps] == [NAMES[place] for place in taken]
+    for count, step in enumerate(steps, 1):
+        assert step["target"] == pytest.approx(explained_of(parts, taken[:count]), abs=1e-6)
+    assert verify(out).compared["choices of pass 5"] == 5
+    last = next(event.text for event in events if "on normal scores" in getattr(event, "text", ""))
+    rows = {"y": "110", "kind": "210"}[target[0]]
+    where = (
+        "targets', each in the rows where it is" if target[1:] else f"target's in the {rows} rows"
+    )
+    assert f"% of the {where}" in last
+    assert not list(out.rglob("known-*"))
+
+
+def test_all_rows_together_would_choose_other_columns() -> None:
+    table = partly()
+    everywhere = np.stack([unit_scores(table[name]) for name in NAMES], axis=1)
+    on_all = [(everywhere, scores(table["y"])[:, None], 100 / N)]
+    assert greedily(on_all, 5) != greedily([known_part(table, "y")], 5)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_rows_without_the_target_have_no_say_in_what_is_chosen_for_it(
+    here: Any, gaps: bool, tmp_path: Path
+) -> None:
+    table = partly()[[*NAMES, "y"]]
+    known = table[table["y"].notna()].drop(columns=[] if gaps else ["c03", "c10", "c06"])
+    more = table[table["y"].isna()][known.columns]
+    more = more if gaps else more.ffill().bfill()
+    more["y"] = np.nan
+    settings: dict[str, Any] = {"target": "y", "max_columns": 6, "client": here}
+    settings |= {"spearman_threshold": 1.0, "min_valid": 2} | QUIET | {"passes": (1, 2)}
+
+    def chosen(rows: pd.DataFrame, folder: str) -> dict[str, float]:
+        dpipe.select(rows, output_dir=tmp_path / folder, keep=["c05"], **settings)
+        steps = json.loads((tmp_path / folder / RUN).read_text())["chosen"]
+        return {step["column"]: step["target"] for step in steps}
+
+    # A column that is constant or empty where the target is known explains nothing.
+    alone = chosen(known, "alone")
+    together = chosen(pd.concat([more, known, more]), "together")
+    assert together.pop("c05") == 0
+    assert list(together) == list(alone)[: len(together)]
+    assert list(together.values()) == pytest.approx(list(alone.values())[: len(together)], abs=1e-9)
+
+
+def test_where_the_target_is_known_neither_tiles_nor_orders_count(part: Path, here: Any) -> None:
+    options = Options(target=("y", "kind"), max_columns=5, **QUIET)
+    expected = run([str(part)], options, client=here).selected
+    tiny = Limits(columns=3, fewest_columns=3, rank_rows=64, fewest_rows=64)
+    assert run([str(part)], options, client=here, limits=tiny).selected == expected
+    shuffled = partly().sample(frac=1, random_state=1)
+    shuffled = shuffled[[*shuffled.columns[::-1]]]
+    settings: dict[str, Any] = {"target": ("kind", "y"), "max_columns": 5, "client": here}
+    assert sorted(dpipe.select(shuffled, **settings, **QUIET).selected) == sorted(expected)
+
+
+def test_a_column_that_was_not_the_best_where_the_target_is_known_is_refused(
+    part: Path, tmp_path: Path, here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpipe.passes import budget as of_pass
+
+    choose = of_pass.choose_for_target
+
+    def others(regressions: Any, r: Any, order: Any, asked: Any, *rest: Any) -> Any:
+        return choose(regressions, r, order[::-1], np.arange(len(r)) % 3 == 0, *rest)
+
+    monkeypatch.setattr(of_pass, "choose_for_target", others)
+    out = folder_of(tmp_path)
+    settings: dict[str, Any] = {"target": "y", "exclude": "kind", "max_columns": 4}
+    dpipe.select(part, output_dir=out, client=here, **settings, **QUIET)
+    with pytest.raises(VerificationError, match=r"where another column would have explained"):
+        verify(out)
+
+
+def test_ranks_among_some_rows_are_those_of_these_rows_and_torn_ones_are_made_again(
+    tmp_path: Path,
+) -> None:
+    store, there = Store(str(tmp_path / "all")), Store(str(tmp_path / "known"))
+    rng = np.random.default_rng(0)
+    values = np.round(rng.normal(size=(4, 50)), 1)
+    values[2, ::4] = np.nan
+    columns, ranks, masks = [], [], []
+    for slot, column in enumerate(values):
+        ranked = rank_column(column)
+        masks += [] if ranked.valid is None else [np.packbits(ranked.valid)]
+        facts = bare_statistics(f"c{slot}", 50, ranked.n_valid, ranked.n_unique)
+        place = -1 if ranked.valid is None else 0
+        columns.append(StoredColumn(facts, 0, slot, place, "" if place else "gaps"))
+        ranks.append(ranked.scores)
+    write_block(store, 0, columns, ranks, masks)
+    known = rng.random(50) < 0.4
+    store.write("y.f32", np.where(known, 0, np.nan).astype(np.float32).tobytes())
+    target = StoredTarget("y", "y.f32", int(known.sum()), 2, (), "some")
+    catalogue, names = build_catalogue({c.statistics.name: c for c in columns}, 50)
+    catalogue.save(there, "source.npz")
+    for finished in (False, True):
+        rank_known(store, there, target, 0, 0, 4, finished)
+        stored = dict(zip(names, read_block_columns(there, 0), strict=True))
+        new, order = build_catalogue(stored, int(known.sum()))
+        found, valid = read_piece(there, new, range(4), 0, int(known.sum()))
+        assert valid is not None
+        for name, own, mask in zip(order, found, valid, strict=True):
+            expected = rank_column(values[int(name[1:])][known])
+            assert own.tolist() == expected.scores.tolist()
+            assert mask.tolist() == np.isfinite(values[int(name[1:])][known]).tolist()
+            assert stored[name].statistics.n_unique == expected.n_unique
+        with open(there.path("block-00000.f32"), "r+b") as torn:
+            torn.write(bytes(16))
+
+
+# What is proved
+
+
 LIES: dict[str, Any] = {
     "the R^2 of a drop": lambda rows, run_: rows.update(value=rows["value"] + 0.01),
     "the representative": lambda rows, run_: rows.update(representative=rows["other"]),
@@ -263,12 +455,15 @@ LIES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def true(data: Path, here: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that holds."""
+@pytest.fixture(scope="module", params=["data", "part"])
+def true(
+    request: pytest.FixtureRequest, here: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run that holds, of a target known in every row or in a part of them."""
     out = tmp_path_factory.mktemp("true") / "out"
     settings: dict[str, Any] = {"target": "y", "exclude": "kind", "max_columns": 4}
-    dpipe.select(data, output_dir=out, client=here, **settings, **QUIET)
+    table = request.getfixturevalue(request.param)
+    dpipe.select(table, output_dir=out, client=here, **settings, **QUIET)
     return out
 
 

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dpipe.kernels.budget import choose_for_table, choose_for_target, explained_by
+from dpipe.kernels.budget import (
+    Regression,
+    choose_for_table,
+    choose_for_target,
+    explained_by,
+)
 
 Table = NDArray[np.float64]
 
@@ -59,9 +64,9 @@ def test_without_a_target_each_column_explains_most_of_what_is_left(seed: int) -
 def test_with_a_target_each_column_lowers_the_penalised_error_most(seed: int, q: int) -> None:
     scores = table(seed)
     responses = unit(np.random.default_rng(seed).standard_normal((q, 60)) + scores[:q] * 8)
-    found = choose_for_target(
-        scores @ scores.T, scores @ responses.T, np.arange(12), none(12), 5, 0.2, q
-    )
+    gram = scores @ scores.T
+    of = Regression(gram, scores @ responses.T, 0.2)
+    found = choose_for_target([of], gram, np.arange(12), none(12), 5, q)
     chosen: list[int] = []
     for number, taken in enumerate(found.indices.tolist()):
         best = min(
@@ -81,7 +86,7 @@ def test_exactly_as_many_as_asked_for_are_chosen_or_all(count: int) -> None:
     gram, order = doubled @ doubled.T, np.arange(12)
     for found in (
         choose_for_table(gram, order, none(12), count),
-        choose_for_target(gram, gram[:, :1], order, none(12), count, 0.1, 1),
+        choose_for_target([Regression(gram, gram[:, :1], 0.1)], gram, order, none(12), count, 1),
     ):
         assert len(set(found.indices.tolist())) == min(count, 12)
 
@@ -92,7 +97,7 @@ def test_columns_asked_for_are_taken_first_and_allowed_for() -> None:
     gram = scores @ scores.T
     for found in (
         choose_for_table(gram, np.arange(12), asked, 4),
-        choose_for_target(gram, gram[:, :1], np.arange(12), asked, 4, 0.1, 1),
+        choose_for_target([Regression(gram, gram[:, :1], 0.1)], gram, np.arange(12), asked, 4, 1),
     ):
         assert set(found.indices[:2].tolist()) == {3, 7}
 
@@ -104,17 +109,19 @@ def test_the_answer_does_not_depend_on_how_the_columns_are_numbered(seed: int) -
     here, there = (s @ s.T for s in (scores, scores[numbers]))
     target = unit(np.random.default_rng(seed).standard_normal((1, 60)))
     order = np.argsort(numbers)
-    for one, other in (
+    one = Regression(here, scores @ target.T, 0.1)
+    other = Regression(there, scores[numbers] @ target.T, 0.1)
+    for found, expected in (
         (
             choose_for_table(here, np.arange(12), none(12), 6),
             choose_for_table(there, order, none(12), 6),
         ),
         (
-            choose_for_target(here, scores @ target.T, np.arange(12), none(12), 6, 0.1, 1),
-            choose_for_target(there, scores[numbers] @ target.T, order, none(12), 6, 0.1, 1),
+            choose_for_target([one], here, np.arange(12), none(12), 6, 1),
+            choose_for_target([other], there, order, none(12), 6, 1),
         ),
     ):
-        assert one.indices.tolist() == numbers[other.indices].tolist()
+        assert found.indices.tolist() == numbers[expected.indices].tolist()
 
 
 def test_equal_gains_go_to_the_first_in_order() -> None:
@@ -123,5 +130,7 @@ def test_equal_gains_go_to_the_first_in_order() -> None:
     gram = twice @ twice.T
     order = np.concatenate([np.arange(12, 24), np.arange(12)])
     assert choose_for_table(gram, order, none(24), 5).indices.min() >= 12
-    found = choose_for_target(gram, gram[:, :1] * 0.5, order, none(24), 1, 0.1, 1)
+    found = choose_for_target(
+        [Regression(gram, gram[:, :1] * 0.5, 0.1)], gram, order, none(24), 1, 1
+    )
     assert found.indices.tolist() == [12]

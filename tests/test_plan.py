@@ -136,6 +136,24 @@ def test_make_plan__wide_table_on_small_workers() -> None:
     assert plan.client_bytes == Options().matrix_budget
 
 
+@given(st.integers(10, 10**7), st.integers(2, 3000), st.integers(1, 4), machines)
+def test_make_plan__counts_a_grid_for_every_target(
+    rows: int, columns: int, targets: int, machine: Machine
+) -> None:
+    names = tuple(f"y{number}" for number in range(targets))
+    none, some = (
+        make_plan(rows, columns, Options(max_columns=2, target=target), machine).passes[-1]
+        for target in ((), names)
+    )
+    assert some.tasks >= (1 + targets) * none.tasks + targets
+    assert some.operations > (1 + targets) * none.operations
+    assert none.worker_bytes <= some.worker_bytes <= machine.memory
+    assert some.client_bytes == none.client_bytes + targets * 8 * columns**2
+    check_client(PASSES[5], columns, some.client_bytes, also=targets)
+    with pytest.raises(ResourceError, match="pass 5"):
+        check_client(PASSES[5], columns, some.client_bytes - 1, also=targets)
+
+
 def test_make_plan__more_workers_than_columns_leaves_some_idle() -> None:
     plan = make_plan(1000, 3, Options(passes=(1,)), Machine(64, 1, 2 * GIB))
     assert plan.passes[0].tasks <= 3

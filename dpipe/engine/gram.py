@@ -22,7 +22,7 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import assemble, run_grid
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.plan import check_client
-from dpipe.engine.responses import responses_of
+from dpipe.engine.responses import Responses, responses_of
 from dpipe.model.records import MILLION
 from dpipe.model.registry import PASSES, Pass
 
@@ -40,8 +40,10 @@ class Gram:
     rows
         (p,) valid rows of each.
     responses
-        (p, q) products with the responses of the targets; no column where nothing is chosen for a
-        target.
+        (p, q) products with the responses of the targets that are known in all these rows; no
+        column where nothing is chosen for one.
+    n_rows
+        Rows that it is of.
     targets
         How many targets the responses are of; each has a variance of 1.
     """
@@ -50,12 +52,25 @@ class Gram:
     values: NDArray[np.float64]
     rows: NDArray[np.int64]
     responses: NDArray[np.float64]
+    n_rows: int
     targets: int = 0
 
     def of(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Places of the columns among those named, in the order of their names."""
         place = {name: index for index, name in enumerate(self.names)}
         return np.array([place[name] for name in sorted(names) if name in place], dtype=np.int64)
+
+    def among(self, names: Sequence[str]) -> Gram:
+        """The same of all of some columns; one that is not in it shares nothing with any."""
+        if names == self.names:
+            return self
+        place = {name: index for index, name in enumerate(names)}
+        known = [place[name] for name in self.names]
+        values, rows = np.eye(len(names)), np.zeros(len(names), dtype=np.int64)
+        responses = np.zeros((len(names), self.responses.shape[1]))
+        values[np.ix_(known, known)] = self.values
+        rows[known], responses[known] = self.rows, self.responses
+        return Gram(tuple(names), values, rows, responses, self.n_rows, self.targets)
 
     def nearest(self, index: int, among: NDArray[np.int64]) -> int:
         """Which of some columns is most similar to one, the first by name of equals."""
@@ -64,14 +79,23 @@ class Gram:
         return min(best, key=self.names.__getitem__)
 
 
-def gram_of(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]) -> Gram:
-    """The Gram matrix of columns; tiles that are still in the store are not computed again."""
+def gram_of(
+    this: Pass,
+    context: Context,
+    prepared: Prepared,
+    columns: Sequence[str],
+    responses: Responses | None = None,
+) -> Gram:
+    """The Gram matrix of columns; tiles that are still in the store are not computed again.
+
+    The responses are those of the run's targets unless others are given.
+    """
     members = set(columns)
     names = tuple(
         name for name in prepared if name in members and prepared[name].statistics.n_unique > 1
     )
     check_client(this, len(names), psutil.virtual_memory().available)
-    responses = responses_of(context, prepared)
+    responses = responses_of(context, prepared) if responses is None else responses
     wanted = (*names, *responses.columns)
     values = np.ones((len(wanted), len(wanted)))
     if len(wanted) > 1:
@@ -90,7 +114,8 @@ def gram_of(this: Pass, context: Context, prepared: Prepared, columns: Sequence[
     rows = np.array([prepared[name].statistics.n_valid for name in names], dtype=np.int64)
     products = np.nan_to_num(values[:p, p:]) * np.array(responses.weights)
     square = values[:p, :p] if len(responses.columns) else values
-    return Gram(names, np.ascontiguousarray(square), rows, products, responses.targets)
+    square = np.ascontiguousarray(square)
+    return Gram(names, square, rows, products, context.n_rows, responses.targets)
 
 
 def _record(title: str) -> str:
@@ -111,12 +136,16 @@ def _grid_with(this: Pass, context: Context, wanted: Sequence[str]) -> tuple[str
     return this.name, wanted
 
 
-def order_of(gram: Gram, prepared: Prepared, context: Context) -> NDArray[np.int64]:
+def order_of(prepared: Prepared, context: Context, *grams: Gram) -> NDArray[np.int64]:
     """Columns from the one most worth keeping to the one least so.
 
     After the user's wishes, relevance and missing cells the larger sum of similarities decides (in
-    whole millionths, which add up alike in any order).
+    whole millionths, which add up alike in any order), over all the matrices given, which are of
+    the same columns.
     """
-    missing = [prepared[name].statistics.n_missing for name in gram.names]
-    sums = np.rint(np.abs(gram.values) * MILLION).astype(np.int64).sum(axis=1)
-    return context.priority.order(gram.names, np.array(missing, dtype=np.int64), -sums)
+    names = grams[0].names
+    missing = [prepared[name].statistics.n_missing for name in names]
+    sums = np.zeros(len(names), dtype=np.int64)
+    for gram in grams:
+        sums += np.rint(np.abs(gram.values) * MILLION).astype(np.int64).sum(axis=1)
+    return context.priority.order(names, np.array(missing, dtype=np.int64), -sums)

@@ -70,15 +70,17 @@ def tile_bytes(block: int, functions: int, rows: int) -> int:
     return pieces + whitened + moments_bytes(block, functions) + product
 
 
-def prediction_bytes(n_columns: int) -> int:
+def prediction_bytes(n_columns: int, also: int = 0) -> int:
     """Peak of pass 3 on the client: the Gram matrix and what the sweep derives from it.
+
+    Pass 5 holds `also` so many more matrices of the same columns.
 
     Examples
     --------
     >>> prediction_bytes(1000) / 8e6
     6.0
     """
-    return 6 * 8 * n_columns**2
+    return (6 + also) * 8 * n_columns**2
 
 
 def merge_bytes(block: int, functions: int, fan_in: int) -> int:

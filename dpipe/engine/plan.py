@@ -7,6 +7,7 @@ See also: `dpipe.engine.memory`, the bytes of single tasks.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,15 +86,17 @@ def check_disk(plan: Plan, free: int, folder: str) -> None:
         )
 
 
-def check_client(of: Pass, n_columns: int, free: int) -> None:
+def check_client(of: Pass, n_columns: int, free: int, also: int = 0) -> None:
     """Refuse a pass when its matrices of `n_columns` columns would not fit `free` bytes.
+
+    `also` are more matrices than the usual ones (see `dpipe.engine.memory.prediction_bytes`).
 
     Raises
     ------
     ResourceError
         Naming both sizes and the options that make it fit.
     """
-    need = memory.prediction_bytes(n_columns)
+    need = memory.prediction_bytes(n_columns, also)
     if need > free:
         others = ",".join(str(number) for number in usual_passes() if number != of.number)
         leave = f", or leave it out by --passes {others}" if of.asked_by is None else ""
@@ -174,6 +177,26 @@ def plan_grid(
         operations=float(n_rows) * (table.n_columns * functions) ** 2,
         shape=_shape(tiling),
         client_bytes=client_bytes,
+    )
+
+
+def with_grids_of_some_rows(
+    of: Pass, planned: PlannedPass, table: TableShape, machine: Machine, grids: int
+) -> PlannedPass:
+    """The plan of a grid, and of so many more for which its columns are ranked anew.
+
+    Each of those is of some of the rows, so it takes no more than the first.
+    """
+    if not grids:
+        return planned
+    stored = dataclasses.replace(table, row_group=0, files=1)
+    ranking = plan_ranking(of, stored, machine)
+    return dataclasses.replace(
+        planned,
+        tasks=planned.tasks + grids * (ranking.tasks + planned.tasks),
+        worker_bytes=max(planned.worker_bytes, ranking.worker_bytes),
+        bytes_read=planned.bytes_read + grids * (ranking.bytes_read + planned.bytes_read),
+        operations=planned.operations + grids * (ranking.operations + planned.operations),
     )
 
 

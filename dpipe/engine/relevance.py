@@ -43,7 +43,15 @@ from dpipe.kernels.relevance import (
 from dpipe.kernels.rerank import joint_scores
 from dpipe.model.events import Note
 from dpipe.model.records import MILLION, TargetRelevance
-from dpipe.rankstore import Catalogue, Store, build_catalogue, bytes_of, load_catalogue, read_piece
+from dpipe.rankstore import (
+    Catalogue,
+    Store,
+    build_catalogue,
+    bytes_of,
+    load_catalogue,
+    pattern_of,
+    read_piece,
+)
 from dpipe.table import Table
 from dpipe.table.target import read_target
 
@@ -75,6 +83,8 @@ class StoredTarget:
         Different values, or classes.
     class_rows
         Rows of each class; empty for numbers.
+    pattern
+        Equal for targets with a value in the same rows, "" for those that have one in every row.
     """
 
     name: str
@@ -82,6 +92,7 @@ class StoredTarget:
     n_valid: int
     n_unique: int
     class_rows: tuple[int, ...]
+    pattern: str
 
 
 def store_targets(context: Context, table: Table, record: str, rows: str | None) -> None:
@@ -147,7 +158,9 @@ def store_target(
         class_rows = tuple(np.bincount(coded, minlength=len(column.classes)).tolist())
         n_valid, n_unique = len(coded), len(class_rows)
     store.write(file, bytes_of(values))
-    return StoredTarget(name, file, n_valid, n_unique, class_rows)
+    missing = np.isnan(values)
+    pattern = pattern_of(np.packbits(~missing) if missing.any() else None)
+    return StoredTarget(name, file, n_valid, n_unique, class_rows, pattern)
 
 
 def _check(target: StoredTarget, fewest: int) -> None:

@@ -7,9 +7,8 @@ Does not cover: relevance (`dpipe.engine.relevance`), the grid (`dpipe.engine.gr
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,22 +43,46 @@ class Responses:
 
 
 def responses_of(context: Context, prepared: Prepared) -> Responses:
-    """The responses of a run whose columns are chosen for its targets, left in the store.
+    """The responses of a run whose columns are chosen for its targets, left in its store.
 
-    The normal scores of an indicator are a straight line of it. Of a target with C classes the
-    indicators' variances add up to a share (1 - p_c) / (C - 1) for the class of the share p_c.
+    Of the targets that are known in every row; the others have no say on rows where nobody knows
+    them (`dpipe.engine.known`).
     """
     if context.options.max_columns is None or not context.options.target:
         return Responses()
-    targets = stored_targets(context.store)
+    targets = [target for target in stored_targets(context.store) if not target.pattern]
+    return leave_responses(context, context.store, targets, prepared)
+
+
+def leave_responses(
+    context: Context, store: Store, targets: Sequence[StoredTarget], prepared: Prepared
+) -> Responses:
+    """The responses of some targets, left in a store of the rows where all of them are known.
+
+    Parameters
+    ----------
+    context
+        The run, in whose store the targets are.
+    store
+        Where the responses go.
+    targets
+        They are known in the same rows.
+    prepared
+        The columns of that store, whose blocks come first.
+
+    Notes
+    -----
+    The normal scores of an indicator are a straight line of it. Of a target with C classes the
+    indicators' variances add up to a share (1 - p_c) / (C - 1) for the class of the share p_c.
+    """
     first = 1 + max(column.block for column in prepared.values())
     weights = [_weights(target) for target in targets]
     starts = np.cumsum([first, *(len(each) for each in weights)]).tolist()
     blocks = list(range(first, starts[-1]))
     names = [name for target in targets for name in _names(target)]
-    if not _are_there(context.store, dict(zip(blocks, names, strict=True))):
+    if not _are_there(store, dict(zip(blocks, names, strict=True))):
         todo = [
-            (context.store, target, start, context.n_rows)
+            (context.store, store, target, start, context.n_rows)
             for target, start in zip(targets, starts, strict=False)
         ]
         for _ in submit.run_tasks(
@@ -73,8 +96,7 @@ def responses_of(context: Context, prepared: Prepared) -> Responses:
         ):
             pass
     columns = {
-        name: read_block_columns(context.store, block)[0]
-        for name, block in zip(names, blocks, strict=True)
+        name: read_block_columns(store, block)[0] for name, block in zip(names, blocks, strict=True)
     }
     return Responses(columns, tuple(w for each in weights for w in each), len(targets))
 
@@ -98,26 +120,25 @@ def _are_there(store: Store, wanted: Mapping[int, str]) -> bool:
     )
 
 
-def store_responses(store: Store, target: StoredTarget, first: int, n_rows: int) -> None:
-    """Task: leave the responses of a target in the store, a block each from number `first` on."""
-    values, valid = target_values(store, target, 0, n_rows)
+def store_responses(
+    source: Store, store: Store, target: StoredTarget, first: int, n_rows: int
+) -> None:
+    """Task: leave the responses of a target in a store of the rows where it is known.
+
+    Each gets a block, from number `first` on; `source` has the target, on `n_rows` rows.
+    """
+    values, known = target_values(source, target, 0, n_rows)
+    values = values[known]
     for place, name in enumerate(_names(target)):
-        own = values == place if target.class_rows else values
-        ranked = rank_column(np.where(valid, own, math.nan))
-        mask = None if ranked.valid is None else np.packbits(ranked.valid)
-        column = StoredColumn(
-            statistics=_statistics(name, n_rows, ranked.n_valid, ranked.n_unique),
-            block=first + place,
-            slot=0,
-            valid_slot=-1 if mask is None else 0,
-            pattern="" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()[:32],
-        )
+        ranked = rank_column(values == place if target.class_rows else values)
+        facts = bare_statistics(name, ranked.n_valid, ranked.n_valid, ranked.n_unique)
+        column = StoredColumn(facts, block=first + place, slot=0, valid_slot=-1, pattern="")
         scores = np.asarray(ranked.scores, dtype=np.float32)
-        write_block(store, first + place, [column], [scores], [] if mask is None else [mask])
+        write_block(store, first + place, [column], [scores], [])
 
 
-def _statistics(name: str, n_rows: int, n_valid: int, n_unique: int) -> ColumnStatistics:
-    """The counts of a response; nobody asks for the rest."""
+def bare_statistics(name: str, n_rows: int, n_valid: int, n_unique: int) -> ColumnStatistics:
+    """The counts of a column of which nobody asks for the rest."""
     unknown: dict[str, Any] = dict.fromkeys(
         ("minimum", "maximum", "mean", "variance", "normalised_variance", "q025", "q975"), math.nan
     )

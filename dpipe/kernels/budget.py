@@ -9,6 +9,7 @@ See also: docs/statistics.md for formulas and sources; docs/models.md for what w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,34 +61,52 @@ def ridge_for(rows: int) -> float:
     return max(ROWS_OF_RIDGE / max(rows, 1), LEAST_RIDGE)
 
 
+@dataclass(frozen=True)
+class Regression:
+    """What the regression of some targets is made of, on the rows where they are known.
+
+    Attributes
+    ----------
+    r
+        (p, p) Gram matrix of unit-norm centred columns there; of one that is constant there, 0 but
+        on the diagonal.
+    responses
+        (p, q) products of the columns with unit-norm centred functions of the targets: one for a
+        target of numbers; for C classes their indicators, each times sqrt((1 - share) / (C - 1)),
+        so that their variances add up to 1.
+    ridge
+        Penalty in units of a column's variance, see `ridge_for`; it keeps columns that differ only
+        by noise from being taken for that noise.
+    """
+
+    r: Matrix
+    responses: Matrix
+    ridge: float
+
+
 def choose_for_target(
+    regressions: Sequence[Regression],
     r: Matrix,
-    responses: Matrix,
     order: Indices,
     asked: NDArray[np.bool_],
     count: int,
-    ridge: float,
     variance: float,
 ) -> Chosen:
     """Forward regression of the targets: always the column that explains most of what is left.
 
     Parameters
     ----------
+    regressions
+        Of the targets that are known in the same rows one each, all with the same columns. What a
+        column explains is summed over them.
     r
-        (p, p) Gram matrix of unit-norm centred columns.
-    responses
-        (p, q) products of the columns with unit-norm centred functions of the targets: one for a
-        target of numbers; for C classes their indicators, each times sqrt((1 - share) / (C - 1)),
-        so that their variances add up to 1.
+        (p, p) Gram matrix of the columns on all rows, for what is explained of the table.
     order
         All p columns, the most relevant first; of equal gains the first counts.
     asked
         (p,) columns that are taken before any other.
     count
         How many columns to take; all when there are fewer.
-    ridge
-        Penalty in units of a column's variance, see `ridge_for`; it keeps columns that differ only
-        by noise from being taken for that noise.
     variance
         Of all responses together, which the shares are of: the number of targets.
 
@@ -95,48 +114,66 @@ def choose_for_target(
     -----
     The gain of a column is the fall of the penalised sum of squares, |c_j|^2 / (v_j + ridge), with
     c_j its product with the residuals and v_j its own residual variance, both by a Cholesky
-    factorisation of r + ridge I that grows by a column a step: 2 p k operations a step. Memory:
-    p x count beside `r`.
+    factorisation of r + ridge I that grows by a column a step: 2 p k operations a step and
+    regression. Memory: p x count for each.
 
     Examples
     --------
     >>> import numpy as np
     >>> r = np.array([[1, 0.95, 0.1], [0.95, 1, 0.1], [0.1, 0.1, 1.0]])
-    >>> chosen = choose_for_target(
-    ...     r, np.array([[0.8], [0.79], [0.5]]), np.arange(3), np.zeros(3, bool), 2, 0.1, 1
-    ... )
-    >>> chosen.indices.tolist()
+    >>> of = Regression(r, np.array([[0.8], [0.79], [0.5]]), 0.1)
+    >>> choose_for_target([of], r, np.arange(3), np.zeros(3, bool), 2, 1).indices.tolist()
     [0, 2]
     """
     order = _asked_first(order, asked)
     n_asked, count = int(np.count_nonzero(asked)), min(count, len(r))
-    gram = r[np.ix_(order, order)]
-    shared = responses[order].copy()
-    left = np.full(len(gram), 1 + ridge)
-    waiting = np.ones(len(gram), dtype=bool)
-    factor = np.empty((len(gram), count), order="F")
+    parts = [_Forward(regression, order, count) for regression in regressions]
+    waiting = np.ones(len(r), dtype=bool)
     steps, gained = [], []
     for step in range(count):
-        gains = (shared**2).sum(axis=1) / left
+        gains = np.sum([part.gains() for part in parts], axis=0)
         best = _first_of_largest(gains, waiting) if step >= n_asked else step
-        column = gram[:, best] - factor[:, :step] @ factor[best, :step]
-        column[best] += ridge
-        column /= math.sqrt(left[best])
-        factor[:, step] = column
+        for part in parts:
+            part.take(best)
         gained.append(float(gains[best]))
-        shared -= np.outer(column, shared[best] / math.sqrt(left[best]))
-        left = np.maximum(left - column * column, ridge)
         waiting[best] = False
         steps.append(best)
     share = np.cumsum(gained) / variance
-    return Chosen(order[steps], explained_by(gram, np.array(steps, dtype=np.int64)), share)
+    table = explained_by(r[np.ix_(order, order)], np.array(steps, dtype=np.int64))
+    return Chosen(order[steps], table, share)
+
+
+class _Forward:
+    """A ridge regression that takes a column a step; columns are counted in order."""
+
+    def __init__(self, of: Regression, order: Indices, count: int) -> None:
+        self._of, self._order = of, order
+        self._shared = of.responses[order]
+        self._left = np.full(len(order), 1 + of.ridge)
+        self._factor = np.empty((len(order), count), order="F")
+        self._rank = 0
+
+    def gains(self) -> Matrix:
+        """What each column would explain of what is left of the targets."""
+        return np.asarray((self._shared**2).sum(axis=1) / self._left)
+
+    def take(self, best: int) -> None:
+        """Take a column."""
+        held = self._factor[:, : self._rank]
+        column = self._of.r[self._order, self._order[best]] - held @ held[best]
+        column[best] += self._of.ridge
+        column /= math.sqrt(self._left[best])
+        self._factor[:, self._rank] = column
+        self._rank += 1
+        self._shared -= np.outer(column, self._shared[best] / math.sqrt(self._left[best]))
+        self._left = np.maximum(self._left - column * column, self._of.ridge)
 
 
 def choose_for_table(r: Matrix, order: Indices, asked: NDArray[np.bool_], count: int) -> Chosen:
     """Greedy column subset selection: always the column that explains most of what is left of all.
 
-    Arguments are those of `choose_for_target`, as far as they go. When the chosen columns explain
-    everything, the rest is filled up in order.
+    Arguments are those of `choose_for_target`, as far as they go: `r` is what it chooses from. When
+    the chosen columns explain everything, the rest is filled up in order.
 
     Notes
     -----

@@ -46,7 +46,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     """Go through the columns in order; drop each that kept ones predict."""
     options = context.options
     gram = gram_of(this, context, prepared, columns)
-    order = order_of(gram, prepared, context)
+    order = order_of(prepared, context, gram)
     asked = np.array([name in context.priority.asked for name in gram.names], dtype=bool)
     most = _most(context)
     _say_what_rows_allow(context, gram, most)

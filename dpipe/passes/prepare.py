@@ -39,6 +39,7 @@ from dpipe.rankstore import (
     StoredColumn,
     finished_blocks,
     is_intact,
+    pattern_of,
     read_block_columns,
     tell_apart,
     write_block,
@@ -241,7 +242,7 @@ def rank_columns(
             block=number,
             slot=slots[facts.name],
             valid_slot=valid_slots.get(facts.name, -1),
-            pattern=_digest(masks.get(facts.name)),
+            pattern=pattern_of(masks.get(facts.name)),
         )
         for facts in statistics
     ]
@@ -292,11 +293,6 @@ def rank_sample(store: Store, prepared: Prepared) -> tuple[list[str], NDArray[np
 @lru_cache(maxsize=2)
 def _load_table(store: Store, record: str) -> Table:
     return Table.from_json(store.read_text(record))
-
-
-def _digest(mask: NDArray[np.uint8] | None) -> str:
-    """Names a set of valid rows; "" for all of them."""
-    return "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()[:32]
 
 
 def _statistics(name: str, position: int, block: Block, ranked: RankedColumn) -> ColumnStatistics:

@@ -6,6 +6,7 @@ Does not cover: ranking (`dpipe.kernels.ranks`), reading for a pass (`dpipe.rank
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -47,6 +48,11 @@ class StoredColumn:
     valid_slot: int
     pattern: str
     checksum: int = 0
+
+
+def pattern_of(mask: NDArray[np.uint8] | None) -> str:
+    """Names a set of valid rows by its packed mask; "" for all of them."""
+    return "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()[:32]
 
 
 def write_block(

@@ -118,13 +118,15 @@ def _chosen(results: Results) -> str:
         return ""
     last = steps[-1]
     target = "" if last.target is None else f" and {percent(last.target)} of the target's"
+    which = "Of the rows of this run"
+    which += "" if last.target is None else ", and of the target of those where it is known"
     number = counted(len(steps), "column")
     return (
         f"<p>{number} {'explains' if len(steps) == 1 else 'explain'} {percent(last.table)} of the "
         f"variance of the columns that were left to choose from{target}, on normal scores. For "
         "fewer columns, read the curve or take the first ones of the table.</p>"
         f"{_curve(steps)}"
-        '<p class="hint">Of the rows of this run: it is no score of a model on new rows.</p>'
+        f'<p class="hint">{which}: it is no score of a model on new rows.</p>'
         '<div class="table" data-table="chosen"></div>'
     )
 

@@ -11,6 +11,7 @@ sqrt(penalty) in an element of its own, the targets by zeros.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,10 +34,12 @@ _MOST_OPERATIONS = 10**11
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of a run as ranked columns.
+    """The targets that are known in the same rows, as ranked columns of these rows.
 
     Attributes
     ----------
+    rows
+        The rows, counted among those that take part.
     columns
         One for a target of numbers; for classes the indicator of each.
     weights
@@ -45,6 +48,7 @@ class Targets:
         Targets.
     """
 
+    rows: NDArray[np.int64]
     columns: RankedColumns
     weights: Floats
     count: int
@@ -52,23 +56,27 @@ class Targets:
 
 def targets_of(
     table: Table, options: Options, rows: NDArray[np.int64] | None, path: str
-) -> Targets:
-    """Read and rank the targets on the rows that take part, into a file."""
-    values: dict[str, Floats] = {}
-    weights: list[float] = []
-    for name in options.target:
-        target = read_target(table, name, options.target_kind, rows)
-        if target.classes is None:
-            values[name] = target.values
-            weights.append(1.0)
-            continue
-        valid = ~np.isnan(target.values)
-        for number in range(len(target.classes)):
-            own = target.values == number
-            values[f"{name}\0{number}"] = np.where(valid, own, math.nan)
-            share = np.count_nonzero(own) / np.count_nonzero(valid)
-            weights.append(math.sqrt((1 - share) / (len(target.classes) - 1)))
-    return Targets(rank_values(values, path), np.array(weights), len(options.target))
+) -> list[Targets]:
+    """Read and rank the targets where each is known among the rows that take part, into files."""
+    known = {name: read_target(table, name, options.target_kind, rows) for name in options.target}
+    groups: dict[bytes, list[str]] = defaultdict(list)
+    for name, target in known.items():
+        groups[np.packbits(np.isfinite(target.values)).tobytes()].append(name)
+    found = []
+    for number, names in enumerate(groups.values()):
+        where = np.flatnonzero(np.isfinite(known[names[0]].values))
+        values: dict[str, Floats] = {}
+        weights: list[float] = []
+        for name in names:
+            own = known[name].values[where]
+            classes = known[name].classes or ()
+            indicators = [(own == code).astype(np.float64) for code in range(len(classes))]
+            shares = [float(indicator.mean()) for indicator in indicators]
+            weights += [math.sqrt((1 - q) / (len(classes) - 1)) for q in shares] or [1.0]
+            values |= {f"{name}\0{code}": each for code, each in enumerate(indicators or [own])}
+        ranked = rank_values(values, f"{path}-{number}")
+        found.append(Targets(where, ranked, np.array(weights), len(names)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,43 +129,74 @@ def of_table(scores: Floats, taken: Sequence[int]) -> Iterator[Taken]:
         yield Taken(share, gain, best)
 
 
-def of_targets(
-    scores: Floats, targets: Floats, taken: Sequence[int], ridge: float, count: int
-) -> Iterator[Taken]:
-    """Columns taken in turn, by what they explain of the targets: ridge regression.
+@dataclass
+class Fit:
+    """A ridge regression of targets on columns that are taken in turn.
+
+    Attributes
+    ----------
+    scores
+        (m, p) columns of norm 1, or of 0 where they are constant on the rows of the targets.
+    targets
+        (m, q) of norm 1 times their weights.
+    ridge
+        The penalty.
+    """
+
+    scores: Floats
+    targets: Floats
+    ridge: float
+
+    def begin(self, count: int) -> None:
+        """Make room for so many columns."""
+        m, p = self.scores.shape
+        self._rest = np.concatenate([self.targets, np.zeros((count, self.targets.shape[1]))])
+        self._basis = np.zeros((m + count, count))
+        self._taken = 0
+        self.left = np.full(p, 1 + self.ridge)
+
+    def gains(self) -> Floats:
+        """What each column would explain of what is left."""
+        products = self.scores.T @ self._rest[: len(self.scores)]
+        return np.asarray((products**2).sum(axis=1) / self.left)
+
+    def take(self, place: int) -> float:
+        """What a column explains, which it does from now on."""
+        m, step = len(self.scores), self._taken
+        column = np.zeros(len(self._basis))
+        column[:m], column[m + step] = self.scores[:, place], math.sqrt(self.ridge)
+        for _ in range(2):
+            column -= self._basis[:, :step] @ (self._basis[:, :step].T @ column)
+        own = self._basis[:, step] = column / np.linalg.norm(column)
+        onto = own @ self._rest
+        self._rest -= np.outer(own, onto)
+        self.left -= (own[:m] @ self.scores) ** 2
+        self._taken += 1
+        return float(onto @ onto)
+
+
+def of_targets(fits: Sequence[Fit], taken: Sequence[int], count: int) -> Iterator[Taken]:
+    """Columns taken in turn, by what they explain of `count` targets, each of a variance of 1.
 
     Parameters
     ----------
-    scores
-        (m, p) columns of norm 1.
-    targets
-        (m, q) of norm 1 times their weights.
+    fits
+        Of the targets that are known in the same rows one each.
     taken
         Places of columns.
-    ridge
-        The penalty.
     count
-        Targets, each of which has a variance of 1.
+        Targets in all.
     """
-    m, p = scores.shape
-    rest = np.concatenate([targets, np.zeros((len(taken), targets.shape[1]))])
-    basis = np.zeros((m + len(taken), len(taken)))
-    left = np.full(p, 1 + ridge)
-    waiting = np.ones(p, dtype=bool)
+    for fit in fits:
+        fit.begin(len(taken))
+    waiting = np.ones(fits[0].scores.shape[1], dtype=bool)
     share = 0.0
-    for step, place in enumerate(taken):
-        gains = ((scores.T @ rest[:m]) ** 2).sum(axis=1) / left
+    for place in taken:
+        gains = np.sum([fit.gains() for fit in fits], axis=0)
+        left = np.min([fit.left for fit in fits], axis=0)
         gain, best = float(gains[place]), _best(gains, left, waiting)
-        column = np.zeros(len(basis))
-        column[:m], column[m + step] = scores[:, place], math.sqrt(ridge)
-        for _ in range(2):
-            column -= basis[:, :step] @ (basis[:, :step].T @ column)
-        basis[:, step] = column / np.linalg.norm(column)
-        onto = basis[:, step] @ rest
-        rest -= np.outer(basis[:, step], onto)
-        left -= (basis[:m, step] @ scores) ** 2
+        share += sum(fit.take(place) for fit in fits) / count
         waiting[place] = False
-        share += float(onto @ onto) / count
         yield Taken(share, gain, best)
 
 

@@ -128,6 +128,21 @@ class RankedColumns:
         index = {name: place for place, name in enumerate(names)}
         return RankedColumns(path, len(rows), index, part.facts, part.marks)
 
+    def ranked_on(
+        self, rows: NDArray[np.int64], names: Sequence[str], path: str, crew: Crew
+    ) -> RankedColumns:
+        """Columns ranked anew among some rows alone, into a file."""
+        _make_room(path, len(names), len(rows))
+        tasks = ((self.part([name]), name, rows, path, place) for place, name in enumerate(names))
+        known = list(crew.each(_rank_again, tasks))
+        return RankedColumns(
+            path,
+            len(rows),
+            {name: place for place, name in enumerate(names)},
+            {name: facts for name, (facts, _) in zip(names, known, strict=True)},
+            {name: mark for name, (_, mark) in zip(names, known, strict=True)},
+        )
+
 
 def rank_columns(
     table: Table,
@@ -161,11 +176,7 @@ def rank_values(values: Mapping[str, NDArray[np.float64]], path: str) -> RankedC
     facts: dict[str, Facts] = {}
     marks: dict[str, Mark] = {}
     for place, (name, column) in enumerate(values.items()):
-        ranks, ordered, n_unique = _centred_ranks(column, np.isfinite(column))
-        missing = n_rows - len(ordered)
-        facts[name] = Facts(len(ordered), missing, missing, 0, n_unique, 0, math.nan)
-        marks[name] = _mark(ranks)
-        _put(path, place, ranks)
+        facts[name], marks[name] = _put_ranks(path, place, column, np.isfinite(column))
     index = {name: place for place, name in enumerate(values)}
     return RankedColumns(path, n_rows, index, facts, marks)
 
@@ -187,6 +198,23 @@ def _take(
     columns: RankedColumns, name: str, rows: NDArray[np.int64], path: str, place: int
 ) -> None:
     _put(path, place, columns.of(name)[rows])
+
+
+def _rank_again(
+    columns: RankedColumns, name: str, rows: NDArray[np.int64], path: str, place: int
+) -> tuple[Facts, Mark]:
+    ranks = columns.of(name)[rows]
+    return _put_ranks(path, place, ranks, is_valid(ranks))
+
+
+def _put_ranks(
+    path: str, place: int, values: NDArray[Any], is_there: NDArray[np.bool_]
+) -> tuple[Facts, Mark]:
+    """Rank a column that is in memory into its place in the file."""
+    ranks, ordered, n_unique = _centred_ranks(values, is_there)
+    missing = len(values) - len(ordered)
+    _put(path, place, ranks)
+    return Facts(len(ordered), missing, missing, 0, n_unique, 0, math.nan), _mark(ranks)
 
 
 def _rank_some(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpipe.verify.budget import Targets, of_table, of_targets, targets_of
+from dpipe.verify.budget import Fit, Targets, of_table, of_targets, targets_of
 from dpipe.verify.checks.claims import R2_TOLERANCE, SPEARMAN_TOLERANCE, Claims, Failures
 from dpipe.verify.columns import RankedColumns
 from dpipe.verify.prediction import Scores
@@ -33,13 +33,26 @@ def check_budget(
     if claims.drawn is not None:  # it takes all columns to say what some explain
         return
     varying = [name for name in received if columns.facts[name].n_unique > 1]
-    targets = None
-    if claims.options.target:
-        place = f"{columns.path}-targets"
-        targets = targets_of(claims.table, claims.options, rows, place)
-    scores = Scores(columns, varying, claims.crew, None if targets is None else targets.columns)
+    scores = Scores(columns, varying, claims.crew)
     yield from _check_rest(claims, scores)
-    yield from _check_choice(claims, varying, scores, targets, columns.n_rows)
+    fits, count = [], 0
+    if claims.options.target:
+        for some in targets_of(claims.table, claims.options, rows, f"{columns.path}-targets"):
+            fits.append(_fit(claims, columns, varying, some))
+            count += some.count
+    yield from _check_choice(claims, varying, scores, fits, count)
+
+
+def _fit(claims: Claims, columns: RankedColumns, varying: Sequence[str], targets: Targets) -> Fit:
+    """The regression of targets on the columns, all of it on the rows where these are known."""
+    if len(targets.rows) < columns.n_rows:
+        columns = columns.ranked_on(targets.rows, varying, f"{columns.path}-known", claims.crew)
+    there = [name for name in varying if columns.facts[name].n_unique > 1]
+    scores = Scores(columns, there, claims.crew, targets.columns)
+    responses = scores.vectors(list(targets.columns.index)) * targets.weights
+    vectors = np.zeros((len(responses), len(varying)))
+    vectors[:, [varying.index(name) for name in there]] = scores.vectors(there)
+    return Fit(vectors, responses, max(0.1, 100 / len(targets.rows)))
 
 
 def _check_rest(claims: Claims, scores: Scores) -> Failures:
@@ -70,8 +83,8 @@ def _check_choice(
     claims: Claims,
     varying: Sequence[str],
     scores: Scores,
-    targets: Targets | None,
-    n_rows: int,
+    fits: Sequence[Fit],
+    count: int,
 ) -> Failures:
     """Every column taken explained most of what was left, and all of them what is stated."""
     names = [str(step["column"]) for step in claims.chosen]
@@ -83,12 +96,9 @@ def _check_choice(
         yield "columns that were asked to be kept were not taken first"
         return
     taken = [varying.index(name) for name in names]
-    vectors = scores.vectors(varying)
-    ways = {"table": of_table(vectors, taken)}
-    if targets is not None:
-        responses = scores.vectors(list(targets.columns.index)) * targets.weights
-        ridge = max(0.1, 100 / n_rows)
-        ways["target"] = of_targets(vectors, responses, taken, ridge, targets.count)
+    ways = {"table": of_table(scores.vectors(varying), taken)}
+    if fits:
+        ways["target"] = of_targets(fits, taken, count)
     decides = list(ways)[-1]
     for what, way in ways.items():
         for number, (step, found) in enumerate(zip(claims.chosen, way, strict=True)):
