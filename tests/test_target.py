@@ -446,3 +446,26 @@ def test_a_run_that_goes_on_knows_the_relevance(tmp_path: Path, here: Any) -> No
     assert [d.relevance for d in again.decisions] == [d.relevance for d in first.decisions]
     other = dpipe.select(tmp_path / "t.parquet", target="noise", **where)
     assert [d.relevance for d in other.decisions] != [d.relevance for d in first.decisions]
+
+
+def test_workers_that_stay_do_not_take_one_run_for_another(tmp_path: Path, here: Any) -> None:
+    frame = table().drop(columns=["label", "other"])
+    frame["even"] = frame["close"].rank()
+    frame.to_parquet(tmp_path / "t.parquet")
+    settings: dict[str, Any] = {"target": "y", "passes": [1], "restart": "never", "client": here}
+
+    def relevance(folder: str, threshold: float) -> dict[str, float | None]:
+        found = dpipe.select(
+            tmp_path / "t.parquet",
+            output_dir=tmp_path / folder,
+            variance_threshold=threshold,
+            **settings,
+        )
+        return {d.column: d.relevance for d in found.decisions}
+
+    first = relevance("out", 0.0)
+    second = relevance("out", 0.08)
+    left = {name for name, value in second.items() if value is not None}
+    assert "even" in left
+    assert "close" not in left
+    assert {name: first[name] for name in left} == {name: second[name] for name in left}

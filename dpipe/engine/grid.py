@@ -148,8 +148,8 @@ def _folders_of(title: str) -> str:
 def _key(job: tiles.Job, names: Sequence[str], catalogue: Catalogue) -> str:
     """Names the folder of a grid's tiles by all that their content depends on."""
     depends = asdict(job) | {"kept_bytes": 0}  # what is kept decides speed only
-    content = json.dumps([depends, list(names)]).encode()
-    return hashlib.sha256(content + catalogue.rows.tobytes()).hexdigest()[:12]
+    content = json.dumps([depends, list(names), catalogue.key]).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def finished_tiles(context: Context, grid: Grid) -> Iterator[tuple[int, int, dict[str, Any]]]:

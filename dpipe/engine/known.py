@@ -82,8 +82,7 @@ def _ranked_there(
     source = {name: prepared[name] for name in names}
     catalogue, ordered = build_catalogue(source, context.n_rows)
     blocks = ranking_blocks(context.n_rows, len(ordered), 0, context.machine)
-    layout = [catalogue.block.tolist(), catalogue.slot.tolist(), blocks]
-    key = json.dumps([target.pattern, ordered, layout]).encode()
+    key = json.dumps([target.pattern, ordered, catalogue.key, blocks]).encode()
     folder = f"{_FOLDERS}{hashlib.sha256(key).hexdigest()[:16]}"
     store = Store(
         f"{context.store.root}/{folder}",

@@ -216,7 +216,7 @@ def measure_relevance(
     """
     targets = stored_targets(context.store)
     catalogue, ordered = build_catalogue({name: prepared[name] for name in names}, context.n_rows)
-    folder = "relevance"
+    folder = f"relevance-{catalogue.key}"
     catalogue.save(context.store, f"{folder}/catalogue.npz")
     blocks = even_blocks(0, len(ordered), _BLOCK)
     todo = [
@@ -234,7 +234,7 @@ def measure_relevance(
             describe=lambda index: f"columns {blocks[index][0]} to {blocks[index][1]}",
         )
     )
-    context.store.remove(f"{folder}/")
+    context.store.remove(folder)
     place = {name: number for number, name in enumerate(ordered)}
     order = [place[name] for name in names]
     hsic, rdc = (
