@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 import dpipe
 from dpipe.engine.known import rank_known
 from dpipe.engine.machine import Limits
+from dpipe.engine.memory import ranking_bytes
 from dpipe.engine.relevance import StoredTarget
 from dpipe.engine.responses import bare_statistics
 from dpipe.errors import InputError, VerificationError
@@ -407,40 +409,65 @@ def test_a_column_that_was_not_the_best_where_the_target_is_known_is_refused(
         verify(out)
 
 
-def test_ranks_among_some_rows_are_those_of_these_rows_and_torn_ones_are_made_again(
-    tmp_path: Path,
-) -> None:
-    store, there = Store(str(tmp_path / "all")), Store(str(tmp_path / "known"))
-    rng = np.random.default_rng(0)
-    values = np.round(rng.normal(size=(4, 50)), 1)
-    values[2, ::4] = np.nan
+def left_in_stores(
+    folder: Path, values: np.ndarray, known: np.ndarray
+) -> tuple[Store, Store, StoredTarget, tuple[str, ...]]:
+    """Columns ranked on all rows, a store for the known ones, a target, the order of the names."""
+    store, there = Store(str(folder / "all")), Store(str(folder / "known"))
     columns, ranks, masks = [], [], []
     for slot, column in enumerate(values):
         ranked = rank_column(column)
+        place = -1 if ranked.valid is None else len(masks)
         masks += [] if ranked.valid is None else [np.packbits(ranked.valid)]
-        facts = bare_statistics(f"c{slot}", 50, ranked.n_valid, ranked.n_unique)
-        place = -1 if ranked.valid is None else 0
-        columns.append(StoredColumn(facts, 0, slot, place, "" if place else "gaps"))
+        facts = bare_statistics(f"c{slot}", len(column), ranked.n_valid, ranked.n_unique)
+        columns.append(StoredColumn(facts, 0, slot, place, "" if place < 0 else str(slot)))
         ranks.append(ranked.scores)
     write_block(store, 0, columns, ranks, masks)
-    known = rng.random(50) < 0.4
     store.write("y.f32", np.where(known, 0, np.nan).astype(np.float32).tobytes())
-    target = StoredTarget("y", "y.f32", int(known.sum()), 2, (), "some")
-    catalogue, names = build_catalogue({c.statistics.name: c for c in columns}, 50)
+    by_name = {column.statistics.name: column for column in columns}
+    catalogue, names = build_catalogue(by_name, values.shape[1])
     catalogue.save(there, "source.npz")
+    return store, there, StoredTarget("y", "y.f32", int(known.sum()), 2, (), "some"), names
+
+
+def test_ranks_among_some_rows_are_those_of_these_rows_and_torn_ones_are_made_again(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    values = np.round(rng.normal(size=(4, 50)), 1)
+    values[2, ::4] = np.nan
+    known = rng.random(50) < 0.4
+    store, there, target, names = left_in_stores(tmp_path, values, known)
     for finished in (False, True):
         rank_known(store, there, target, 0, 0, 4, finished)
         stored = dict(zip(names, read_block_columns(there, 0), strict=True))
-        new, order = build_catalogue(stored, int(known.sum()))
-        found, valid = read_piece(there, new, range(4), 0, int(known.sum()))
+        catalogue, order = build_catalogue(stored, target.n_valid)
+        found, valid = read_piece(there, catalogue, range(4), 0, target.n_valid)
         assert valid is not None
         for name, own, mask in zip(order, found, valid, strict=True):
-            expected = rank_column(values[int(name[1:])][known])
+            column = values[int(name[1:])][known]
+            expected = rank_column(column)
             assert own.tolist() == expected.scores.tolist()
-            assert mask.tolist() == np.isfinite(values[int(name[1:])][known]).tolist()
+            assert mask.tolist() == np.isfinite(column).tolist()
             assert stored[name].statistics.n_unique == expected.n_unique
         with open(there.path("block-00000.f32"), "r+b") as torn:
             torn.write(bytes(16))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.95])
+def test_ranking_among_some_rows_takes_no_more_than_is_planned(
+    share: float, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 200_000))
+    values[::2, ::3] = np.nan
+    known = rng.random(values.shape[1]) < share
+    store, there, target, _ = left_in_stores(tmp_path, values, known)
+    tracemalloc.start()
+    rank_known(store, there, target, 0, 0, 6, False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= ranking_bytes(values.shape[1], 6, 0)
 
 
 # What is proved
