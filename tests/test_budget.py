@@ -30,7 +30,7 @@ from dpipe.engine.responses import bare_statistics
 from dpipe.errors import InputError, VerificationError
 from dpipe.estimator import DescriptorSelector
 from dpipe.kernels.ranks import rank_column
-from dpipe.model.events import Note, PassDone
+from dpipe.model.events import Note, PassDone, TaskDone
 from dpipe.model.inventory import RUN
 from dpipe.options import Options
 from dpipe.pipeline import plan_run, run
@@ -389,6 +389,28 @@ def test_where_the_target_is_known_neither_tiles_nor_orders_count(part: Path, he
     shuffled = shuffled[[*shuffled.columns[::-1]]]
     settings: dict[str, Any] = {"target": ("kind", "y"), "max_columns": 5, "client": here}
     assert sorted(dpipe.select(shuffled, **settings, **QUIET).selected) == sorted(expected)
+
+
+def test_a_run_that_ended_among_the_rows_of_a_target_goes_on(
+    part: Path, tmp_path: Path, here: Any
+) -> None:
+    out = folder_of(tmp_path)
+    settings: dict[str, Any] = {"target": ("y", "kind"), "max_columns": 5, "client": here}
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, TaskDone) and event.name == "moments-budget":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dpipe.select(part, output_dir=out, observers=[interrupt], **settings, **QUIET)
+    assert list(out.rglob("known-*"))
+    events: list[Any] = []
+    result = dpipe.select(part, output_dir=out, observers=[events.append], **settings, **QUIET)
+    done = [event.number for event in events if isinstance(event, PassDone) and event.reused]
+    assert done == [1, 2, 3]
+    assert result.selected == dpipe.select(part, **settings, **QUIET).selected
+    assert not list(out.rglob("known-*"))
+    assert verify(out)
 
 
 def test_a_column_that_was_not_the_best_where_the_target_is_known_is_refused(
