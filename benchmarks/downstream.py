@@ -6,11 +6,12 @@ many columns drawn blindly: a selection that does not beat them has done nothing
 
 Covers: R^2 of a regression, or area under the ROC curve with --classify; the paired difference
 between each selection and all columns, fold by fold; dpipe without and with the target, with a
-budget, and the selectors that people use instead at the same number of columns.
+budget, and the selectors that people use instead at the same number of columns; with --all-rows,
+selections that also see rows of which nobody knows the target.
 
 Usage: ``python -m benchmarks.downstream [TABLE... --target COLUMN --leave-out NAMES]
-[--setting "spearman_threshold: 0.8, passes: [1, 2]"] [--columns 50,200] [--peers all]``; without a
-table it takes examples/nci.
+[--setting "spearman_threshold: 0.8, passes: [1, 2]"] [--columns 50,200] [--peers all]
+[--all-rows]``; without a table it takes examples/nci.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
 import dpipe
 from benchmarks import common
 from benchmarks.selectors import BY_CORRELATION, PEERS, smart_correlated
+from dpipe.session import threads_here
 
 EXAMPLE = "examples/nci/*.parquet"
 EXAMPLE_TARGET = "tpsa_reference"
@@ -42,11 +44,14 @@ Select = Callable[[pd.DataFrame, pd.Series], Sequence[str]]
 """Names of the columns that a selection keeps, from training rows and their target."""
 
 
-def read(sources: Sequence[str], target: str, leave_out: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Numeric columns, without what is left out, and the target; rows whose target is known."""
+def read(
+    sources: Sequence[str], target: str, leave_out: str, all_rows: bool = False
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Numeric columns, without what is left out, and the target; of rows whose target is known."""
     files = sorted(path for source in sources for path in glob.glob(source))
     frame = pd.concat([pd.read_parquet(path) for path in files], ignore_index=True)
-    frame = frame[frame[target].notna()].reset_index(drop=True)
+    if not all_rows:
+        frame = frame[frame[target].notna()].reset_index(drop=True)
     patterns = [target, *filter(None, leave_out.split(","))]
     gone = [name for name in frame if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     numeric = frame.drop(columns=gone).select_dtypes(["number", "bool"])
@@ -61,8 +66,25 @@ def parse_setting(text: str) -> dict[str, Any]:
 
 def select(frame: pd.DataFrame, target: pd.Series, **options: Any) -> Sequence[str]:
     """What dpipe keeps of the training rows."""
+    if target.isna().any():  # which scikit-learn's way has no room for
+        return _select_from_table(frame, target, **options)
     fitted = dpipe.DescriptorSelector(**options).fit(frame, target)
     return [str(name) for name in fitted.get_feature_names_out()]
+
+
+def _select_from_table(
+    frame: pd.DataFrame, target: pd.Series, use_y: bool = True, **options: Any
+) -> Sequence[str]:
+    name = "the target"
+    table = pd.concat([frame, target.rename(name)], axis=1)
+    role = {"target": name} if use_y else {"exclude": name}
+    with threads_here() as client:
+        return dpipe.select(table, client=client, restart="never", **role, **options).selected
+
+
+def on_known(peer: Select) -> Select:
+    """A selection that takes no row without a target."""
+    return lambda frame, target: peer(frame[target.notna()], target[target.notna()])
 
 
 def contenders(arguments: Any) -> dict[str, Select]:
@@ -80,12 +102,12 @@ def contenders(arguments: Any) -> dict[str, Select]:
         found[f"with the target, {count} columns"] = partial(select, max_columns=count)
     chosen = {*PEERS, BY_CORRELATION} if arguments.peers == "all" else arguments.peers.split(",")
     if BY_CORRELATION in chosen:
-        found[BY_CORRELATION] = smart_correlated
+        found[BY_CORRELATION] = on_known(smart_correlated)
     for name, peer in PEERS.items():
         if name in chosen:
             for count in counts:
-                found[f"{name}, {count} columns"] = partial(
-                    peer, count=count, classify=arguments.classify
+                found[f"{name}, {count} columns"] = on_known(
+                    partial(peer, count=count, classify=arguments.classify)
                 )
     return found
 
@@ -114,15 +136,18 @@ def measure(
     x = frame.to_numpy(dtype=float, copy=True)
     x[~np.isfinite(x)] = np.nan  # the model takes missing cells, but no infinite ones
     y = target.to_numpy()
+    known, elsewhere = np.flatnonzero(~np.isnan(y)), np.flatnonzero(np.isnan(y))
+    x, y = x[known], y[known]
     generator = np.random.default_rng(0)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ("all columns", *selections)}
     for fold in folds.split(x, y):
         every = score(model, x, y, fold, arguments.classify)
         found["all columns"].append({"columns": x.shape[1], "score": every, "blind": every})
+        rows = np.sort(np.concatenate([known[fold[0]], elsewhere]))
         for name, selection in selections.items():
             began = time.monotonic()
             kept = np.sort(
-                frame.columns.get_indexer(selection(frame.iloc[fold[0]], target.iloc[fold[0]]))
+                frame.columns.get_indexer(selection(frame.iloc[rows], target.iloc[rows]))
             )
             record: dict[str, float] = {"columns": len(kept), "seconds": time.monotonic() - began}
             blind = np.sort(generator.choice(x.shape[1], len(kept), replace=False))
@@ -156,16 +181,22 @@ def main() -> None:
     parser.add_argument(
         "--peers", default="", help=f"{', '.join((BY_CORRELATION, *PEERS))}, or all of them"
     )
+    parser.add_argument(
+        "--all-rows", action="store_true", help="selections see rows without the target too"
+    )
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trees", type=int, default=100)
     arguments = parser.parse_args()
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
-    frame, target = read(arguments.sources, arguments.target, arguments.leave_out)
+    frame, target = read(
+        arguments.sources, arguments.target, arguments.leave_out, arguments.all_rows
+    )
     found = measure(frame, target, contenders(arguments), arguments)
     metric = "area under the curve" if arguments.classify else "R^2"
     print(
-        f"\n{arguments.target}: {len(frame)} rows, {frame.shape[1]} columns, "
+        f"\n{arguments.target}: {target.notna().sum()} of {len(frame)} rows, "
+        f"{frame.shape[1]} columns, "
         f"{arguments.repeats} x {arguments.folds} folds; mean and standard deviation over folds\n"
     )
     every = np.array([fold["score"] for fold in found["all columns"]])

@@ -118,6 +118,21 @@ def test_benchmarks__downstream_runs_small(tmp_path: Path) -> None:
         assert full["score"] <= 1
 
 
+def test_benchmarks__downstream_selects_by_rows_without_the_target_too(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    table = pq.read_table(EXAMPLE).to_pandas()
+    table.loc[::3, "tpsa_reference"] = np.nan
+    table.to_parquet(tmp_path / "part.parquet")
+    out = benchmark(
+        "downstream", str(tmp_path / "part.parquet"), "--target=tpsa_reference", "--all-rows",
+        "--leave-out=id,smiles,[A-Z]*,rdkit_TPSA", "--folds=2", "--repeats=1", "--trees=3",
+        "--columns=5", f"--json={figures}", folder=tmp_path,
+    )  # fmt: skip
+    assert f"{table['tpsa_reference'].notna().sum()} of {len(table)} rows" in out
+    found = json.loads(figures.read_text())["folds"]
+    assert {fold["columns"] for fold in found["with the target, 5 columns"]} == {5}
+
+
 @pytest.mark.parametrize(
     "contender", ["pandas", *(pytest.param(name, marks=pytest.mark.slow) for name in OURS)]
 )
