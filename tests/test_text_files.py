@@ -213,6 +213,72 @@ def test_a_column_that_is_text_for_a_few_cells_is_told_of(tmp_path: Path) -> Non
     assert opened(path, coerce_strings=True).features == ("x", "y")
 
 
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ("-,g/mol,bool,A\n", "row 2 ('g/mol') alone makes text of 3 columns ('b', 'c' and 'd');"),
+        ("mass of it,,,\n,g/mol,,\n", "rows 2 to 3 ('mass of it') alone make text of 2 columns ("),
+        (",,,\n,,yes or no,\n", "rows 2 to 3 ('yes or no') alone make text of column 'c';"),
+    ],
+)
+def test_a_second_header_is_told_of(tmp_path: Path, second: str, told: str, rows: int) -> None:
+    below = "1,2,true,0.5\n" * rows
+    path = write(tmp_path, f"a,b,c,d\n{second}{below}")
+    notes = opened(path).notes
+    assert sum(note.startswith(f"{path}: {told}") for note in notes) == 1
+    assert not any("a few cells like" in note for note in notes)
+    mended = opened(write(tmp_path, f"a,b,c,d\n{below}", "mended.csv"))  # as the sentence says
+    assert mended.features == ("a", "b", "c", "d")
+    assert not any(" alone make" in note for note in mended.notes)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ("float,int,bool,float\n", r"row 2 \('float'\) alone makes text of 4 columns"),
+        ("a,b,c,d is long\nm,g,s,A\n", r"rows 2 to 3 \('a'\) alone make text of 4 columns"),
+    ],
+)
+def test_a_second_header_that_leaves_no_column_of_numbers_is_told_of(
+    tmp_path: Path, second: str, told: str, rows: int
+) -> None:
+    path = write(tmp_path, f"a,b,c,d\n{second}" + "1,2,true,0.5\n" * rows)
+    with pytest.raises(InputError, match=f"^no numeric column is left .*; in {path} {told}"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["name", "other", "1"],  # one number below is none of a column of numbers
+        ["name", "1", "2", "other"],
+        ["a", "b", "c", "d", "1", "2"],  # more rows than a header has
+        ["1", "name", "2", "true"],
+        ["", "", "", ""],
+    ],
+)
+def test_text_that_is_no_second_header_is_not_taken_for_one(
+    tmp_path: Path, rows: list[str]
+) -> None:
+    path = write(tmp_path, "x,y\n" + "".join(f"{cell},1\n" for cell in rows))
+    assert not any(" alone make" in note for note in opened(path).notes)
+
+
+def test_a_second_header_above_decimal_commas_is_told_of(tmp_path: Path) -> None:
+    path = write(tmp_path, "a;b\nmol;g\n1,5;2,5\n1;2,25\n")
+    with pytest.raises(InputError, match=r"row 2 \('mol'\) alone makes text of 2 columns"):
+        opened(path)
+
+
+def test_a_second_header_of_one_file_is_told_of_where_the_others_have_none(tmp_path: Path) -> None:
+    write(tmp_path, "a,b\n1,2\n3,4\n", "1.csv")
+    path = write(tmp_path, "a,b\nm,s\n1,2\n3,4\n", "2.csv")
+    with pytest.raises(InputError, match=rf"in {path} row 2 \('m'\) alone makes text of 2 col"):
+        opened(tmp_path)
+
+
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
@@ -330,6 +396,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "bars": ("a|b|c\nm1|2|3\n", r"has one column, 'a\|b\|c', .* seems to be parted by \|"),
     "spaces": ("a   b\n1.5 2\n", "parted by spaces; write it as CSV"),
     "short row": ("a,b\n1,2\n3\n", "has 1 cell in row 3 and 2 columns in its header"),
+    "a short second header": ("a,b\ng\n1,2\n", r"remove that row \('g'\) if it is a second"),
     "long row": ("a,b\n1,2\n3,4,5\n", "has 3 cells in row 3 .* decimals are written with a point"),
     "two headers": ("a,b\n1,2\na,b\n3,4\n", "has its header again in row 3"),
     "decimal commas": ("a;b\n1,5;2\n", r"commas .* column 'a' \('1,5' in row 2\)"),

@@ -35,6 +35,10 @@ _WITH_COMMAS = (
 _NEARLY = 19
 """A column of text is told of when it has so many numbers for each other cell."""
 _FLAGS = frozenset({"false", "true"})
+_FIRST_ROW = 2
+"""The first row below the header, as a person counts."""
+_HEADINGS = 3
+"""Most rows right under the header that are taken for more of it."""
 
 
 @cache
@@ -85,12 +89,16 @@ class CellColumn:
         The first cell that is no number, in a column that has numbers before it or beside it.
     commas
         Whether all cells that are no numbers are numbers with commas.
+    headings
+        How many rows right under the header have the only cells that make the column text, with
+        numbers below, or true and false: units or types, as a second header has them.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.other: Cell | None = None
         self.commas = False
+        self.headings = 0
         self._flags = self._text = self._fractions = self._rounded = False
         self._low = self._high = 0
         self._numbers = self._others = 0
@@ -121,6 +129,11 @@ class CellColumn:
     def nearly_numbers(self) -> bool:
         """Whether almost all cells were numbers when the first others came."""
         return self._text and self._numbers >= _NEARLY * self._others > 0
+
+    @property
+    def heading(self) -> str:
+        """The first of the cells that `headings` counts."""
+        return self.other.text if self.other is not None and self.headings else ""
 
     def fits(self, planned: Holds) -> bool:
         """Whether the cells so far can be written as `planned`."""
@@ -177,6 +190,8 @@ class CellColumn:
         self.other = Cell(row + pc.index(is_other, True).as_py(), others[0].as_py())
         self._others = len(others)
         self.commas = not self._flags and _all_match(others, _WITH_COMMAS)
+        if row == _FIRST_ROW:
+            self.headings = _count_headings(cells, numbers)
         return cells
 
     def _look_for_commas(self, cells: pa.Array) -> None:
@@ -201,7 +216,7 @@ class Survey:
         self, batch: pa.RecordBatch, planned: Sequence[Holds], pool: ThreadPoolExecutor
     ) -> list[pa.Array]:
         """Take in more rows; an array for each column, as `CellColumn.add` returns it."""
-        first = repeat(self.rows + 2)  # a person counts from 1, and the header is a row
+        first = repeat(self.rows + _FIRST_ROW)
         self.rows += len(batch)
         return list(pool.map(CellColumn.add, self.columns, batch.columns, first, planned))
 
@@ -245,6 +260,17 @@ def _as_whole(cells: pa.Array, is_number: pa.Array) -> pa.Array | None:
     return None
 
 
+def _count_headings(cells: pa.Array, numbers: pa.Array) -> int:
+    """Rows at the top as far as there is text, if all below, at least two, is of one kind."""
+    is_value = pc.or_(pc.is_valid(numbers), _matches(cells, _WITH_COMMAS))
+    if not pc.any(is_value).as_py():
+        is_value = pc.is_in(pc.utf8_lower(cells), _words(_FLAGS))
+    texts = pc.indices_nonzero(pc.and_not(pc.is_valid(cells), is_value))
+    count: int = texts[-1].as_py() + 1 if len(texts) else 0
+    below = pc.sum(is_value.slice(count)).as_py() or 0
+    return count if count <= _HEADINGS and below >= 2 else 0
+
+
 def _has_large_whole(cells: pa.Array, numbers: pa.Array) -> bool:
     """Whether a cell is a whole number that float64 may round."""
     large = pc.greater_equal(pc.abs(numbers), float(_EXACT))
@@ -256,6 +282,11 @@ def _has_large_whole(cells: pa.Array, numbers: pa.Array) -> bool:
 
 def _all_match(cells: pa.Array, pattern: str) -> bool:
     return _all(pc.match_substring_regex(cells, pattern))
+
+
+def _matches(cells: pa.Array, pattern: str) -> pa.Array:
+    """Whether each cell does; a missing one does not."""
+    return pc.fill_null(pc.match_substring_regex(cells, pattern), False)
 
 
 def _all(mask: pa.Array) -> bool:

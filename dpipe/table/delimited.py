@@ -260,6 +260,8 @@ class Delimited:
             hint = " (a cell with a comma is put in quotes, decimals are written with a point)"
         if row.actual_columns > row.expected_columns == 1:
             hint = f", or remove the first line{_told(self.header.cells[0])} if it is no header"
+        if row.actual_columns < row.expected_columns and row.number == 1:
+            hint = f", or remove that row{_told(row.text)} if it is a second header, as of units"
         return self._bad(
             f"has {counted(row.actual_columns, 'cell')} in {number} and "
             f"{counted(row.expected_columns, 'column')} in its header, parted by "

@@ -23,12 +23,12 @@ from typing import Any
 import pyarrow as pa
 
 from dpipe.common.credentials import without_secrets
-from dpipe.common.words import columns_phrase, counted, listed, sized
+from dpipe.common.words import columns_phrase, counted, listed, quoted, sized
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, Note
 from dpipe.table import frames
 from dpipe.table.cells import CellColumn, Holds, Survey
-from dpipe.table.delimited import Delimited
+from dpipe.table.delimited import Delimited, Header
 from dpipe.table.files import (
     STORAGE_ERRORS,
     BadFile,
@@ -60,11 +60,14 @@ class Made:
         The file of the user.
     said
         What its user should know, in the words of a sentence about it.
+    second_header
+        Of that the one which tells of more rows of header below the first; empty without.
     """
 
     path: str
     origin: Origin
     said: tuple[str, ...]
+    second_header: str = ""
 
 
 def make_parquet(
@@ -141,14 +144,17 @@ def _make(
             if form is Format.ARROW:
                 _write_arrow(path, local, target)
                 said: tuple[str, ...] = ()
+                second = ""
             else:
                 text = Delimited(path, local, form, codec_of(path))
-                said = tuple(_write_text(text, target, is_analysed))
+                survey = _write_text(text, target, is_analysed)
+                second = _second_header(survey.columns)
+                said = tuple(_said(text.header, survey))
         if modified(path, storage_options) != before:
             raise _changed(path)
     except STORAGE_ERRORS as error:
         raise BadFile(path, without_secrets(reason_of(error), storage_options)) from error
-    return Made(target, Origin(path, *before, digest), said)
+    return Made(target, Origin(path, *before, digest), said, second)
 
 
 def _changed(path: str) -> BadFile:
@@ -178,7 +184,7 @@ def _digest(path: str) -> str:
 # Text
 
 
-def _write_text(text: Delimited, target: str, is_analysed: Callable[[str], bool]) -> Iterator[str]:
+def _write_text(text: Delimited, target: str, is_analysed: Callable[[str], bool]) -> Survey:
     names = text.header.names
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="dpipe-cells") as pool:
         planned = _of_first_rows(text, pool)
@@ -192,7 +198,7 @@ def _write_text(text: Delimited, target: str, is_analysed: Callable[[str], bool]
         else:
             raise _changed(text.shown)
     _refuse_commas(text, [c for c in survey.columns if c.commas and is_analysed(c.name)])
-    yield from _said(text, survey)
+    return survey
 
 
 def _of_first_rows(text: Delimited, pool: ThreadPoolExecutor) -> tuple[Holds, ...]:
@@ -227,8 +233,7 @@ def _refuse_commas(text: Delimited, columns: Sequence[CellColumn]) -> None:
         )
 
 
-def _said(text: Delimited, survey: Survey) -> Iterator[str]:
-    header = text.header
+def _said(header: Header, survey: Survey) -> Iterator[str]:
     kinds = [
         (counted(sum(h in which for h in survey.holds), "column"), what)
         for which, what in _WORDS.items()
@@ -238,7 +243,9 @@ def _said(text: Delimited, survey: Survey) -> Iterator[str]:
     yield f"read as text parted by {header.parted_by}: {told}"
     if header.like_numbers:
         yield f"most names in its header are numbers ({listed(header.names, 2)}): is it a header?"
-    nearly = [column for column in survey.columns if column.nearly_numbers]
+    if second := _second_header(survey.columns):
+        yield second
+    nearly = [each for each in survey.columns if each.nearly_numbers and not each.headings]
     if nearly:
         names = [column.name for column in nearly]
         yield f"{columns_phrase(names)}: text for a few cells like {nearly[0].other}"
@@ -248,6 +255,24 @@ def _said(text: Delimited, survey: Survey) -> Iterator[str]:
             f"{columns_phrase(rounded)}: whole numbers beyond 2^53 are rounded to float64, for "
             "other cells of the column are fractions, or they do not fit 64 bits"
         )
+
+
+def _second_header(columns: Sequence[CellColumn]) -> str:
+    """The words on rows of units or types between the header and the values; "" without any."""
+    under = [column for column in columns if column.headings]
+    if not under:
+        return ""
+    last = 1 + max(column.headings for column in under)
+    names, cell = columns_phrase([column.name for column in under]), quoted(under[0].heading)
+    if last == 2:
+        return (
+            f"row 2 ({cell}) alone makes text of {names}; remove it if it is a second header, as "
+            "of units or types"
+        )
+    return (
+        f"rows 2 to {last} ({cell}) alone make text of {names}; remove them if they are more of "
+        "the header, as of units or types"
+    )
 
 
 _WORDS = {

@@ -153,7 +153,7 @@ def _open(
         storage_options=storage_options,
         scratch=room,
     )
-    _check_features(table)
+    _check_features(table, made)
     check_budget(options, table.features)
     return table
 
@@ -318,9 +318,15 @@ def _file_notes(files: Sequence[TableFile]) -> Iterator[str]:
         yield f"{counted(len(empty), 'file')} without rows: {listed(empty, 2)}."
 
 
-def _check_features(table: Table) -> None:
+def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
     if table.features:
         return
+    hints = (
+        f"in {path} {each.second_header}"
+        for path, each in made.items()
+        if isinstance(each, Made) and each.second_header
+    )
+    hint = next(hints, "--coerce-strings reads text that holds numbers")
     roles = Counter(column.role for column in table.columns)
     words = {
         Role.NOT_NUMERIC: "not numeric",
@@ -328,10 +334,8 @@ def _check_features(table: Table) -> None:
         Role.EXCLUDED: "excluded",
         Role.TARGET: "targets",
     }
-    words[Role.TARGET] = "targets"
     parts = [f"{roles[role]} {word}" for role, word in words.items() if roles[role]]
     raise InputError(
         f"no numeric column is left to analyse: of {counted(len(table.columns), 'column')} in "
-        f"{counted(len(table.files), 'file')}, {', '.join(parts) or 'none'} "
-        "(--coerce-strings reads text that holds numbers)."
+        f"{counted(len(table.files), 'file')}, {', '.join(parts) or 'none'}; {hint}."
     )
