@@ -476,6 +476,21 @@ def test_page_is_a_result_of_the_run(tmp_path: Path) -> None:
     assert RunFolder(folder).verify_checksums() == ()
 
 
+@pytest.mark.parametrize("damage", ["removed", "broken"])
+def test_page_of_a_run_without_its_manifest_makes_none(tmp_path: Path, damage: str) -> None:
+    folder = full_run(tmp_path / "run")
+    manifest = folder / "checkpoint/manifest.json"
+    if damage == "removed":
+        shutil.rmtree(folder / "checkpoint")
+    else:
+        manifest.write_bytes(manifest.read_bytes()[:-9])
+    before = sorted(folder.rglob("*"))
+    path = write_report(folder)
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert sorted(folder.rglob("*")) == sorted([*before, path])
+    assert damage == "removed" or not manifest.read_text().endswith("}\n")
+
+
 def test_page_elsewhere_leaves_the_run_alone(tmp_path: Path) -> None:
     folder = full_run(tmp_path / "run")
     before = (folder / "checkpoint/manifest.json").read_bytes()

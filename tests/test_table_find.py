@@ -131,3 +131,24 @@ def test_a_private_folder_that_cannot_be_listed_costs_nothing(tmp_path: Path) ->
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "a.parquet")
     (tmp_path / ".snapshot").mkdir(mode=0)
     assert len(find_files([tmp_path]).paths) == 1
+
+
+@pytest.mark.parametrize("mark", [["checkpoint/manifest.json"], ["run.json"]])
+def test_results_of_a_run_are_left_out_with_its_checkpoints_and_without(
+    tmp_path: Path, mark: list[str]
+) -> None:
+    for name in (
+        "x.parquet",
+        "out/decisions.parquet",
+        "out/table/x.parquet",
+        *(f"out/{n}" for n in mark),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"PAR1")
+    for source in (tmp_path, f"{tmp_path}/**/*.parquet"):
+        found = find_files([source])
+        assert names(found, str(tmp_path)) == ["x.parquet"]
+        assert found.notes[0].startswith("results of runs of dpipe are left out: ")
+    (tmp_path / "out" / mark[0]).unlink()  # nothing tells a run any more
+    assert len(find_files([tmp_path]).paths) == 3

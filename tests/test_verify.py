@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,10 +45,11 @@ from dpipe.choice.priority import Priority
 from dpipe.choice.representatives import choose
 from dpipe.errors import InputError, ResourceError, VerificationError
 from dpipe.kernels.draws import rdc_draws
-from dpipe.model.inventory import DECISIONS, MANIFEST
+from dpipe.model.inventory import CHECKPOINT, DECISIONS, MANIFEST
 from dpipe.model.records import ColumnStatistics, Decision, Drop, Edges, PassResult
 from dpipe.model.registry import Reason
 from dpipe.options import Options, parse_size
+from dpipe.report import write_report
 from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
 from dpipe.verify import screen, verify
@@ -456,6 +458,26 @@ def test_file_struck_from_the_manifest(run: Run, tmp_path: Path) -> None:
         verify(tmp_path)
 
 
+def test_a_run_without_its_checkpoint_is_proved_but_for_the_checksums(
+    run: Run, tmp_path: Path
+) -> None:
+    run.write(tmp_path)
+    whole = verify(tmp_path)
+    shutil.rmtree(tmp_path / CHECKPOINT)
+    write_report(tmp_path)  # which vouches for no file that nobody checked
+    proved = verify(tmp_path)
+    assert dataclasses.replace(proved, has_checksums=True) == whole
+    told = [line for line in proved.lines if line not in whole.lines]
+    assert [line[:40] for line in told] == ["the folder checkpoint of the run is gone"]
+
+
+def test_a_false_claim_is_found_without_checksums(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path, selected=["a", "a_down"])
+    shutil.rmtree(tmp_path / CHECKPOINT)
+    with pytest.raises(VerificationError, match="the selection is not the kept columns"):
+        verify(tmp_path)
+
+
 def test_changed_input(run: Run, tmp_path: Path) -> None:
     run.write(tmp_path / "out")
     changed = tmp_path / run.source.name
@@ -474,11 +496,10 @@ def test_run_that_does_not_say_where_its_input_lies(run: Run, tmp_path: Path) ->
         verify(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["run.json", MANIFEST])
-def test_folder_without_a_finished_run(run: Run, tmp_path: Path, missing: str) -> None:
+def test_folder_without_a_finished_run(run: Run, tmp_path: Path) -> None:
     run.write(tmp_path)
-    (tmp_path / missing).unlink()
-    with pytest.raises(InputError, match=missing):
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InputError, match=r"run\.json"):
         verify(tmp_path)
 
 

@@ -1,13 +1,14 @@
 """The files of a run folder: what each is called, what it holds, which columns it has.
 
 Covers: the names, in the order of docs/reference.md, whose table of files is this one; which of
-them the manifest lists.
+them the manifest lists; by which a run folder is known.
 Does not cover: writing and reading them (`dpipe.runfolder`), the rank store (`dpipe.rankstore`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -140,8 +141,9 @@ INVENTORY = (
     ),
     Entry(
         (f"{CHECKPOINT}/",),
-        "manifest and statistics, which `dpipe verify` and `dpipe transfer` need, and pass results "
-        "for a later run; nothing in it can execute code",
+        "manifest of checksums, by which `dpipe verify` knows the files of the run, statistics, "
+        "which `dpipe transfer` needs, and pass results for a later run; nothing in it can execute "
+        "code",
     ),
 )
 """Every file of a run folder; a name that stands here as it is goes before a pattern."""
@@ -181,6 +183,26 @@ def is_listed(name: str) -> bool:
     (True, False)
     """
     return name == STATISTICS or fnmatchcase(name, _PAIRS) or not name.startswith(f"{CHECKPOINT}/")
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder of this machine is that of a run, finished or not.
+
+    A finished one is known without its checkpoints too, which somebody may have removed.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> (folder / RUN).touch()
+    >>> is_run(folder)
+    False
+    >>> (folder / DECISIONS).touch()
+    >>> is_run(folder)
+    True
+    """
+    marks = ((MANIFEST,), (RUN, DECISIONS))
+    return any(all(os.path.exists(os.path.join(folder, n)) for n in names) for names in marks)
 
 
 def is_portable(name: str) -> bool:

@@ -41,7 +41,7 @@ def write_report(
         The run folder, or a URL of one.
     path
         The page to write; ``report.html`` of the run folder when None. A page inside the run folder
-        is listed in its manifest with its checksum.
+        is listed in its manifest, if it has one, with its checksum.
     storage_options
         Passed to fsspec for a URL.
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from dpipe.common.words import counted
 from dpipe.errors import InputError
-from dpipe.model.inventory import MANIFEST, entry_of
+from dpipe.model.inventory import entry_of, is_run
 from dpipe.model.transfer import Certificate, Transfer
 from dpipe.report.words import NOTHING, short, shown
 from dpipe.report.write import check_target, replace
@@ -75,7 +75,7 @@ def check_page(target: str | os.PathLike[str]) -> Path:
         As in `write_transfer`.
     """
     path = check_target(target, "--report")
-    if (path.parent / MANIFEST).exists() and entry_of(path.name) is not None:
+    if entry_of(path.name) is not None and is_run(path.parent):
         raise InputError(f"--report {path} would overwrite a result of a run; choose another name.")
     return path
 

@@ -18,6 +18,9 @@ from dpipe.runfolder import RunFolder
 def write_page(folder: str | os.PathLike[str], target: Path, html: str) -> Path:
     """Write the page to `target` and return its absolute path.
 
+    A page in the run folder joins the manifest where there is one; a manifest of the page alone
+    would say of the other files that the run did not write them.
+
     Raises
     ------
     InputError
@@ -27,7 +30,7 @@ def write_page(folder: str | os.PathLike[str], target: Path, html: str) -> Path:
     """
     target = check_target(target, "--output")
     run = RunFolder(folder)
-    if target.parent.resolve() == run.path.resolve():
+    if target.parent.resolve() == run.path.resolve() and run.has_manifest():
         run.write_text(target.name, html)
     else:
         replace(target, html, "--output")

@@ -237,6 +237,10 @@ class Files:
         except InputError:
             return {}
 
+    def has_manifest(self) -> bool:
+        """Whether there is a manifest that can be read."""
+        return bool(self._listed())
+
     def digest_of(self, name: str) -> str | None:
         """SHA-256 of a file, None without one; the manifest's where nobody touched it since."""
         path = self.inside(name)
@@ -391,8 +395,8 @@ def unreadable(path: Path, reason: object) -> InputError:
     if isinstance(reason, FileNotFoundError):
         if path.parent.name == CHECKPOINT and (path.parent.parent / RUN).exists():
             return InputError(
-                f"{path} is missing: `dpipe verify` and `dpipe transfer` need the folder "
-                f"{CHECKPOINT} of the run; bring it back, or run dpipe again."
+                f"{path} is missing: `dpipe transfer` needs the folder {CHECKPOINT} of the run; "
+                "bring it back, or run dpipe again."
             )
         return InputError(f"{path} does not exist; give the folder of a finished run.")
     if isinstance(reason, OSError) and reason.strerror:

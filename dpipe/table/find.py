@@ -27,10 +27,10 @@ from dpipe.model.inventory import (
     CHECKPOINT,
     DECISIONS,
     DECISIONS_CSV,
-    MANIFEST,
     MEMORY_SAMPLES,
     PAIRS,
     TABLE,
+    is_run,
 )
 from dpipe.options.kinds import expanded
 from dpipe.table.files import StorageOptions, filesystem, is_url
@@ -257,7 +257,7 @@ def _is_result(path: str, top: str) -> bool:
     while len(folder) > len(top):
         folder, name = os.path.split(folder)
         folders += [folder] if name in (TABLE, CHECKPOINT) else []
-    return any(os.path.exists(os.path.join(each, MANIFEST)) for each in folders)
+    return any(map(is_run, folders))
 
 
 def _local_of_url(url: str) -> str:

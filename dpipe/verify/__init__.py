@@ -13,6 +13,7 @@ seeded draws of rows and of RDC's random features, which are conventions.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 import psutil
 
 from dpipe.errors import InputError, VerificationError
-from dpipe.model.inventory import COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
+from dpipe.model.inventory import CHECKPOINT, COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
 from dpipe.options import Options, options_from
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import Table, open_table
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 
 _MOST_TOLD = 5
 _SAID = {"rows": "rows of the decision table"}  # and not of the input
+_NO_CHECKSUMS = (
+    f"the folder {CHECKPOINT} of the run is gone, and its checksums with it: what the files claim "
+    "was recomputed; that they are as the run wrote them was not checked."
+)
 _SHARE = 0.8  # of the free memory, where nobody says how much to take
 
 
@@ -62,6 +67,8 @@ class VerifyReport:
         Largest difference between recorded and recomputed values, per measure (relative for vif).
     n_drawn, seed
         How many decisions were drawn, by which seed, to be recomputed; None when all were.
+    has_checksums
+        Whether the files were compared with the checksums that the run wrote.
     """
 
     n_rows: int
@@ -71,6 +78,7 @@ class VerifyReport:
     differences: Mapping[str, float]
     n_drawn: int | None = None
     seed: int | None = None
+    has_checksums: bool = True
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -87,6 +95,7 @@ class VerifyReport:
         return (
             f"{self.n_selected} of {self.n_columns} columns kept, {self.n_rows} rows: {verdict}",
             *drawn,
+            *([] if self.has_checksums else [_NO_CHECKSUMS]),
             *(f"checked: {count} {_SAID.get(kind, kind)}" for kind, count in self.compared.items()),
             *(
                 f"largest difference: {value:.1e} ({measure})"
@@ -141,7 +150,8 @@ def verify(
     with mirror.reading(run_dir, storage_options) as local:
         folder, where = RunFolder(local), os.fspath(run_dir)
         run = folder.read_run()
-        _refuse(where, _altered(folder))
+        has_checksums = (folder.path / MANIFEST).exists()
+        _refuse(where, _altered(folder) if has_checksums else [])
         options = _options(run)
         _refuse_unknown(where, options)
         given = _sources(run, sources)
@@ -149,7 +159,8 @@ def verify(
             _refuse(where, _changed(table, run))
             claims = _claims(folder, run, table, options, n_drawn)
             limit = memory_limit or _usual_limit(run)
-            return _recomputed(where, claims, workers, limit)
+            found = _recomputed(where, claims, workers, limit)
+    return dataclasses.replace(found, has_checksums=has_checksums)
 
 
 def _claims(
