@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from dpipe.common.atomic import PARTIAL, replacing
 from dpipe.common.credentials import Secrets, safe_reason
 from dpipe.common.npy import read_npz
+from dpipe.common.temporary import OwnedFolder
 from dpipe.errors import InputError, ResourceError
 
 
@@ -263,9 +263,7 @@ def bytes_of(array: NDArray[Any]) -> memoryview:
 def temporary_store(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator[Store]:
     """A store for the time of one call, in a folder of its own below `parent`."""
     if parent is None or "://" not in parent:
-        if parent is not None:
-            os.makedirs(parent, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="dpipe-", dir=parent) as folder:
+        with OwnedFolder("dpipe-ranks-", parent) as folder:
             yield Store(folder, storage_options, durable=False)
         return
     store = Store(f"{parent.rstrip('/')}/dpipe-{uuid.uuid4().hex}", storage_options)

@@ -7,7 +7,6 @@ Does not cover: what the folder holds (`dpipe.runfolder.RunFolder`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from dpipe.common.temporary import try_lock
 from dpipe.errors import InputError
 
 
@@ -38,7 +38,7 @@ def take_lock(path: Path) -> int:
                 f"the lock {path} cannot be opened ({error.strerror}); choose another --output-dir."
             ) from error
         try:
-            held = _flock(descriptor)
+            held = try_lock(descriptor)
             owner = _owner(descriptor)
             if held is False or (held is None and _may_run(owner)):
                 raise _locked(path, owner)
@@ -60,17 +60,6 @@ def release_lock(path: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
     os.close(descriptor)
-
-
-def _flock(descriptor: int) -> bool | None:
-    """Whether the lock is ours; None where the file system knows no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _owner(descriptor: int) -> tuple[int, str] | None:

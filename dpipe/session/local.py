@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.common.environment import interrupts_blocked, interrupts_put_off, worker_environment
+from dpipe.common.temporary import OwnedFolder
 from dpipe.common.words import first_line, sized
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
@@ -66,7 +66,7 @@ class StartedCluster:
     n_workers: int = 0
     _cluster: LocalCluster | None = None
     _client: Client | None = None
-    _folder: str | None = None
+    _folder: OwnedFolder | None = None
 
     def open(self) -> Client:
         """Start the processes; a client that is nobody's default."""
@@ -90,7 +90,7 @@ class StartedCluster:
                 ):
                     if self.workers.device == "cpu":
                         serve_workers(_spawn_environment())
-                    self._cluster = start(self.options, self.workers, self._folder)
+                    self._cluster = start(self.options, self.workers, self._folder.path)
                 # Not the default client: what the user computes meanwhile stays where it was.
                 self._client = Client(self._cluster, set_as_default=False)
                 self._client.register_plugin(QuietShutdown())
@@ -132,7 +132,7 @@ class StartedCluster:
         forget_closed_schedulers()
         give_memory_back()  # a process that opens one after the other would grow by what they leave
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
         with _starting:
             _open.discard(id(self))
@@ -307,12 +307,10 @@ def _spawn_environment() -> dict[str, Any]:
     return {**configured, **worker_environment(), **quiet}
 
 
-def _worker_folder(local_directory: str | None) -> str:
+def _worker_folder(local_directory: str | None) -> OwnedFolder:
     parent = local_directory or dask.config.get("temporary-directory", default=None)
     try:
-        if parent is not None:
-            os.makedirs(parent, exist_ok=True)
-        return tempfile.mkdtemp(prefix="dpipe-workers-", dir=parent)
+        return OwnedFolder("dpipe-workers-", parent)
     except OSError as error:
         raise InputError(
             f"the workers' folder {parent or tempfile.gettempdir()} is not writable "

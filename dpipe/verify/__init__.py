@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from dpipe.common.temporary import OwnedFolder
 from dpipe.errors import InputError, VerificationError
 from dpipe.model.inventory import CHECKPOINT, COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
 from dpipe.options import Options, options_from
@@ -193,7 +193,7 @@ def _recomputed(run_dir: str, claims: Claims, workers: int | None, limit: int) -
     n_rows = claims.table.n_rows if rows is None else len(rows)
     with (
         crew_for(n_rows, len(claims.named), workers, limit) as claims.crew,
-        tempfile.TemporaryDirectory(prefix="dpipe-verify-") as scratch,
+        OwnedFolder("dpipe-verify-") as scratch,
     ):
         _refuse(run_dir, _broken(claims, rows, scratch))
     return VerifyReport(
