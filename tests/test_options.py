@@ -133,7 +133,7 @@ def test_a_new_option_costs_one_declaration(tmp_path: Path) -> None:
         '"lag": {',
         "--lag N  ",
         "100 rows x 5 numeric columns",
-        "Error: --lag cannot be '5.5'.",
+        "Error: --lag cannot be '5.5'; it is a whole number between 1 and 9.",
         "Error: options.yaml: --lag must be between 1 and 9, not 10.",
     ):
         assert said in done.stdout, done.stderr

@@ -394,11 +394,13 @@ def test_times_of_remote_files(
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
+    sound = write(tmp_path / "sound.parquet", x=[1.0, 2.0])
     for path, reason in dirty.broken_files(tmp_path).items():
-        message = refusal([path])
-        assert str(path) in message
-        assert reason in message
-        assert "--on-bad-file skip" in message
+        for sources in ([path], [path, sound]):
+            message = refusal(sources)
+            assert str(path) in message
+            assert reason in message
+            assert ("--on-bad-file skip" in message) == (len(sources) > 1)  # else nothing is left
 
 
 def test_broken_files_can_be_skipped(tmp_path: Path) -> None:
@@ -431,8 +433,9 @@ def test_tables_without_anything_to_do(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty.parquet", x=pa.array([], pa.float64()))
     assert "there are no rows in 1 file" in refusal([empty])
     text = write(tmp_path / "text.parquet", s=["a"], t=["1"])
-    assert "no numeric column is left" in refusal([text])
-    assert "1 excluded" in refusal([write(tmp_path / "x.parquet", x=[1])], Options(exclude=("x",)))
+    assert "2 not numeric; --coerce-strings reads text" in refusal([text])
+    one = write(tmp_path / "x.parquet", x=[1])
+    assert "1 excluded; name fewer in --target, --exclude" in refusal([one], Options(exclude=("x",)))
     pq.write_table(pa.table({}), tmp_path / "none.parquet")
     assert "no rows" in refusal([tmp_path / "none.parquet"])
 

@@ -609,6 +609,15 @@ def test_the_command_says_what_is_wrong_and_leaves_nothing(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("below", ["", "/below/it"])
+def test_an_output_folder_that_cannot_be_is_told_before_text_is_read(
+    tmp_path: Path, below: str
+) -> None:
+    path = write(tmp_path, "a,b\n1,2\n3\n")  # which reading would refuse
+    with pytest.raises(InputError, match=r"^the output folder .* a file; choose another\.$"):
+        dpipe.select(path, output_dir=f"{path}{below}")
+
+
 def test_what_takes_a_while_is_told_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

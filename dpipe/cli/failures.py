@@ -45,7 +45,8 @@ def one_sentence(ctx: click.Context | None) -> Iterator[None]:
         raise
     except click.UsageError as error:
         where = f" See `{error.ctx.command_path} --help`." if error.ctx is not None else ""
-        fail(error.format_message().rstrip(".") + "." + where, error.exit_code)
+        message = error.format_message().rstrip(".")
+        fail(f"{message}{'' if message.endswith('?') else '.'}{where}", error.exit_code)
     except click.ClickException as error:
         fail(error.format_message(), InputError.exit_code)
     except DpipeError as error:

@@ -479,6 +479,6 @@ def _convert(name: str, value: Any, kind: Kind | None = None) -> Any:
     try:
         return kind.convert(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{flag(name)} cannot be {value!r}.") from None
+        raise InputError(f"{flag(name)} cannot be {value!r}; it is {kind.wanted}.") from None
     except InputError as error:
         raise InputError(f"{flag(name)}: {error}") from None

@@ -41,6 +41,11 @@ class Kind:
         """
         raise NotImplementedError
 
+    @property
+    def wanted(self) -> str:
+        """What a value is, in words, for who wrote what cannot be converted."""
+        raise NotImplementedError
+
     def fault(self, value: Any) -> str:
         """What is wrong with a converted value, as the rest of a sentence; nothing when it is fine.
 
@@ -67,6 +72,10 @@ class Number(Kind):
     metavar: str = "X"
     low: float
     high: float | None = None
+
+    @property
+    def wanted(self) -> str:
+        return f"a number {self.span}, with a point for decimals"
 
     def convert(self, value: Any) -> float:
         return float(_no_flag(value))
@@ -99,6 +108,10 @@ class Whole(Number):
 
     metavar: str = "N"
 
+    @property
+    def wanted(self) -> str:
+        return f"a whole number {self.span}"
+
     def convert(self, value: Any) -> int:
         if isinstance(_no_flag(value), int):
             return int(value)
@@ -117,6 +130,10 @@ class Size(Number):
 
     metavar: str = "SIZE"
 
+    @property
+    def wanted(self) -> str:
+        return "a size like 2GiB or 500MB"
+
     def convert(self, value: Any) -> int:
         if not isinstance(_no_flag(value), str | int | float):
             raise TypeError
@@ -133,6 +150,10 @@ class Size(Number):
 @dataclass(frozen=True)
 class Text(Kind):
     """Any text."""
+
+    @property
+    def wanted(self) -> str:
+        return "text"
 
     def convert(self, value: Any) -> str:
         if not isinstance(value, str | os.PathLike):
@@ -175,6 +196,10 @@ def choice(*words: str) -> Choice:
 class Flag(Kind):
     """On or off."""
 
+    @property
+    def wanted(self) -> str:
+        return "true or false"
+
     def convert(self, value: Any) -> bool:
         if not isinstance(value, bool):
             raise TypeError
@@ -192,6 +217,10 @@ class Names(Kind):
     """Column names: a list, or text with commas."""
 
     metavar: str = "NAMES"
+
+    @property
+    def wanted(self) -> str:
+        return "a list of names, or text with commas between them"
 
     def convert(self, value: Any) -> tuple[str, ...]:
         names = tuple(map(str, _parts(value)))
@@ -217,6 +246,10 @@ class Weights(Text):
     """
 
     metavar: str = "NAME=X,..."
+
+    @property
+    def wanted(self) -> str:
+        return "text like hsic=0.5,rdc=0.5"
 
     def convert(self, value: Any) -> str:
         weights = value if isinstance(value, Mapping) else parse_weights(value)
@@ -263,6 +296,10 @@ class Passes(Kind):
 
     metavar: str = ",".join(map(str, usual_passes()))
 
+    @property
+    def wanted(self) -> str:
+        return f"a list of numbers like {self.metavar}"
+
     def convert(self, value: Any) -> tuple[int, ...]:
         return tuple(map(int, _parts(value)))
 
@@ -284,6 +321,10 @@ class Globs(Names):
 
     metavar: str = "GLOB"
 
+    @property
+    def wanted(self) -> str:
+        return "a path or a list of them"
+
     def convert(self, value: Any) -> tuple[str, ...]:
         parts = [value] if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
@@ -296,6 +337,10 @@ class Settings(Kind):
     """Keys and values for another library."""
 
     metavar: str = "KEY=VALUE"
+
+    @property
+    def wanted(self) -> str:
+        return "a mapping of keys to values"
 
     def convert(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

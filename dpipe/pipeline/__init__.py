@@ -95,6 +95,7 @@ def run(
     where = target if into is None else target or into
     with mirror.working(where, storage_options, into=into) as (local, send):
         folder = RunFolder(local, mirrors=mirrors, temporary=output_dir is None)
+        folder.check_place()  # before text is made into Parquet, which may take long
         journal = Journal(folder, (*observers, send))
         table = open_table(
             sources,

@@ -88,8 +88,7 @@ class Files:
         InputError
             When it is a file, or cannot be made or written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"the output folder {self.path} is a file; choose another.")
+        self.check_place()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".{uuid.uuid4().hex}.partial"
@@ -101,6 +100,26 @@ class Files:
                 f"({error.strerror}); choose another."
             ) from error
         return self
+
+    def check_place(self) -> None:
+        """Refuse a folder that cannot be made or written, as far as can be told without trying.
+
+        Raises
+        ------
+        InputError
+            When it is a file, or lies in one or in a folder of somebody else.
+        """
+        place = self.path
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            where = "is" if place == self.path else f"lies in {place}, which is"
+            raise InputError(f"the output folder {self.path} {where} a file; choose another.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(
+                f"the output folder {self.path} cannot be written "
+                f"({os.strerror(errno.EACCES)}: {place}); choose another."
+            )
 
     # Writing
 
@@ -392,7 +411,7 @@ def _not_written(path: Path, error: OSError) -> ResourceError:
 
 def unreadable(path: Path, reason: object) -> InputError:
     """What to say about a file that cannot be read: `reason` is an error, or half a sentence."""
-    if isinstance(reason, FileNotFoundError):
+    if isinstance(reason, FileNotFoundError | NotADirectoryError):
         if path.parent.name == CHECKPOINT and (path.parent.parent / RUN).exists():
             return InputError(
                 f"{path} is missing: `dpipe transfer` needs the folder {CHECKPOINT} of the run; "

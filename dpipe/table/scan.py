@@ -225,7 +225,7 @@ def _scan_all(
         elif on_bad_file == "skip":
             skipped.append((result.path, result.reason))
         else:
-            raise BadFile(result.path, result.reason, _SKIP_HINT)
+            raise BadFile(result.path, result.reason, _SKIP_HINT if len(paths) > 1 else "")
     if not scans:
         path, reason = skipped[0]
         raise InputError(f"none of {counted(len(skipped), 'file')} can be used: {path} {reason}.")
@@ -321,12 +321,6 @@ def _file_notes(files: Sequence[TableFile]) -> Iterator[str]:
 def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
     if table.features:
         return
-    hints = (
-        f"in {path} {each.second_header}"
-        for path, each in made.items()
-        if isinstance(each, Made) and each.second_header
-    )
-    hint = next(hints, "--coerce-strings reads text that holds numbers")
     roles = Counter(column.role for column in table.columns)
     words = {
         Role.NOT_NUMERIC: "not numeric",
@@ -335,7 +329,15 @@ def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
         Role.TARGET: "targets",
     }
     parts = [f"{roles[role]} {word}" for role, word in words.items() if roles[role]]
+    hints = [
+        f"in {path} {each.second_header}"
+        for path, each in made.items()
+        if isinstance(each, Made) and each.second_header
+    ]
+    if roles[Role.NOT_NUMERIC]:
+        hints.append("--coerce-strings reads text that holds numbers")
+    hints.append("name fewer in --target, --exclude and --id-columns")
     raise InputError(
         f"no numeric column is left to analyse: of {counted(len(table.columns), 'column')} in "
-        f"{counted(len(table.files), 'file')}, {', '.join(parts) or 'none'}; {hint}."
+        f"{counted(len(table.files), 'file')}, {', '.join(parts) or 'none'}; {hints[0]}."
     )
