@@ -29,7 +29,9 @@ import psutil
 import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, Scheduler, get_client, wait
+from distributed.batched import BatchedSend
 from distributed.system import MEMORY_LIMIT
+from tornado.ioloop import IOLoop
 from trials import wait_for
 
 from dpipe.common.environment import interrupts_put_off
@@ -221,8 +223,8 @@ def test_temporary_files_of_workers_stay_in_the_folder_given(own: Session) -> No
     assert own._local is not None
     folders = own.client.run(lambda dask_worker: dask_worker.local_directory).values()
     folders = [*folders, *own.client.run(worker_environment, "TMPDIR").values()]
-    assert all(str(folder).startswith(str(own._local._folder)) for folder in folders)
-    assert str(own._local._folder).startswith(str(own._local.local_directory))
+    assert all(str(folder).startswith(str(own._local._folder.path)) for folder in folders)
+    assert str(own._local._folder.path).startswith(str(own._local.local_directory))
 
 
 def test_memory_is_read_from_every_process(own: Session) -> None:
@@ -487,6 +489,41 @@ def test_a_message_to_a_closed_scheduler_is_not_reported(
             logging.getLogger("distributed.batched").info("Batched Comm Closed %r", comm)
     assert len(caplog.records) == 1
     assert "127.0.0.1:2" in caplog.text
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_deadline_in_the_last_turn_of_a_loop_is_not_reported(
+    caplog: pytest.LogCaptureFixture, quiet: bool
+) -> None:
+    """As batched messages have it that wait for their next moment when the loop is stopped."""
+
+    async def write(*_: object, **__: object) -> int:
+        return 1
+
+    async def start() -> BatchedSend:
+        sender = BatchedSend(interval="50ms")
+        sender.start(SimpleNamespace(write=write, closed=lambda: False, abort=lambda: None))
+        sender.send("message")
+        await asyncio.sleep(0.01)
+        if quiet:
+            local.say_nothing_of_missed_deadlines(IOLoop.current())
+        turns = asyncio.get_running_loop()
+        turns.call_later(0.06, turns.stop)
+        turns.call_soon(time.sleep, 0.1)  # so that deadline and stop fall into one turn
+        return sender
+
+    loop = asyncio.new_event_loop()
+    sender = loop.run_until_complete(start())
+    loop.run_forever()
+    news = loop.create_future()
+    news.set_exception(ValueError("which is news"))
+    del sender, news
+    gc.collect()
+    loop.close()
+    gc.collect()
+    told = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+    assert sum("TimeoutError" in text for text in told) == (0 if quiet else 1)
+    assert sum("which is news" in text for text in told) == 1
 
 
 def test_the_dashboard_takes_its_usual_port_when_it_is_free(

@@ -435,7 +435,9 @@ def test_tables_without_anything_to_do(tmp_path: Path) -> None:
     text = write(tmp_path / "text.parquet", s=["a"], t=["1"])
     assert "2 not numeric; --coerce-strings reads text" in refusal([text])
     one = write(tmp_path / "x.parquet", x=[1])
-    assert "1 excluded; name fewer in --target, --exclude" in refusal([one], Options(exclude=("x",)))
+    assert "1 excluded; name fewer in --target, --exclude" in refusal(
+        [one], Options(exclude=("x",))
+    )
     pq.write_table(pa.table({}), tmp_path / "none.parquet")
     assert "no rows" in refusal([tmp_path / "none.parquet"])
 

@@ -9,12 +9,14 @@ Does not cover: which files a source means (see `test_table_find`), data in memo
 from __future__ import annotations
 
 import bz2
+import errno
 import functools
 import gzip
 import http.server
 import itertools
 import json
 import math
+import os
 import re
 import socket
 import threading
@@ -37,7 +39,7 @@ from tables import mixed_table
 
 import dpipe
 from dpipe.cli import main as command_line
-from dpipe.errors import InputError
+from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import PassDone
 from dpipe.options import Options
 from dpipe.pipeline import plan_run
@@ -616,6 +618,27 @@ def test_an_output_folder_that_cannot_be_is_told_before_text_is_read(
     path = write(tmp_path, "a,b\n1,2\n3\n")  # which reading would refuse
     with pytest.raises(InputError, match=r"^the output folder .* a file; choose another\.$"):
         dpipe.select(path, output_dir=f"{path}{below}")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "there is no space left to write"),
+        (errno.EIO, r"the data cannot be written to .*\(\[Errno 5\] Input/output error\)"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    path = write(tmp_path, "a,b\n1,2\n3,4\n")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pa.parquet.ParquetWriter, "write_batch", refuse)
+    with pytest.raises(ResourceError, match=f"^{told}.*; --scratch-dir names another place"):
+        opened(path, scratch_dir=str(tmp_path / "scratch"))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_takes_a_while_is_told_beforehand(

@@ -10,6 +10,7 @@ which device (`dpipe.session.device`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import logging
@@ -125,6 +126,7 @@ class StartedCluster:
                 self._client.close(timeout=CLOSE_SECONDS)
         if self._cluster is not None:
             _say_nothing_of(self._cluster)
+            say_nothing_of_missed_deadlines(self._cluster.loop)
             _kill_workers(self._cluster)
             with contextlib.suppress(Exception):
                 self._cluster.close(timeout=CLOSE_SECONDS)
@@ -177,6 +179,23 @@ def _say_nothing_of(cluster: LocalCluster) -> None:
     """
     _closed.append(str(cluster.scheduler_address))
     logging.getLogger("distributed.batched").addFilter(_is_news)
+
+
+def say_nothing_of_missed_deadlines(loop: Any) -> None:
+    """Keep deadlines that strike in the last turn of an event loop from being reported.
+
+    Batched messages wait for the next moment to send with a deadline. Where it strikes in the turn
+    in which the loop is stopped, who waits is never told, and the collector reports an exception
+    that was never retrieved, as if the run had failed. Nobody can wait for anything any more.
+    """
+    turns: asyncio.AbstractEventLoop = loop.asyncio_loop
+    report = turns.get_exception_handler() or type(turns).default_exception_handler
+
+    def unless_missed(here: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if here.is_running() or not isinstance(context.get("exception"), TimeoutError):
+            report(here, context)
+
+    turns.set_exception_handler(unless_missed)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -11,6 +11,7 @@ and nobody will read (molecule objects, intervals, unions) is there by its name 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -395,9 +396,10 @@ def _write(path: _Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) ->
             for batch in batches:
                 writer.write_batch(batch, row_group_size=rows)
     except OSError as error:
-        raise ResourceError(
-            f"the data cannot be written to {os.fspath(path)} ({first_line(error)}); "
-            "--scratch-dir names another place."
-        ) from error
+        where = os.fspath(path)
+        refused = f"the data cannot be written to {where} ({first_line(error)})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            refused = f"there is no space left to write {where}"
+        raise ResourceError(f"{refused}; --scratch-dir names another place.") from error
     except pa.ArrowException as error:
         raise InputError(f"the data cannot be written as Parquet ({first_line(error)}).") from error
