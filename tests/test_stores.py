@@ -237,4 +237,4 @@ def test_a_temporary_store_makes_the_folder_that_is_asked_for(tmp_path: Path) ->
     with temporary_store(str(parent), {}) as store:
         store.write_json("a.json", {})
         assert Path(store.root).parent == parent
-    assert list(parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def killed(prefix: str, parent: Path) -> Path:
 
 
 def test_a_folder_goes_with_its_owner_and_a_parent_that_was_made_for_it(tmp_path: Path) -> None:
-    parent = tmp_path / "made"
+    parent = tmp_path / "made" / "for it"
     with OwnedFolder("dpipe-a-", str(parent)) as path:
         (Path(path) / "inner").mkdir()
         assert Path(path).parent == parent

@@ -34,8 +34,8 @@ class OwnedFolder:
         How its name begins. What dead processes of this user and this machine left beside it, under
         a name that begins so, goes before it is made.
     parent
-        Where; made too if need be, and then removed with the folder if nothing else lies there. The
-        system's temporary folder when None.
+        Where; made too if need be, and then removed after the folder if nothing else lies there.
+        The system's temporary folder when None.
 
     Raises
     ------
@@ -54,9 +54,9 @@ class OwnedFolder:
 
     def __init__(self, prefix: str, parent: str | None = None) -> None:
         _remove_abandoned(prefix, parent or tempfile.gettempdir())
-        made = parent if parent is not None and not os.path.exists(parent) else None
-        if made is not None:
-            os.makedirs(made, exist_ok=True)
+        made = [] if parent is None else _missing(Path(parent).absolute())
+        for each in reversed(made):
+            each.mkdir(exist_ok=True)
         self.path = os.path.abspath(tempfile.mkdtemp(prefix=prefix, dir=parent))
         self._remove = weakref.finalize(self, _remove, self.path, _own(self.path), made)
 
@@ -100,13 +100,18 @@ def _own(folder: str) -> int | None:
     return None
 
 
-def _remove(path: str, descriptor: int | None, parent: str | None) -> None:
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, the lowest first."""
+    return [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+
+
+def _remove(path: str, descriptor: int | None, made: list[Path]) -> None:
     if descriptor is not None:
         os.close(descriptor)  # first: NFS keeps the folder of a file that is open
     shutil.rmtree(path, ignore_errors=True)
-    if parent is not None:
-        with suppress(OSError):  # something else lies there now
-            os.rmdir(parent)
+    with suppress(OSError):  # something else lies there now
+        for each in made:
+            each.rmdir()
 
 
 def _remove_abandoned(prefix: str, parent: str) -> None:
