@@ -36,10 +36,12 @@ from dpipe.kernels.ranks import rank_column
 from dpipe.kernels.rerank import (
     MOST_COUNTED,
     average_ranks,
+    centred_ranks,
     counted_ranks,
     joint_scores,
     joint_spearman,
     places,
+    spearman_of_pairs,
 )
 
 Array = NDArray[np.float64]
@@ -487,6 +489,46 @@ def test_rerank__counted_ranks_are_those_of_sorting(seed: int, n_valid: int) -> 
     drawn = rng.choice(scores, (1, 50))
     counted = counted_ranks(places(drawn, np.array([n_valid])))
     np.testing.assert_array_equal(counted, average_ranks(drawn))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 7, 400]))
+def test_rerank__centred_ranks_are_those_of_the_rows_that_are_left(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [n, 2 * n, 9 * n]  # valid ones of a column, of which n are left: all, half, few
+    columns = [np.round(rng.normal(size=size), 1) for size in rows]
+    chosen = [rng.permutation(size)[:n] for size in rows]
+    scores = [
+        rank_column(column).scores[some] for column, some in zip(columns, chosen, strict=True)
+    ]
+    found = centred_ranks(np.stack(scores), np.array(rows))
+    left = np.stack([column[some] for column, some in zip(columns, chosen, strict=True)])
+    np.testing.assert_array_equal(found, scipy.stats.rankdata(left, axis=1) - (n + 1) / 2)
+
+
+@pytest.mark.parametrize("n", [MOST_COUNTED, MOST_COUNTED + 3])
+def test_rerank__scores_tell_the_ranks_of_very_many_rows(n: int) -> None:
+    ranks = np.arange(n) - (n - 1) / 2
+    scores = (ranks / n).astype(np.float32)[None]
+    found = centred_ranks(scores, np.array([n]))[0]
+    if n > MOST_COUNTED:  # where neighbours may have the same score
+        np.testing.assert_array_equal(found, scipy.stats.rankdata(scores[0]) - (n + 1) / 2)
+    else:
+        np.testing.assert_array_equal(found, ranks)
+
+
+@pytest.mark.parametrize("n", [7, 416, 10_001])
+@pytest.mark.parametrize("pairs", [3, 400])
+def test_rerank__pairs_are_those_of_the_whole_table(n: int, pairs: int) -> None:
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((30, n))
+    y = np.round(x[:20] + 0.2 * rng.standard_normal((20, n)), 1)
+    y[3] = 1.0
+    i, j = rng.integers(30, size=pairs), rng.integers(20, size=pairs)
+    i[0], j[0] = 3, 3
+    left, right = (average_ranks(side) - (n + 1) / 2 for side in (x, y))
+    found = spearman_of_pairs(left, right, i, j)
+    assert np.isnan(found[0])
+    np.testing.assert_array_equal(found, joint_spearman(x, y)[i, j])
 
 
 @pytest.mark.parametrize("n", [7, 416, 10_001])

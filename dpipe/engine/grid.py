@@ -309,6 +309,7 @@ def settle(
 _COLUMN_BYTES = 64  # a row of a column that is ranked again: score, order, groups, ranks
 _PAIRS_A_BATCH = 512
 _RERANKED_A_BATCH = 4096  # they share the ranks of their columns
+_SHARED = 128  # more than so many pairs are shared out among the threads
 
 
 def _batches(
@@ -321,7 +322,8 @@ def _batches(
     pattern = grid.catalogue.pattern
     columns = context.machine.task_budget // (grid.catalogue.n_rows * _COLUMN_BYTES)
     reranked = grid.job.fusion.settling is Settling.RERANKED
-    size = max(1, min(_RERANKED_A_BATCH if reranked else _PAIRS_A_BATCH, columns // 2))
+    most = min(_RERANKED_A_BATCH if reranked else _PAIRS_A_BATCH, columns // 2)
+    size = max(1, min(most, max(_SHARED, -(-len(i) // context.machine.slots))))
     order = np.lexsort((j, i, pattern[j], pattern[i]))
     return order, [*range(0, len(i), size), len(i)]
 

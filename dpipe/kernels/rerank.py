@@ -18,14 +18,41 @@ MOST_COUNTED = 2**22
 
 
 _SPARSE = 2  # ranks of a column to each that is looked at, from which on sorting is faster
+_ALONE = 8  # products of two columns in a matrix of them that take as long as one alone
 
 
-def may_count(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> bool:
-    """Whether ranks among these rows are counted: where scores tell them apart and rows are many.
+def centred_ranks(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Average ranks of columns among some rows, less their mean.
 
-    The arguments are those of `places`.
+    They are those of all valid rows where none of these is left out, else counted where scores
+    tell ranks apart and rows are many, else sorted.
+
+    Parameters
+    ----------
+    scores
+        (columns, rows) as `dpipe.kernels.ranks.rank_column` has them, of any valid rows.
+    n_valid
+        (columns,) valid rows that the scores came from.
+
+    Examples
+    --------
+    >>> scores = np.array([[-0.25, 0.375, -0.25]], dtype=np.float32)
+    >>> centred_ranks(scores, np.array([4])).tolist()
+    [[-0.5, 1.0, -0.5]]
     """
-    return bool(n_valid.max(initial=0) <= min(MOST_COUNTED, _SPARSE * scores.shape[1]))
+    rows = scores.shape[1]
+    ranks = np.empty(scores.shape)
+    told = n_valid <= MOST_COUNTED
+    whole = told & (n_valid == rows)
+    counted = told & ~whole & (n_valid <= _SPARSE * rows)
+    # A score is (2 r - 1 - m) / (2 m), rounded.
+    ranks[whole] = np.rint(np.multiply(scores[whole], 2 * rows, dtype=np.float64)) / 2
+    if counted.any():
+        ranks[counted] = counted_ranks(places(scores[counted], n_valid[counted])) - (rows + 1) / 2
+    rest = ~whole & ~counted
+    if rest.any():
+        ranks[rest] = average_ranks(scores[rest]) - (rows + 1) / 2
+    return ranks
 
 
 def places(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -115,10 +142,7 @@ def joint_scores(scores: NDArray[np.float32], n_valid: NDArray[np.int64]) -> NDA
     >>> joint_scores(np.array([[-0.4, 0.0, 0.4]], dtype=np.float32), np.array([5])).round(3)
     array([[-0.333,  0.   ,  0.333]])
     """
-    rows = scores.shape[1]
-    counted = may_count(scores, n_valid)
-    ranks = counted_ranks(places(scores, n_valid)) if counted else average_ranks(scores)
-    return np.asarray((ranks - (rows + 1) / 2) / max(rows, 1))
+    return np.asarray(centred_ranks(scores, n_valid) / max(scores.shape[1], 1))
 
 
 def joint_spearman(left: Array, right: Array) -> Array:
@@ -128,7 +152,7 @@ def joint_spearman(left: Array, right: Array) -> Array:
     ----------
     left, right
         (a, rows) and (b, rows): any values ordered as the columns are, on the rows where all of
-        these columns are valid; whole numbers are those of `places`.
+        these columns are valid.
 
     Returns
     -------
@@ -140,13 +164,44 @@ def joint_spearman(left: Array, right: Array) -> Array:
     array([[0.8]])
     """
     xp = namespace(left)
-    ranks, squares = [], []
-    for side in (left, right):
-        centred = counted_ranks(side) if side.dtype.kind == "i" else average_ranks(side)
-        centred -= (side.shape[1] + 1) / 2
-        ranks.append(centred)
-        squares.append((centred**2).sum(axis=1))
+    ranks = [average_ranks(side) - (side.shape[1] + 1) / 2 for side in (left, right)]
+    squares = [(side**2).sum(axis=1) for side in ranks]
     # Sums of products of half ranks are exact below 2^51, whatever is multiplied beside them.
     products = xp.matmul(ranks[0], ranks[1].T)
-    scale = xp.sqrt(squares[0][:, None] * squares[1][None, :])
+    return _rho(products, squares[0][:, None] * squares[1][None, :])
+
+
+def spearman_of_pairs(
+    left: NDArray[np.float64],
+    right: NDArray[np.float64],
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """The same of some pairs of columns, from their ranks.
+
+    Parameters
+    ----------
+    left, right
+        (a, rows) and (b, rows) as `centred_ranks` gives them.
+    i, j
+        (pairs,) a column of the left for each, and one of the right.
+
+    Examples
+    --------
+    >>> ranks = np.array([[-1.5, -0.5, 0.5, 1.5], [-1.5, 0.5, -0.5, 1.5]])
+    >>> spearman_of_pairs(ranks, ranks, np.array([0, 0]), np.array([0, 1])).round(6).tolist()
+    [1.0, 0.8]
+    """
+    squares_i, squares_j = ((side**2).sum(axis=1) for side in (left, right))
+    if _ALONE * len(i) < len(left) * len(right):
+        products = np.array([left[a] @ right[b] for a, b in zip(i, j, strict=True)])
+    else:
+        products = (left @ right.T)[i, j]
+    return np.asarray(_rho(products, squares_i[i] * squares_j[j]))
+
+
+def _rho(products: Array, squares: Array) -> Array:
+    """From the products of centred ranks and those of their sums of squares."""
+    xp = namespace(products)
+    scale = xp.sqrt(squares)
     return xp.clip(products / xp.where(scale > 0, scale, xp.nan), -1, 1)

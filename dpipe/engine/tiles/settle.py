@@ -23,7 +23,7 @@ from dpipe.engine.tiles.moments import functions_of, of_block, sums_of
 from dpipe.kernels.marginals import Marginals, MarginalSums
 from dpipe.kernels.measure import Settling
 from dpipe.kernels.moments import ListMoments
-from dpipe.kernels.rerank import joint_scores, joint_spearman, may_count, places
+from dpipe.kernels.rerank import centred_ranks, joint_scores, joint_spearman, spearman_of_pairs
 from dpipe.rankstore import Catalogue, Store, read_piece
 
 _ROWS_AT_ONCE = {"cpu": 2**13, "gpu": 2**17}
@@ -72,14 +72,16 @@ def _rerank(
     scores = _common_scores(store, catalogue, columns)
     if scores.shape[1] < job.min_valid:
         return np.full(len(i), np.nan)
-    n_valid = catalogue.n_valid[columns]
 
-    def rho(device: str) -> NDArray[np.float64]:
-        counted = device == "cpu" and may_count(scores, n_valid)
-        ranked = places(scores, n_valid) if counted else to_device(scores, device)
-        return to_host(joint_spearman(ranked[: len(left)], ranked[len(left) :]))
+    def on_card() -> NDArray[np.float64]:
+        sides = to_device(scores, job.device)
+        return to_host(joint_spearman(sides[: len(left)], sides[len(left) :]))[index_i, index_j]
 
-    return retried(job.device, lambda: rho(job.device), lambda: rho("cpu"))[index_i, index_j]
+    def here() -> NDArray[np.float64]:
+        ranks = centred_ranks(scores, catalogue.n_valid[columns])
+        return spearman_of_pairs(ranks[: len(left)], ranks[len(left) :], index_i, index_j)
+
+    return here() if job.device == "cpu" else retried(job.device, on_card, here)
 
 
 def _common_scores(
