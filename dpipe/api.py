@@ -184,7 +184,7 @@ def transfer(
     data
         The new table, as in `select`, with column names.
     client, storage_options, observers
-        As in `select`.
+        As in `select`; but few cells get threads of this process where no workers are asked for.
     report
         Path of a page to write of the answer.
     **options

@@ -25,7 +25,7 @@ import dpipe
 from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, Options
-from dpipe.session import current_client, threads_here
+from dpipe.session import FEW_CELLS, current_client, threads_here
 from dpipe.table.frames import stream_names
 from dpipe.table.inputs import Kind, kind_of, with_columns
 
@@ -44,9 +44,6 @@ except ImportError as error:
         "DescriptorSelector needs scikit-learn 1.6 or newer; "
         'install it by: pip install "dpipe[sklearn]".'
     ) from error
-
-_CELLS_FOR_THREADS = 2**24
-"""Cells up to which threads of this process are done sooner than processes are worth."""
 
 
 def _described(selector: type[DescriptorSelector]) -> type[DescriptorSelector]:
@@ -244,7 +241,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     @contextmanager
     def _connection(self, n_cells: int) -> Iterator[Any]:
         chosen = self.client is not None or self.workers is not None or self.device == "gpu"
-        if chosen or n_cells > _CELLS_FOR_THREADS or current_client() is not None:
+        if chosen or n_cells > FEW_CELLS or current_client() is not None:
             yield self.client
             return
         with threads_here() as client:

@@ -244,7 +244,7 @@ def test_fit__uses_the_current_client_or_what_is_asked_for(
         assert processes == {"client", "worker 0"}
         assert DescriptorSelector(workers=1).fit(NARROW).selected_ == expected
         assert used.pop() == (None, {"client", "worker 0"})
-        monkeypatch.setattr(estimator, "_CELLS_FOR_THREADS", 0)
+        monkeypatch.setattr(estimator, "FEW_CELLS", 0)
         assert DescriptorSelector(client=client.scheduler.address).fit(NARROW).selected_ == expected
 
 

@@ -43,6 +43,7 @@ from dpipe.model.records import MemoryReading
 from dpipe.options import Options
 from dpipe.pipeline import plan_run
 from dpipe.session import (
+    FEW_CELLS,
     Session,
     attach,
     attach_session,
@@ -53,6 +54,7 @@ from dpipe.session import (
     lost_workers,
     open_session,
     restart,
+    session_for,
     spawn,
     threads_here,
     use_session,
@@ -345,6 +347,66 @@ def test_threads_in_this_process_leave_no_scheduler() -> None:
     del client
     gc.collect()
     assert scheduler() is None
+
+
+def listening() -> set[tuple[str, int]]:
+    """The addresses at which this process listens."""
+    found = psutil.Process().net_connections()
+    return {(each.laddr.ip, each.laddr.port) for each in found if each.status == "LISTEN"}
+
+
+def test_few_cells_get_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "visible_cards", lambda: 0)
+    told: list[Any] = []
+    before = listening()
+    with session_for(FEW_CELLS, Options(), None, told.append) as session:
+        readings = session.read_memory("start", 0)
+        assert {reading.pid for reading in readings} == {os.getpid()}
+        assert session.threads == CPU_COUNT
+        assert session.device == "cpu"
+        assert {address for address, _ in listening() - before} == {"127.0.0.1"}
+    assert listening() <= before
+    assert [note.text for note in told] == ["computing on the CPU: no NVIDIA card is visible."]
+
+
+def test_threads_without_pages_import_no_bokeh() -> None:
+    code = (
+        "import sys\nfrom dpipe.options import Options\nfrom dpipe.session import session_for\n"
+        "with session_for(1, Options(device='cpu'), None) as session:\n"
+        "    assert session.client.submit(sum, [1, 2]).result() == 3\n"
+        "print('bokeh' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+@pytest.mark.parametrize(
+    ("cells", "asked"),
+    [
+        (FEW_CELLS + 1, {}),
+        (1, {"workers": 1}),
+        (1, {"memory_limit": 2**30}),
+        (1, {"threads_per_worker": 2}),
+    ],
+)
+def test_more_cells_and_what_is_asked_for_get_processes(cells: int, asked: dict[str, Any]) -> None:
+    options = Options(device="cpu", **({"workers": 1} if cells > 1 else {}), **asked)
+    with session_for(cells, options, None) as session:
+        assert session.owned
+        assert os.getpid() not in {
+            reading.pid
+            for reading in session.read_memory("start", 0)
+            if reading.process != "client"
+        }
+
+
+def test_few_cells_stay_on_the_cluster_that_is_named() -> None:
+    with threads_here() as client:
+        for given in (client, client.scheduler.address):
+            with session_for(1, Options(device="cpu"), given) as session:
+                assert session.client.scheduler.address == client.scheduler.address
+        with client.as_current(), session_for(1, Options(device="cpu"), None) as session:
+            assert session.client is client
 
 
 def test_closing_does_not_wait_for_a_task(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ Does not cover: the measures themselves (see `test_tiles`).
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from dpipe.errors import InputError
 from dpipe.model.registry import Reason
 from dpipe.model.transfer import Certificate, Transfer
 from dpipe.report.transfer import render, write_transfer
+from dpipe.session import session_for
 from tests.tables import mixed_table, write_parts
 
 PLAIN: dict[str, Any] = {"restart": "never", "min_valid": 50}
@@ -93,6 +97,34 @@ def test_what_breaks_is_named(finished: Path, client: Any) -> None:
     text = "\n".join(answer.lines)
     for words in ("does not hold", "holes", "x4 and x5, both kept", "x0 ranges from"):
         assert words in text
+
+
+def test_threads_of_this_process_and_workers_find_the_same(
+    finished: Path, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = frame()[200:].copy()
+    new["x4"] = new["x5"] + 0.01 * np.random.default_rng(5).normal(size=len(new))
+    new.to_parquet(tmp_path / "new.parquet")
+    own: list[bool] = []
+    opened = session_for
+
+    @contextlib.contextmanager
+    def spy(*arguments: Any) -> Iterator[Any]:
+        with opened(*arguments) as session:
+            own.append(session.owned)
+            yield session
+
+    monkeypatch.setattr(sys.modules["dpipe.pipeline.transfer"], "session_for", spy)
+    monkeypatch.setattr("dpipe.session.current_client", lambda: None)
+    words = ["transfer", str(finished), str(tmp_path / "new.parquet")]
+    here, there = (CliRunner().invoke(main, [*words, *more]) for more in ([], ["--workers", "1"]))
+    assert own == [False, True]
+    assert here.exit_code == there.exit_code == 4
+    assert here.output == there.output
+    alone = dpipe.transfer(finished, tmp_path / "new.parquet")
+    assert alone == on(finished, tmp_path / "new.parquet", client)
+    assert own == [False, True, False, False]
+    assert alone.redundant
 
 
 def test_columns_that_are_absent_or_unfit_are_named(finished: Path, client: Any) -> None:

@@ -36,9 +36,12 @@ from dpipe.options import DECLARED, Options, options_from
 from dpipe.passes import prepare
 from dpipe.rankstore import temporary_store
 from dpipe.runfolder import RunFolder, mirror
-from dpipe.session import use_session
+from dpipe.session import session_for
 from dpipe.table import Table, as_sources, open_table, tell_notes
 from dpipe.table.sample import nonlinear_sample, sample
+
+_OF_A_RUN = 4
+"""What a run costs for each cell, in what a cell costs here."""
 
 
 def transfer(
@@ -62,7 +65,7 @@ def transfer(
     options
         Where to compute, and ``min_valid`` for fewer rows; what else decides is taken from the run.
     client, observers, storage_options
-        As in `run`.
+        As in `run`; but few cells get threads of this process (`dpipe.session.session_for`).
     report
         A page to write of the answer.
 
@@ -104,7 +107,8 @@ def transfer(
         rows = sample(table, options)
         n_rows = table.n_rows if rows is None else len(rows)
         store = stack.enter_context(temporary_store(options.scratch_dir, table.storage_options))
-        session = stack.enter_context(use_session(options, client, emit))
+        cells = n_rows * len(table.features) // _OF_A_RUN
+        session = stack.enter_context(session_for(cells, options, client, emit))
         chosen = nonlinear_sample(table, rows, options)
         context = Context(session, store, options, emit, n_rows, nonlinear_rows=chosen)
         prepared = prepare.prepare(context, table, rows)

@@ -27,9 +27,10 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
 from distributed.deploy.cluster import Cluster
 
+from dpipe.device import card
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, Note, silent
 from dpipe.options import Options
@@ -39,21 +40,24 @@ from dpipe.session.attach import (
     wait_for_first_worker,
     warn_when_exposed,
 )
-from dpipe.session.device import local_workers
+from dpipe.session.device import choose_local_device, local_workers
 from dpipe.session.local import (
     StartedCluster,
     forget_closed_schedulers,
     warn_when_overcommitted,
 )
 from dpipe.session.session import Session
+from dpipe.session.worker import PlainWorker
 
 __all__ = [
+    "FEW_CELLS",
     "Session",
     "attach_session",
     "client_for",
     "configured_options",
     "current_client",
     "open_session",
+    "session_for",
     "threads_here",
     "use_session",
 ]
@@ -62,6 +66,8 @@ CONNECT_SECONDS = 20.0
 """How long an address may take to answer."""
 WORKERS_SECONDS = 60.0
 """How long a scheduler may take to show its first worker."""
+FEW_CELLS = 2**24
+"""Cells up to which threads of this process are done with a run before processes would pay."""
 
 _Connection = Client | Cluster | str | os.PathLike[str]
 
@@ -211,6 +217,42 @@ def use_session(options: Options, connection: Any, emit: Emit = silent) -> Sessi
 
 
 @contextlib.contextmanager
+def session_for(
+    cells: int, options: Options, connection: Any, emit: Emit = silent
+) -> Iterator[Session]:
+    """As `use_session`, but few cells get threads of this process where nothing else is asked for.
+
+    Parameters
+    ----------
+    cells
+        Of the table, as many as cost what a whole run of `FEW_CELLS` does.
+    options, connection, emit
+        As in `use_session`.
+
+    Examples
+    --------
+    >>> with session_for(1000, Options(device="cpu"), None) as session:
+    ...     session.n_workers, session.owned
+    (1, False)
+    """
+    asked = (
+        connection or options.scheduler or options.scheduler_file or current_client(),
+        options.workers or options.memory_limit or options.threads_per_worker > 1 or options.tls,
+        options.device == "gpu" or (options.device == "auto" and card.visible_cards()),
+    )
+    if any(asked) or cells > FEW_CELLS:
+        with use_session(options, connection, emit) as session:
+            yield session
+        return
+    here = options.replace(device=choose_local_device(options, emit)[0])
+    with (
+        threads_here(dashboard=False) as client,
+        attach_session(client, here, emit=emit) as session,
+    ):
+        yield session
+
+
+@contextlib.contextmanager
 def client_for(connection: Any) -> Iterator[Client | None]:
     """A connection as a client, for what is computed before a session begins; None stays None.
 
@@ -242,12 +284,17 @@ def client_for(connection: Any) -> Iterator[Client | None]:
 
 
 @contextlib.contextmanager
-def threads_here() -> Iterator[Client]:
+def threads_here(*, dashboard: bool = True) -> Iterator[Client]:
     """A Dask client whose only worker is a pool of threads in this process.
 
     It is there within a fraction of a second and needs no ``if __name__ == "__main__"``: for work
     that is done before processes would have started. It has no memory limit, because the memory
     of this process is mostly not its own.
+
+    Parameters
+    ----------
+    dashboard
+        Whether there are pages to look at, for which Bokeh is imported.
 
     Examples
     --------
@@ -255,9 +302,12 @@ def threads_here() -> Iterator[Client]:
     ...     client.submit(sum, [1, 2]).result()
     3
     """
+    plain = {} if dashboard else {"scheduler_kwargs": {"dashboard": False}}
     try:
         with (
             LocalCluster(
+                **plain,
+                worker_class=Worker if dashboard else PlainWorker,
                 n_workers=1,
                 threads_per_worker=CPU_COUNT,
                 processes=False,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from distributed import WorkerPlugin
+from distributed import Worker, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.device import cache, card
@@ -106,6 +106,13 @@ class QuietShutdown(WorkerPlugin):
     def teardown(self, worker: Any) -> None:
         """Log nothing more in this process, which ends with its worker."""
         logging.disable()
+
+
+class PlainWorker(Worker):
+    """A worker without pages of its own, for which Bokeh would be imported."""
+
+    def __init__(self, *arguments: Any, dashboard: bool = False, **named: Any) -> None:
+        super().__init__(*arguments, dashboard=False, **named)
 
 
 _pin_lock = threading.Lock()
