@@ -364,6 +364,11 @@ def test_few_cells_get_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) 
         assert {reading.pid for reading in readings} == {os.getpid()}
         assert session.threads == CPU_COUNT
         assert session.device == "cpu"
+        (own,) = session.client.run(
+            lambda dask_worker: set(dask_worker.periodic_callbacks)
+        ).values()
+        assert "heartbeat" in own
+        assert "profile" not in own
         assert {address for address, _ in listening() - before} == {"127.0.0.1"}
     assert listening() <= before
     assert [note.text for note in told] == ["computing on the CPU: no NVIDIA card is visible."]

@@ -294,7 +294,7 @@ def threads_here(*, dashboard: bool = True) -> Iterator[Client]:
     Parameters
     ----------
     dashboard
-        Whether there are pages to look at, for which Bokeh is imported.
+        Whether there are pages to look at, for which Bokeh is imported and the work is profiled.
 
     Examples
     --------

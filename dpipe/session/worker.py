@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import psutil
 from distributed import Worker, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
@@ -109,10 +110,14 @@ class QuietShutdown(WorkerPlugin):
 
 
 class PlainWorker(Worker):
-    """A worker without pages of its own, for which Bokeh would be imported."""
+    """A worker without pages of its own, and without what only pages show.
+
+    Pages would import Bokeh; the profile behind them looks at every thread 100 times a second.
+    """
 
     def __init__(self, *arguments: Any, dashboard: bool = False, **named: Any) -> None:
-        super().__init__(*arguments, dashboard=False, **named)
+        with dask.config.set({"distributed.worker.profile.enabled": False}):
+            super().__init__(*arguments, dashboard=False, **named)
 
 
 _pin_lock = threading.Lock()
