@@ -6,10 +6,12 @@ Covers: everything a script needs beside what it measures.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,6 +30,8 @@ from dpipe.common.environment import ONE_THREAD, worker_environment
 
 ROW_GROUP = 65536
 _FACTORS = 20
+_ADOPT = 36  # PR_SET_CHILD_SUBREAPER
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -126,9 +131,32 @@ def own_process(module: str, *arguments: str, environment: dict[str, str] | None
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=ROOT,
     )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def command(words: Sequence[str], checkout: Path) -> tuple[float, float]:
+    """Seconds of a command of dpipe, and CPU seconds of all the processes that it starts.
+
+    Those that outlive their parents become this one's (Linux), so that they are counted.
+    """
+    ctypes.CDLL(None).prctl(_ADOPT, 1, 0, 0, 0)
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "dpipe", *words],
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stdout=subprocess.DEVNULL,
+        cwd=checkout,
+        check=False,
+    )
+    took = time.perf_counter() - start
+    if done.returncode not in (0, 4):  # 4: the selection does not hold
+        done.check_returncode()
+    while psutil.Process().children():
+        os.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def worker_env() -> dict[str, str]:
