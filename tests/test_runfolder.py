@@ -88,7 +88,7 @@ def test_a_file_in_the_way_is_an_input_error(tmp_path: Path) -> None:
 
 def test_a_file_above_the_folder_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=r"lies in .*, which is a file; choose another\."):
         RunFolder(tmp_path / "file" / "out").create()
 
 
