@@ -12,6 +12,7 @@ it needs when it runs.
 
 from __future__ import annotations
 
+from dpipe.cli import finished  # its commands join those of `main`
 from dpipe.cli.commands import main
 
-__all__ = ["main"]
+__all__ = ["finished", "main"]
