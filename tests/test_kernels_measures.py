@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reference import dense_nhsic, distance_correlation, published_rdc
 
 from dpipe.kernels import basis
-from dpipe.kernels.basis import legendre
+from dpipe.kernels.basis import legendre, legendre_sums
 from dpipe.kernels.contraction import Part
 from dpipe.kernels.copula import BASIS, PAIR_BASIS
 from dpipe.kernels.draws import rdc_draws
@@ -172,7 +172,9 @@ def test_basis__compiled_is_numpy_to_the_bit(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(basis, "compiled", None)
         expected = legendre(scores, functions, valid)
+        sums = legendre_sums(scores, functions, valid)
     np.testing.assert_array_equal(compiled, expected)
+    np.testing.assert_array_equal(legendre_sums(scores, functions, valid), sums)
     room[:, ::2, 3:-4] = np.nan
     assert np.isnan(room).all(), "something was written beside the functions"
 

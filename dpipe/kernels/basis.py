@@ -61,7 +61,7 @@ def legendre(
     xp = namespace(scores)
     columns, rows = scores.shape
     values = xp.empty((columns, functions, rows), dtype=scores.dtype) if out is None else out
-    if compiled is not None and xp is np and values.dtype in (np.float32, np.float64):
+    if compiled is not None and _is_compiled(values):
         mask = None if valid is None else np.ascontiguousarray(valid)
         compiled.expand(np.ascontiguousarray(scores), mask, values, _steps(functions))
         return values
@@ -70,6 +70,14 @@ def legendre(
         part = slice(start, start + group)
         _recur(scores[part], 1.0 if valid is None else valid[part], values[part])
     return values
+
+
+def _is_compiled(values: Array) -> bool:
+    return (
+        compiled is not None
+        and namespace(values) is np
+        and values.dtype in (np.float32, np.float64)
+    )
 
 
 def _group(xp: Any, columns: int, values_of_one: int) -> int:
@@ -158,6 +166,15 @@ def legendre_sums(scores: Array, degree: int, valid: Array | None = None) -> Arr
     xp = namespace(scores)
     columns, rows = scores.shape
     sums = xp.empty((columns, degree), dtype=scores.dtype)
+    if _is_compiled(scores) and degree * rows <= _CACHED_VALUES:
+        group = _group(xp, columns, degree * rows)
+        room = np.empty((group, degree, rows), dtype=scores.dtype)
+        for start in range(0, columns, group):
+            part = slice(start, start + group)
+            mask = None if valid is None else valid[part]
+            some = scores[part]
+            legendre(some, degree, mask, room[: len(some)]).sum(axis=-1, out=sums[part])
+        return sums
     group = _group(xp, columns, _SUMMED_AT_ONCE * rows)
     for start in range(0, columns, group):
         part = slice(start, start + group)
