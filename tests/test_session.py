@@ -355,6 +355,29 @@ def listening() -> set[tuple[str, int]]:
     return {(each.laddr.ip, each.laddr.port) for each in found if each.status == "LISTEN"}
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_threads_in_this_process_do_not_complain_of_their_end(
+    heard: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if heard:  # what Dask says of it
+        monkeypatch.setattr("dpipe.session._tells_more_than_the_end", lambda _: True)
+
+    async def no_answer(**_: Any) -> None:
+        await asyncio.sleep(60)
+
+    with threads_here(dashboard=False) as client:
+        cluster: Any = client.cluster
+
+        async def heartbeat() -> None:
+            cluster.scheduler.handlers["heartbeat_worker"] = no_answer
+            running.append(asyncio.ensure_future(cluster.workers[0].heartbeat()))
+            await asyncio.sleep(0.2)  # until it waits for the answer
+
+        running: list[Any] = []
+        client.sync(heartbeat)
+    assert ("during heartbeat" in caplog.text) == heard
+
+
 def test_few_cells_get_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "visible_cards", lambda: 0)
     told: list[Any] = []

@@ -28,6 +28,7 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, Worker
+from distributed.comm.core import CommClosedError
 from distributed.deploy.cluster import Cluster
 
 from dpipe.device import card
@@ -303,6 +304,7 @@ def threads_here(*, dashboard: bool = True) -> Iterator[Client]:
     3
     """
     plain = {} if dashboard else {"scheduler_kwargs": {"dashboard": False}}
+    log = logging.getLogger("distributed.worker")
     try:
         with (
             LocalCluster(
@@ -318,6 +320,15 @@ def threads_here(*, dashboard: bool = True) -> Iterator[Client]:
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield client
+            try:
+                yield client
+            finally:
+                log.addFilter(_tells_more_than_the_end)
     finally:
+        log.removeFilter(_tells_more_than_the_end)
         forget_closed_schedulers()
+
+
+def _tells_more_than_the_end(record: logging.LogRecord) -> bool:
+    """False of a worker's complaint that the end of its cluster cut a heartbeat off."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
