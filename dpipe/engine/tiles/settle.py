@@ -17,7 +17,7 @@ from functools import lru_cache, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from dpipe.device.arrays import Array, retried, to_device, to_host
+from dpipe.device.arrays import Array, namespace, retried, to_device, to_host
 from dpipe.engine.tiles.job import Job, load_marginals, open_job
 from dpipe.engine.tiles.moments import functions_of, of_block, sums_of
 from dpipe.kernels.marginals import Marginals, MarginalSums
@@ -191,17 +191,19 @@ def _products(job: Job, columns: _Columns, pairs: NDArray[np.int64]) -> ListMome
     left, right = index.reshape(2, -1)
     change = columns.marginals[some].on_device(job.device)
     k = job.tiling.functions
-    product, sums, count = np.zeros((len(left), k, 1, k)), np.zeros((len(some), k)), 0
+    products, sums, count = np.zeros((len(left), k, k)), np.zeros((len(some), k)), 0
     step = _ROWS_AT_ONCE[job.device]
     for start in range(0, columns.n_rows, step):
         ranks = columns.ranks(some, start, min(start + step, columns.n_rows))
         functions = functions_of(ranks, None, change, dtype="float64").functions
-        count += functions.shape[2]
+        each = [functions[a] @ functions[b].T for a, b in zip(left, right, strict=True)]
+        products += to_host(namespace(functions).stack(each))
         sums += to_host(functions.sum(axis=2))
-        for place, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-            product[place, :, 0] += to_host(functions[a] @ functions[b].T)
+        count += functions.shape[2]
     counts, unused = np.full((len(left), 1), float(count)), np.zeros((1, 1))
-    return ListMoments(product, counts, sums[left][:, :, None], sums[right].T[None], unused, unused)
+    return ListMoments(
+        products[:, :, None], counts, sums[left][:, :, None], sums[right].T[None], unused, unused
+    )
 
 
 def _joined(parts: list[ListMoments]) -> ListMoments:
