@@ -215,6 +215,8 @@ def test_a_selection_holds_on_the_data_it_was_made_from(
     dpipe.select(data, client=client, output_dir=tmp_path / "run", restart="never", **options)
     answer = dpipe.transfer(tmp_path / "run", data, client=client, restart="never")
     assert answer.holds, answer.lines
+    for each in answer.certificates:
+        assert abs(each.now) == pytest.approx(abs(each.before), abs=1e-6), each
     if {"max_columns", "vif_threshold"}.isdisjoint(options):
         assert answer.unmeasured == 0
     else:

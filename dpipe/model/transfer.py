@@ -28,7 +28,8 @@ class Certificate:
         What compares them; "r2" where all kept columns stand for it: the adjusted R^2 with which
         they, or the few predictors that the run named, predict it.
     before, now
-        Its value in the run, NaN where that noted none, and on the new data.
+        Its value in the run, NaN where that noted none, and on the new data; of "r2" in the run
+        that on the final selection, which is measured again, not the one that dropped the column.
     threshold
         What the run asked for.
     holds

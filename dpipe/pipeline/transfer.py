@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from dpipe.choice.rules import first_broken
@@ -115,10 +116,10 @@ def transfer(
         new = _New(context, prepared, options)
         kept = [each.column for each in judged if each.decision == "kept"]
         dropped = [each for each in judged if each.decision == "dropped"]
-        predictors = _predictors(dropped, options, finished)
+        predicted = _predicted(dropped, options, finished)
         certificates = (
             *new.certificates([each for each in dropped if _measure_of(each) is not None]),
-            *new.predictions(kept, predictors, decisions),
+            *new.predictions(kept, predicted, decisions),
         )
         answer = Transfer(
             n_rows=n_rows,
@@ -174,17 +175,30 @@ def _measure_of(decision: Decision) -> Pass | None:
     return this if this.drops_similar else None
 
 
-def _predictors(
+@dataclass(frozen=True)
+class _Predicted:
+    """What a run says of a column that its selection predicts."""
+
+    few: tuple[str, ...]
+    """Its few predictors, if it has."""
+    value: float
+    """The adjusted R^2 on the final selection; the one that dropped it was on columns of then."""
+
+
+def _predicted(
     dropped: Sequence[Decision], options: Options, finished: RunFolder
-) -> dict[str, tuple[str, ...]]:
-    """The columns that the run's selection predicts, each with its few predictors, if it has."""
+) -> dict[str, _Predicted]:
+    """The columns that the run's selection predicts."""
     if options.vif_threshold is not None or options.max_columns is not None:
         return {}  # nothing was claimed of the columns that were kept in the end
     causes = (Reason.PREDICTED, Reason.COMBINATION)
     predicted = {each.column for each in dropped if each.cause in causes}
     entries = itertools.chain.from_iterable(finished.read_communities().values())
-    few = {each["column"]: tuple(each.get("predictors", ())) for each in entries}
-    return {name: few.get(name, ()) for name in predicted}
+    told = {each["column"]: each for each in entries if each["column"] in predicted}
+    return {
+        name: _Predicted(tuple(each.get("predictors", ())), each.get("r2_final", math.nan))
+        for name, each in told.items()
+    }
 
 
 class _New:
@@ -233,19 +247,20 @@ class _New:
                 min_valid=self._options.required_rows,
             )
             for each, value in zip(mine, values.tolist(), strict=True):
-                found[each.column] = self._certificate(each, fusion.name, value)
+                before = 1.0 if each.cause is Reason.DUPLICATE else each.value
+                found[each.column] = self._certificate(each, fusion.name, before, value)
         every = (found[each.column] for each in present)
         return [each for each in every if not math.isnan(each.now)]
 
     def predictions(
         self,
         kept: Sequence[str],
-        predictors: Mapping[str, Sequence[str]],
+        predicted: Mapping[str, _Predicted],
         decisions: Mapping[str, Decision],
     ) -> list[Certificate]:
         """Dropped columns beside what the kept ones predict of them, where the rows can tell."""
         left = {name for name in kept if self._varies(name)}
-        names = sorted(filter(self._varies, predictors))  # as `gram.of` gives their places
+        names = sorted(filter(self._varies, predicted))  # as `gram.of` gives their places
         if not left or not names:
             return []
         this = next(each for each in PASSES.values() if Reason.PREDICTED in each.reasons)
@@ -257,11 +272,12 @@ class _New:
 
         found = []
         for name, value in zip(names, r_squared(names, left), strict=True):
-            few = predictors[name]
+            few = predicted[name].few
             if few and left.issuperset(few):  # which cost fewer degrees of freedom than all
                 value = max(value, *r_squared([name], few))
             if math.isfinite(value):
-                found.append(self._certificate(decisions[name], "r2", max(value, 0.0)))
+                before = predicted[name].value
+                found.append(self._certificate(decisions[name], "r2", before, max(value, 0.0)))
         return found
 
     def uncompared(
@@ -296,11 +312,12 @@ class _New:
     def _varies(self, name: str) -> bool:
         return name in self._prepared and self._prepared[name].statistics.n_unique > 1
 
-    def _certificate(self, decision: Decision, measure: str, now: float) -> Certificate:
-        duplicate = Reason.of(decision.reason) is Reason.DUPLICATE
+    def _certificate(
+        self, decision: Decision, measure: str, before: float | None, now: float
+    ) -> Certificate:
+        duplicate = decision.cause is Reason.DUPLICATE
         threshold = 1.0 if duplicate or decision.threshold is None else decision.threshold
         mute = first_broken(self._prepared[decision.column].statistics, self._options) is not None
-        before = 1.0 if duplicate else decision.value
         return Certificate(
             column=decision.column,
             representative=str(decision.representative),
