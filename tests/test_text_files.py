@@ -277,8 +277,13 @@ def test_a_second_header_above_decimal_commas_is_told_of(tmp_path: Path) -> None
 def test_a_second_header_of_one_file_is_told_of_where_the_others_have_none(tmp_path: Path) -> None:
     write(tmp_path, "a,b\n1,2\n3,4\n", "1.csv")
     path = write(tmp_path, "a,b\nm,s\n1,2\n3,4\n", "2.csv")
-    with pytest.raises(InputError, match=rf"in {path} row 2 \('m'\) alone makes text of 2 col"):
+    told = rf"in {path} row 2 \('m'\) alone makes text of 2 col"
+    with pytest.raises(InputError, match=rf"of 2 columns in 2 files, 2 not numeric; {told}"):
         opened(tmp_path)
+    with pytest.raises(InputError, match=rf"^the target 'b' is int64 in 1 file .*; {told}"):
+        opened(tmp_path, target=("b",))
+    with pytest.raises(InputError, match=r"in 2 files, 1 not numeric, 1 id; "):
+        opened(tmp_path, id_columns=("b",))
 
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {

@@ -127,8 +127,10 @@ class Roles:
         files: Sequence[TableFile],
         layouts: Sequence[Layout],
         storage_options: StorageOptions = None,
+        hints: Sequence[str] = (),
     ) -> None:
         self._options = options
+        self._hints = hints
         self._ids = frozenset(options.id_columns)
         self._excluded = frozenset(options.exclude)
         self._asked = frozenset(options.keep)
@@ -239,9 +241,8 @@ class Roles:
         if name in self.coerced:
             return
         if widen(use.kinds) is None:
-            raise InputError(
-                f"the target {quoted(name)} is {use.story}; give it one type in all files."
-            )
+            advice = self._hints[0] if self._hints else "give it one type in all files"
+            raise InputError(f"the target {quoted(name)} is {use.story}; {advice}.")
         cells = self._text.get(name)
         if self._options.target_kind == "numbers" and cells and cells.others:
             raise InputError(

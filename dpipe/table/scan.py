@@ -137,7 +137,7 @@ def _open(
     numbers = {layout: i for i, layout in enumerate(dict.fromkeys(s.schema.layout for s in scans))}
     files = tuple(scan.file(numbers[scan.schema.layout]) for scan in scans)
     layouts = tuple(numbers)
-    roles = Roles(options, uses, files, layouts, storage_options)
+    roles = Roles(options, uses, files, layouts, storage_options, hints=_second_headers(made))
     table = Table(
         files=files,
         columns=roles.columns,
@@ -318,22 +318,27 @@ def _file_notes(files: Sequence[TableFile]) -> Iterator[str]:
         yield f"{counted(len(empty), 'file')} without rows: {listed(empty, 2)}."
 
 
-def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
-    if table.features:
-        return
-    roles = Counter(column.role for column in table.columns)
-    words = {
-        Role.NOT_NUMERIC: "not numeric",
-        Role.ID: "ids",
-        Role.EXCLUDED: "excluded",
-        Role.TARGET: "targets",
-    }
-    parts = [f"{roles[role]} {word}" for role, word in words.items() if roles[role]]
-    hints = [
+def _second_headers(made: Mapping[str, Made | BadFile]) -> list[str]:
+    """What to do about rows of units or types, a file each."""
+    return [
         f"in {path} {each.second_header}"
         for path, each in made.items()
         if isinstance(each, Made) and each.second_header
     ]
+
+
+def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
+    if table.features:
+        return
+    roles = Counter(column.role for column in table.columns)
+    said = {
+        Role.NOT_NUMERIC: f"{roles[Role.NOT_NUMERIC]:,} not numeric",
+        Role.ID: counted(roles[Role.ID], "id"),
+        Role.EXCLUDED: f"{roles[Role.EXCLUDED]:,} excluded",
+        Role.TARGET: counted(roles[Role.TARGET], "target"),
+    }
+    parts = [words for role, words in said.items() if roles[role]]
+    hints = _second_headers(made)
     if roles[Role.NOT_NUMERIC]:
         hints.append("--coerce-strings reads text that holds numbers")
     hints.append("name fewer in --target, --exclude and --id-columns")
