@@ -52,6 +52,7 @@ from dpipe.options import Options, parse_size
 from dpipe.report import write_report
 from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
+from dpipe.table.sample import nonlinear_sample
 from dpipe.verify import screen, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
 from dpipe.verify.crew import Crew, cores, crew_for
@@ -963,6 +964,35 @@ def test_processes_end_with_the_one_that_started_them_and_hear_no_ctrl_c(tmp_pat
 
 
 # Runs of the pipeline
+
+
+@pytest.mark.parametrize("weights", ["hsic=1", "rdc=1", "dcor=1"])
+def test_columns_that_differ_outside_of_a_draw_alone_lose_nothing_to_each_other(
+    client: Any, tmp_path: Path, weights: str
+) -> None:
+    base = np.random.default_rng(0).normal(size=61)
+    frame = pd.DataFrame({"base": base, "count": np.round(2 * np.abs(base))})
+    gaps = np.sort(np.argsort(base)[-2:])  # whose ranks all others would move by
+    frame.loc[gaps, "base"] = np.nan
+    source = tmp_path / "table.parquet"
+    pq.write_table(pa.table(frame), source)
+    chosen: dict[str, Any] = {"weights": weights, "nonlinear_rows": 39, "passes": (1, 4)}
+    seed = next(seed for seed in range(1000) if not _drawn(source, chosen, seed, gaps))
+    chosen |= {"seed": seed, "nonlinear_threshold": 0.2, "min_valid": 10}
+    selection = dpipe.select(source, client=client, output_dir=tmp_path / "out", **chosen)
+    assert len(selection.selected) == 1
+    verify(tmp_path / "out")
+    recorded = pd.read_parquet(tmp_path / "out" / DECISIONS)["value"].max()
+    name = weights.partition("=")[0]
+    of_tile = np.load(tmp_path / "out" / f"{name}.npy")[0, 1]
+    assert recorded == pytest.approx(of_tile, abs=1e-5)
+
+
+def _drawn(source: Path, chosen: Mapping[str, Any], seed: int, rows: np.ndarray) -> bool:
+    """Whether pass 4 would look at any of some rows."""
+    options = Options(**chosen, seed=seed)
+    drawn = nonlinear_sample(open_table([source], options=options), None, options)
+    return bool(np.isin(rows, drawn).any())
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def _measured(
 ) -> _Group:
     columns, index = np.unique(np.stack([i, j]), return_inverse=True)
     places = index.reshape(2, -1)
-    if catalogue.pattern[i[0]] == catalogue.pattern[j[0]]:
+    if _on_same_rows(store, catalogue, int(i[0]), int(j[0])):
         found = _on_own_rows(store, job, catalogue, columns)
     else:
         ends = np.concatenate([i[:1], columns, j[:1]])  # the first and the last of both patterns
@@ -144,6 +144,20 @@ def _measured(
     parts = [places[:, start : start + step] for start in range(0, len(i), step)]
     moments = [_products(job, found, part) for part in parts]
     return _Group(found.marginals, places, _joined(moments))
+
+
+def _on_same_rows(store: Store, catalogue: Catalogue, first: int, second: int) -> bool:
+    """Whether two columns miss the same cells of those that the pass looks at.
+
+    In a draw of rows they may, though they differ elsewhere: nothing of either is lost to the pair,
+    as the tile that measured it saw.
+    """
+    if catalogue.pattern[first] == catalogue.pattern[second]:
+        return True
+    if not len(catalogue.rows):
+        return False
+    _, valid = read_piece(store, catalogue, [first, second], 0, catalogue.n_rows)
+    return valid is not None and np.array_equal(valid[0], valid[1])
 
 
 def _on_own_rows(
