@@ -1,7 +1,8 @@
 """The largest singular value of many small matrices.
 
 Covers: LAPACK's values to the last digits, equal singular values included; the compiled way and
-NumPy's, to the bit; arrays that the compiled way refuses; how many directions RDC has.
+NumPy's, to the bit; matrices beside others and alone, to the bit; arrays that the compiled way
+refuses; how many directions RDC has.
 Does not cover: RDC (`test_kernels_measures.py`).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ spreads = st.sampled_from([0.0, 1e-9, 1e-5, 1e-3, 1.0])
 
 
 @given(sizes, sizes, seeds, spreads)
+@example(11, 8, 133, 1e-9)  # first the zeros are parted from the rest, then the rest in itself
 def test_spectrum__is_that_of_lapack(d: int, e: int, seed: int, spread: float) -> None:
     some = matrices(d, e, seed, spread)
     expected = np.linalg.svd(some, compute_uv=False)[:, 0] ** 2
@@ -57,6 +59,15 @@ def test_spectrum__compiled_is_numpy_to_the_bit(
     np.testing.assert_array_equal(compiled, expected)
 
 
+@given(sizes, sizes, seeds, spreads)
+def test_spectrum__is_the_same_beside_other_matrices(
+    d: int, e: int, seed: int, spread: float
+) -> None:
+    some = np.concatenate([matrices(d, e, seed, spread), matrices(d, e, seed, 1.0)])
+    alone = np.concatenate([largest_square(one[None]) for one in some])
+    np.testing.assert_array_equal(largest_square(some), alone)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 3, 4), (1, 1, 1), (3, 13, 14)])
 def test_spectrum__of_none_of_one_and_of_larger_ones(shape: tuple[int, ...]) -> None:
     some = np.random.default_rng(0).standard_normal(shape)
@@ -68,22 +79,21 @@ def test_spectrum__compiled_refuses_other_arrays() -> None:
     if spectrum.compiled is None:
         pytest.skip("the spectrum is not compiled here")
     some, values = np.zeros((2, 3, 4)), np.zeros(2)
-    spectrum.compiled.largest_squares(some, values, 4)
+    spectrum.compiled.largest_squares(some, values)
     for arguments in (
-        (some.astype(np.int64), values, 4),
-        (some[0], values, 4),
-        (some[:, :0], values, 4),
-        (np.zeros((2, 13, 13)), values, 4),
-        (some, values[:1], 4),
-        (some, values.astype(np.float32), 4),
-        (some, values, -1),
-        (some[:, :, ::2], values, 4),
+        (some.astype(np.int64), values),
+        (some[0], values),
+        (some[:, :0], values),
+        (np.zeros((2, 13, 13)), values),
+        (some, values[:1]),
+        (some, values.astype(np.float32)),
+        (some[:, :, ::2], values),
     ):
         with pytest.raises((ValueError, BufferError)):
             spectrum.compiled.largest_squares(*arguments)
     values.setflags(write=False)
     with pytest.raises((ValueError, BufferError)):
-        spectrum.compiled.largest_squares(some, values, 4)
+        spectrum.compiled.largest_squares(some, values)
 
 
 def test_directions__of_a_draw_are_never_more() -> None:
