@@ -704,11 +704,29 @@ def drawn_of(table: Table, rows: Any) -> dict[str, list[int]]:
 
 
 def test_draws_do_not_depend_on_the_order_of_files() -> None:
-    sizes = {"aa": 50, "bb": 0, "cc": 200, "dd": 3}
+    sizes = {"aa": 50, "bb": 0, "cc": 200, "dd": 3, "ee": 50}
     one, other = record(sizes), record(dict(reversed(sizes.items())))
     for wanted in ({"sample_rows": 40}, {"sample_per_file": 10}):
         first, second = draw_rows(one, **wanted, seed=3), draw_rows(other, **wanted, seed=3)
         assert drawn_of(one, first) == drawn_of(other, second)
+
+
+def test_draws_do_not_depend_on_the_layout_of_a_file(tmp_path: Path) -> None:
+    columns = {"x": np.arange(400.0), "y": np.arange(400) % 7}
+    tables = []
+    for name, layout in {
+        "a": {},
+        "b": {"row_group_size": 30},
+        "c": {"compression": "zstd"},
+    }.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet", **layout)
+        columns = dict(reversed(columns.items()))
+        tables.append(open_table([tmp_path / f"{name}.parquet"], options=PLAIN))
+    assert len({table.files[0].footer_hash for table in tables}) == len(tables)
+    for wanted in ({"sample_rows": 40}, {"sample_per_file": 10}):
+        first, *others = (draw_rows(table, **wanted, seed=3) for table in tables)
+        for other in others:
+            np.testing.assert_array_equal(first, other)
 
 
 def test_draws_are_sorted_seeded_and_nested() -> None:

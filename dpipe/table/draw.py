@@ -2,9 +2,11 @@
 
 Covers: `draw_rows`. Does not cover: reading the rows drawn (`dpipe.table.read_block`).
 
-Each row gets a 64-bit key from a generator seeded by (seed, hash of its file's footer); the rows
-with the smallest keys are drawn. So a draw is uniform without replacement, does not depend on how
-files are called or sorted, and a larger draw contains a smaller one of the same seed.
+Each row gets a 64-bit key from a generator seeded by the seed and the number of rows of its file;
+the rows with the smallest keys are drawn. Files of as many rows are told apart by their place in
+the order of the hashes of their footers. So a draw is uniform without replacement, depends neither
+on how files are called or sorted nor on how one of them is laid out (columns, row groups,
+compression), and a larger draw contains a smaller one of the same seed.
 """
 
 from __future__ import annotations
@@ -77,11 +79,14 @@ def _streams(
     table: Table, seed: int
 ) -> Iterator[tuple[int, Iterator[tuple[int, NDArray[np.uint64]]]]]:
     """For each file its first row and the keys of its rows, a piece at a time."""
-    copies: Counter[str] = Counter()
-    for file, start in zip(table.files, table.starts, strict=True):
-        entropy = [seed, int(file.footer_hash, 16), copies[file.footer_hash]]
-        copies[file.footer_hash] += 1
-        yield start, _keys(np.random.Philox(np.random.SeedSequence(entropy)), file.n_rows)
+    files = table.files
+    places, as_long = [0] * len(files), Counter[int]()
+    for i in sorted(range(len(files)), key=lambda i: files[i].footer_hash):
+        places[i] = as_long[files[i].n_rows]
+        as_long[files[i].n_rows] += 1
+    for file, start, place in zip(files, table.starts, places, strict=True):
+        seeds = np.random.SeedSequence([seed, file.n_rows, place])
+        yield start, _keys(np.random.Philox(seeds), file.n_rows)
 
 
 def _keys(bits: np.random.Philox, count: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
