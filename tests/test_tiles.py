@@ -235,34 +235,56 @@ def test_a_tile_of_flags_counts_and_ties_is_the_dense_hsic(tmp_path: Path) -> No
             assert found[a, b] == pytest.approx(exact, abs=1e-5 if joint.all() else 0.02), (x, y)
 
 
+class Settled:
+    """All pairs of some columns, as settling a stretch of their list measures them."""
+
+    def __init__(
+        self, columns: dict[str, Array], fusion: Fusion, limits: Limits, folder: Path
+    ) -> None:
+        similarities(columns, fusion, fusion.functions, limits, folder)
+        self.store = Store(str(folder))
+        _, catalogue = open_job(self.store, "job")
+        # In the store's order complete columns come first; their slots are those of `columns`.
+        held = [list(columns)[slot] for slot in catalogue.slot]
+        pairs = np.array(list(itertools.combinations(range(len(held)), 2)))
+        pairs = pairs[np.lexsort((*pairs.T[::-1], *catalogue.pattern[pairs].T[::-1]))]
+        self.store.write_arrays("job/pairs-all.npz", {"i": pairs[:, 0], "j": pairs[:, 1]})
+        self.pairs = [(held[a], held[b]) for a, b in pairs]
+
+    def values(self, start: int, stop: int) -> Array:
+        name = f"job/settled-{start}-{stop}.npz"
+        tiles.settle(self.store, "job", "job/pairs-all.npz", name, start, stop)
+        return self.store.read_arrays(name)["value"]
+
+    def all(self) -> dict[tuple[str, str], float]:
+        return dict(zip(self.pairs, self.values(0, len(self.pairs)).tolist(), strict=True))
+
+
 @pytest.mark.parametrize("names", [["hsic"], ["hsic", "rdc", "dcor"]])
 def test_a_settled_pair_is_measured_on_its_rows_whatever_is_settled_beside_it(
     names: list[str], tmp_path: Path
 ) -> None:
     columns, fusion = mixed(600), Fusion.of(dict.fromkeys(names, 1.0))
-    similarities(columns, fusion, fusion.functions, SMALL, tmp_path)
-    store = Store(str(tmp_path))
-    _, catalogue = open_job(store, "job")
-    # In the store's order complete columns come first; their slots are those of `columns`.
-    held = [list(columns)[slot] for slot in catalogue.slot]
-    pairs = np.array(list(itertools.combinations(range(len(held)), 2)))
-    pairs = pairs[np.lexsort((*pairs.T[::-1], *catalogue.pattern[pairs].T[::-1]))]
-    store.write_arrays("job/pairs-all.npz", {"i": pairs[:, 0], "j": pairs[:, 1]})
-
-    def settled(start: int, stop: int) -> Array:
-        tiles.settle(store, "job", "job/pairs-all.npz", f"job/settled-{start}.npz", start, stop)
-        return store.read_arrays(f"job/settled-{start}.npz")["value"]
-
-    together = settled(0, len(pairs))
-    np.testing.assert_array_equal(
-        together, np.concatenate([settled(k, k + 1) for k in range(len(pairs))])
-    )
+    settled = Settled(columns, fusion, SMALL, tmp_path)
+    together = settled.all()
+    for k, pair in enumerate(settled.pairs):
+        assert settled.values(k, k + 1)[0] == together[pair]
     if names != ["hsic"]:
         return
-    for (a, b), value in zip(pairs, together, strict=True):
-        x, y = columns[held[a]], columns[held[b]]
+    for (a, b), value in together.items():
+        x, y = columns[a], columns[b]
         joint = ~(np.isnan(x) | np.isnan(y))
-        assert value == pytest.approx(dense_nhsic(x[joint], y[joint]), abs=2e-6), (held[a], held[b])
+        assert value == pytest.approx(dense_nhsic(x[joint], y[joint]), abs=2e-6), (a, b)
+
+
+def test_a_settled_pair_has_the_same_digits_in_any_tiling(tmp_path: Path) -> None:
+    columns = mixed(3000) | {
+        "same rows": np.where(np.arange(3000) % 7 == 3, np.nan, mixed(3000)["x"])
+    }
+    columns["and these"] = np.where(np.isnan(columns["same rows"]), np.nan, columns["noise"])
+    fusion = Fusion.of({"hsic": 1, "rdc": 1, "dcor": 1})
+    few = Settled(columns, fusion, SMALL, tmp_path / "few").all()
+    assert few == Settled(columns, fusion, Limits(), tmp_path / "all").all()
 
 
 def test_functions_that_no_column_of_a_block_needs_make_no_difference(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ afterwards is that much smaller.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, reduce
@@ -157,16 +156,6 @@ class Marginals:
             self._known[what] = work(self)
         found: list[np.ndarray] = self._known[what]
         return found
-
-    def widened(self, directions: int) -> Marginals:
-        """The same with so many directions, of which those that are added do not vary."""
-        more = (0, directions - self.whiten.shape[1])
-        return dataclasses.replace(
-            self,
-            whiten=np.pad(self.whiten, ((0, 0), more, (0, 0))),
-            loading=np.pad(self.loading, ((0, 0), (0, 0), more)),
-            kernel=None if self.kernel is None else np.pad(self.kernel, ((0, 0), more, more)),
-        )
 
     def on_device(self, device: str) -> Marginals:
         """The same with arrays where `device` computes; ``plain``, which steers, stays here."""

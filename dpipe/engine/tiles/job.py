@@ -108,11 +108,11 @@ def settled_name(folder: str, key: str, start: int, stop: int) -> str:
 
 
 @lru_cache(maxsize=8)
-def load_marginals(store: Store, folder: str, block: int) -> Marginals:
+def _load_marginals(store: Store, folder: str, block: int) -> Marginals:
     """The marginal moments of a block of columns (kept for the next tiles of that block)."""
     return Marginals(**store.read_arrays(marginals_name(folder, block)))
 
 
 def marginals_of(store: Store, job: Job, block: int) -> Marginals | None:
     """The marginal moments of a block of columns, None where no measure of the job needs them."""
-    return load_marginals(store, job.folder, block) if job.fusion.needs_marginals else None
+    return _load_marginals(store, job.folder, block) if job.fusion.needs_marginals else None

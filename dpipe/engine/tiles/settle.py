@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.device.arrays import Array, namespace, retried, to_device, to_host
-from dpipe.engine.tiles.job import Job, load_marginals, open_job
+from dpipe.engine.tiles.job import Job, open_job
 from dpipe.engine.tiles.moments import functions_of, of_block, sums_of
 from dpipe.kernels.marginals import Marginals, MarginalSums
 from dpipe.kernels.measure import Settling
@@ -28,6 +28,8 @@ from dpipe.rankstore import Catalogue, Store, read_piece
 
 _ROWS_AT_ONCE = {"cpu": 2**13, "gpu": 2**17}
 _PAIRS_AT_ONCE = {"cpu": 16, "gpu": 4}  # whose functions on so many rows are held together
+
+Ranks = Callable[[NDArray[np.int64], int, int], Array]
 
 
 def settle(store: Store, folder: str, listed: str, name: str, start: int, stop: int) -> None:
@@ -107,7 +109,7 @@ class _Columns:
     """
 
     n_rows: int
-    ranks: Callable[[NDArray[np.int64], int, int], Array]
+    ranks: Ranks
     marginals: Marginals
 
 
@@ -169,14 +171,7 @@ def _on_own_rows(
         scores, valid = read_piece(store, catalogue, columns[some].tolist(), start, stop)
         return to_device(scores if valid is None else scores[:, valid[0]], job.device)
 
-    blocks = np.array([start for start, _ in job.tiling.blocks])
-    block = np.searchsorted(blocks, columns, side="right") - 1
-    parts = [
-        load_marginals(store, job.folder, int(number))[columns[block == number] - blocks[number]]
-        for number in np.unique(block)  # in the order of the columns
-    ]
-    wide = [part.widened(job.tiling.functions) for part in parts]
-    return _Columns(catalogue.n_rows, ranks, Marginals.joined(wide))
+    return _columns(job, len(columns), catalogue.n_rows, ranks)
 
 
 def _on_common_rows(
@@ -187,16 +182,28 @@ def _on_common_rows(
     `held` are their scores there, between those of two others.
     """
     known = to_device(joint_scores(held[1:-1], catalogue.n_valid[columns]), job.device)
-    n_rows = known.shape[1]
+
+    def ranks(some: NDArray[np.int64], start: int, stop: int) -> Array:
+        return known[to_device(some, job.device), start:stop]
+
+    return _columns(job, len(columns), known.shape[1], ranks)
+
+
+def _columns(job: Job, count: int, n_rows: int, ranks: Ranks) -> _Columns:
+    """Some columns with marginals of these rows alone.
+
+    Those that their blocks have would do where no row is lost, but for the last digits: these go
+    by the rows of a split and by the functions of the other columns of a block.
+    """
+    everything = np.arange(count)
     step = _ROWS_AT_ONCE[job.device]
-    strips = (known[:, row : row + step] for row in range(0, max(n_rows, 1), step))
-    sums = reduce(MarginalSums.__iadd__, (sums_of(job, strip, None) for strip in strips))
-    all_of_them = np.full(len(columns), job.tiling.functions)
-    return _Columns(
-        n_rows,
-        lambda some, start, stop: known[to_device(some, job.device), start:stop],
-        of_block(job, sums.to_host(), all_of_them),
+    strips = (
+        ranks(everything, row, min(row + step, n_rows)).astype("float64")
+        for row in range(0, max(n_rows, 1), step)
     )
+    sums = reduce(MarginalSums.__iadd__, (sums_of(job, strip, None) for strip in strips))
+    needed = np.full(count, job.tiling.functions)
+    return _Columns(n_rows, ranks, of_block(job, sums.to_host(), needed))
 
 
 def _products(job: Job, columns: _Columns, pairs: NDArray[np.int64]) -> ListMoments:
