@@ -39,13 +39,13 @@ from dpipe.model.inventory import (
     is_portable,
     matrix_files,
 )
-from dpipe.model.records import ColumnStatistics, Decision, Pairs
+from dpipe.model.records import ColumnStatistics, Decision
 from dpipe.options.kinds import expanded
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
-from dpipe.runfolder.pairs import deciding_pairs, join_pairs, read_pairs, write_pairs
+from dpipe.runfolder.pairs import PairFiles
 from dpipe.runfolder.plain import plain
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ DECISIONS_SCHEMA = pa.schema(
 """Columns of the decision table; the field of `Decision` behind "pass" is ``pass_number``."""
 
 
-class RunFolder(Files):
+class RunFolder(PairFiles):
     """The output folder of a run.
 
     Parameters
@@ -324,37 +324,6 @@ class RunFolder(Files):
             return tuple(_statistics_of(entry) for entry in stored["columns"])
         except BROKEN as error:
             raise unreadable(self.path / STATISTICS, error) from error
-
-    def write_pairs(self, number: int, columns: Sequence[str], listed: Mapping[str, Pairs]) -> None:
-        """Write the similar pairs of a pass, between columns by their number, for `join_pairs`.
-
-        By their measure, the one that decides first.
-        """
-        write_pairs(self, number, columns, listed)
-
-    def join_pairs(self, numbers: Iterable[int]) -> None:
-        """Write ``pairs.parquet`` from what these passes left."""
-        join_pairs(self, numbers)
-
-    def read_pairs(self, number: int | None = None) -> pa.Table:
-        """Read ``pairs.parquet``: the pairs of one pass, or all of them.
-
-        Raises
-        ------
-        InputError
-            When the file is missing, broken or no such table.
-        """
-        return read_pairs(self, number)
-
-    def deciding_pairs(self, number: int, columns: Sequence[str]) -> tuple[str, Pairs]:
-        """The measure that decides in a pass and its pairs, between these columns by number.
-
-        Raises
-        ------
-        InputError
-            As `read_pairs`, or when a pair has another column.
-        """
-        return deciding_pairs(self, number, columns)
 
     def write_rank_sample(self, columns: Sequence[str], codes: NDArray[np.uint8]) -> None:
         """Write the ranks (p, m) of a few rows, a byte each, with their columns."""

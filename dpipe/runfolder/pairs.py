@@ -35,22 +35,91 @@ PAIRS_SCHEMA = pa.schema(
 _AT_ONCE = 2**18  # rows that are held as text at any time
 
 
-def write_pairs(
-    files: Files, number: int, columns: Sequence[str], listed: Mapping[str, Pairs]
-) -> None:
-    """Write the pairs of a pass, between columns by their number, by measure.
+class PairFiles(Files):
+    """A folder with the tables of similar pairs."""
 
-    The measure that decides comes first. Of each the most similar pairs come first, then the names
-    decide: the order of columns leaves no trace.
-    """
-    deciding = next(iter(listed))
-    with _written(files, pairs_file(number)) as writer:
-        writer.add_key_value_metadata({f"measure-{number}": deciding})
-        for measure, pairs in listed.items():
-            of = "" if measure == deciding else f"-{measure}"
-            writer.add_key_value_metadata({f"floor-{number}{of}": repr(pairs.floor)})
-            for rows in _tables(number, measure, columns, pairs):
-                writer.write_table(rows)
+    def write_pairs(self, number: int, columns: Sequence[str], listed: Mapping[str, Pairs]) -> None:
+        """Write the pairs of a pass, between columns by their number, by measure.
+
+        The measure that decides comes first. Of each the most similar pairs come first, then the
+        names decide: the order of columns leaves no trace.
+        """
+        deciding = next(iter(listed))
+        with self._writer(pairs_file(number)) as writer:
+            writer.add_key_value_metadata({f"measure-{number}": deciding})
+            for measure, pairs in listed.items():
+                of = "" if measure == deciding else f"-{measure}"
+                writer.add_key_value_metadata({f"floor-{number}{of}": repr(pairs.floor)})
+                for rows in _tables(number, measure, columns, pairs):
+                    writer.write_table(rows)
+
+    def join_pairs(self, numbers: Iterable[int]) -> None:
+        """Write ``pairs.parquet`` from what these passes left.
+
+        A pass that received no column left nothing.
+        """
+        with self._writer(PAIRS) as writer:
+            for number in numbers:
+                path = self.path / pairs_file(number)
+                if path.exists():
+                    with pq.ParquetFile(path) as part:
+                        writer.add_key_value_metadata(_facts(part.metadata))
+                        for batch in part.iter_batches(_AT_ONCE):
+                            writer.write_batch(batch.cast(PAIRS_SCHEMA))
+
+    @contextmanager
+    def _writer(self, name: str) -> Iterator[pq.ParquetWriter]:
+        with (
+            self.replacing(name) as pending,
+            pq.ParquetWriter(
+                pending.file, PAIRS_SCHEMA, compression="zstd", write_page_checksum=True
+            ) as writer,
+        ):
+            yield writer
+
+    def read_pairs(self, number: int | None = None) -> pa.Table:
+        """Read ``pairs.parquet``: the pairs of one pass, or all of them.
+
+        Raises
+        ------
+        InputError
+            When the file is missing, broken or no such table.
+        """
+        path = self.path / PAIRS
+        try:
+            rows = None if number is None else [("pass", "=", number)]
+            table = pq.read_table(path, filters=rows, page_checksum_verification=True)
+            return table.select(PAIRS_SCHEMA.names).cast(PAIRS_SCHEMA)
+        except (pa.ArrowException, *BROKEN) as error:
+            raise unreadable(path, error) from error
+
+    def deciding_pairs(self, number: int, columns: Sequence[str]) -> tuple[str, Pairs]:
+        """The measure that decides in a pass and its pairs, between these columns by number.
+
+        The floor is infinite where the pass left nothing.
+
+        Raises
+        ------
+        InputError
+            As `read_pairs`, or when a pair has another column.
+        """
+        path = self.path / PAIRS
+        try:
+            with pq.ParquetFile(path) as stored:
+                facts = _facts(stored.metadata)
+        except (pa.ArrowException, *BROKEN) as error:
+            raise unreadable(path, error) from error
+        measure, floor = facts.get(f"measure-{number}", ""), facts.get(f"floor-{number}", "inf")
+        table = self.read_pairs(number).filter(pc.field("measure") == measure)
+        names = pa.array(columns, pa.string())
+        ends = [pc.index_in(table[name], value_set=names) for name in ("column_a", "column_b")]
+        if any(end.null_count for end in ends):
+            raise unreadable(path, "it has columns that the pass did not receive")
+        first, second = (end.to_numpy().astype(np.int64) for end in ends)
+        low, high = np.minimum(first, second), np.maximum(first, second)
+        order = np.argsort(low * len(columns) + high)
+        value, rows, exact = (table[name].to_numpy()[order] for name in ("value", "rows", "exact"))
+        return measure, Pairs(Edges(low[order], high[order], value), rows, exact, float(floor))
 
 
 def _tables(number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> Iterator[pa.Table]:
@@ -76,18 +145,6 @@ def _tables(number: int, measure: str, columns: Sequence[str], pairs: Pairs) -> 
         yield pa.table(parts, schema=PAIRS_SCHEMA)
 
 
-def join_pairs(files: Files, numbers: Iterable[int]) -> None:
-    """Put together what these passes left; a pass that received no column left nothing."""
-    with _written(files, PAIRS) as writer:
-        for number in numbers:
-            path = files.path / pairs_file(number)
-            if path.exists():
-                with pq.ParquetFile(path) as part:
-                    writer.add_key_value_metadata(_facts(part.metadata))
-                    for batch in part.iter_batches(_AT_ONCE):
-                        writer.write_batch(batch.cast(PAIRS_SCHEMA))
-
-
 def _facts(metadata: pq.FileMetaData | None) -> dict[str, str]:
     """What the file says of its passes: ``measure-N`` decides, ``floor-N`` is where its pairs end.
 
@@ -96,49 +153,3 @@ def _facts(metadata: pq.FileMetaData | None) -> dict[str, str]:
     stored = {} if metadata is None else metadata.metadata or {}
     decoded = {key.decode(): value.decode() for key, value in stored.items()}
     return {key: value for key, value in decoded.items() if key.startswith(("measure-", "floor-"))}
-
-
-def deciding_pairs(files: Files, number: int, columns: Sequence[str]) -> tuple[str, Pairs]:
-    """The measure that decides in a pass and its pairs, between these columns by their number.
-
-    The floor is infinite where the pass left nothing.
-    """
-    path = files.path / PAIRS
-    try:
-        with pq.ParquetFile(path) as stored:
-            facts = _facts(stored.metadata)
-    except (pa.ArrowException, *BROKEN) as error:
-        raise unreadable(path, error) from error
-    measure, floor = facts.get(f"measure-{number}", ""), facts.get(f"floor-{number}", "inf")
-    table = read_pairs(files, number).filter(pc.field("measure") == measure)
-    names = pa.array(columns, pa.string())
-    ends = [pc.index_in(table[name], value_set=names) for name in ("column_a", "column_b")]
-    if any(end.null_count for end in ends):
-        raise unreadable(path, "it has columns that the pass did not receive")
-    first, second = (end.to_numpy().astype(np.int64) for end in ends)
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    order = np.argsort(low * len(columns) + high)
-    value, rows, exact = (table[name].to_numpy()[order] for name in ("value", "rows", "exact"))
-    return measure, Pairs(Edges(low[order], high[order], value), rows, exact, float(floor))
-
-
-@contextmanager
-def _written(files: Files, name: str) -> Iterator[pq.ParquetWriter]:
-    with (
-        files.replacing(name) as pending,
-        pq.ParquetWriter(
-            pending.file, PAIRS_SCHEMA, compression="zstd", write_page_checksum=True
-        ) as writer,
-    ):
-        yield writer
-
-
-def read_pairs(files: Files, number: int | None) -> pa.Table:
-    """The pairs of one pass, or all of them."""
-    path = files.path / PAIRS
-    try:
-        rows = None if number is None else [("pass", "=", number)]
-        table = pq.read_table(path, filters=rows, page_checksum_verification=True)
-        return table.select(PAIRS_SCHEMA.names).cast(PAIRS_SCHEMA)
-    except (pa.ArrowException, *BROKEN) as error:
-        raise unreadable(path, error) from error
