@@ -300,9 +300,9 @@ def test_a_crash_in_the_middle_leaves_the_old_file_and_the_next_lock_tidies(
         import numpy as np
         from dpipe.runfolder import RunFolder
         folder = RunFolder(sys.argv[1])
-        with folder.lock(), folder.replacing("checkpoint/pass-1.json") as pending:
-            pending.file.write(b"half")
-            pending.file.flush()
+        with folder.lock(), folder.replacing("checkpoint/pass-1.json") as file:
+            file.write(b"half")
+            file.flush()
             with folder.array_file("mapped.npy", (1000,), np.float32) as array:
                 array[:500] = 1
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -174,8 +174,8 @@ class TestRunFolder(LocalStoreTests):
         self.store = RunFolder(self.folder).create()
 
     def write(self, name: str, content: bytes) -> None:
-        with self.store.replacing(name) as pending:
-            pending.file.write(content)
+        with self.store.replacing(name) as file:
+            file.write(content)
 
     def read(self, name: str) -> bytes:
         return self.store.read_bytes(name)

@@ -42,7 +42,7 @@ from dpipe.model.inventory import (
 from dpipe.model.records import ColumnStatistics, Decision
 from dpipe.options.kinds import expanded
 from dpipe.runfolder.checkpoints import Checkpoints, Damaged, Saved, Stale
-from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, digest, unreadable
+from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, listing_of, unreadable
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.pairs import PairFiles
@@ -208,13 +208,8 @@ class RunFolder(PairFiles):
         """Enter the finished files of the reduced table into the manifest, and no others of it."""
         entries = self._manifest_without_table()
         for file in files:
-            path = Path(file)
-            facts = path.stat()
-            entries[str(path.relative_to(self.path))] = {
-                "sha256": digest(path),
-                "bytes": facts.st_size,
-                "mtime": facts.st_mtime_ns,
-            }
+            with open(file, "rb") as written:
+                entries[str(Path(file).relative_to(self.path))] = listing_of(written)
         self._write_manifest(entries)
 
     def remove_table(self) -> None:

@@ -20,8 +20,7 @@ import os
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from io import BufferedRandom
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -48,21 +47,6 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zi
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-
-
-@dataclass
-class Pending:
-    """A file on its way to `target`; what it weighs is known once it is there."""
-
-    target: Path
-    file: BufferedRandom
-    digest: str = field(default="", init=False)
-    size: int = field(default=0, init=False)
-    mtime: int = field(default=0, init=False)
-
-    def entry(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        return {"sha256": self.digest, "bytes": self.size, "mtime": self.mtime}
 
 
 class Files:
@@ -125,8 +109,8 @@ class Files:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 text file, line ends as they are."""
-        with self.replacing(name) as pending:
-            pending.file.write(text.encode())
+        with self.replacing(name) as file:
+            file.write(text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON: records become objects, infinite and NaN floats become text."""
@@ -154,19 +138,19 @@ class Files:
         """Write an Arrow table, with checksums of its pages."""
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        with self.replacing(name) as pending:
-            pending.file.write(buffer.getvalue())
+        with self.replacing(name) as file:
+            file.write(buffer.getvalue())
 
     def write_npy(self, name: str, array: NDArray[Any]) -> None:
         """Write an array that holds no objects as ``.npy``, in C order."""
         array = np.asarray(array, order="C")
         if array.dtype.hasobject:
             raise TypeError(f"{name} would need pickle: its array holds Python objects.")
-        with self.replacing(name) as pending:
+        with self.replacing(name) as file:
             header = np.lib.format.header_data_from_array_1_0(array)
-            np.lib.format.write_array_header_2_0(pending.file, header)
+            np.lib.format.write_array_header_2_0(file, header)
             # Not ndarray.tofile: its errors do not say that the disk is full.
-            pending.file.write(array.reshape(-1).view(np.uint8).data)
+            file.write(array.reshape(-1).view(np.uint8).data)
 
     @contextlib.contextmanager
     def array_file(self, name: str, shape: tuple[int, ...], dtype: Any) -> Iterator[NDArray[Any]]:
@@ -175,14 +159,15 @@ class Files:
         Its disk space is taken at once, because a full disk met later, while pages of the mapping
         are written back, would kill the process.
         """
-        with self._pending_file(name) as pending:
-            with _saying_which_file(pending.target):
+        target = self.inside(name)
+        with self._pending_file(target, name) as file:
+            with _saying_which_file(target):
                 array: NDArray[Any] = np.lib.format.open_memmap(
-                    pending.file.name, mode="w+", dtype=dtype, shape=shape
+                    file.name, mode="w+", dtype=dtype, shape=shape
                 )
-                _take_space(pending.file)
+                _take_space(file)
             yield array
-            with _saying_which_file(pending.target):
+            with _saying_which_file(target):
                 array.flush()  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
@@ -194,30 +179,26 @@ class Files:
         self.write_columns(columns_name, columns)
 
     @contextlib.contextmanager
-    def replacing(self, name: str) -> Iterator[Pending]:
-        """A pending file whose block does nothing but write it."""
-        with self._pending_file(name) as pending, _saying_which_file(pending.target):
-            yield pending
+    def replacing(self, name: str) -> Iterator[BufferedRandom]:
+        """A file that takes the place of `name`, whose block does nothing but write it."""
+        target = self.inside(name)
+        with self._pending_file(target, name) as file, _saying_which_file(target):
+            yield file
 
     @contextlib.contextmanager
-    def _pending_file(self, name: str) -> Iterator[Pending]:
+    def _pending_file(self, target: Path, name: str) -> Iterator[BufferedRandom]:
         """Open a file that takes the place of `name` if all goes well; every write comes here."""
-        target = self.inside(name)
         with contextlib.ExitStack() as stack:
             with _saying_which_file(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(replacing(target, wait=True))
-            pending = Pending(target, file)
-            yield pending
+            yield file
             with _saying_which_file(target):
                 file.flush()
-                file.seek(0)
-                pending.digest = hashlib.file_digest(file, "sha256").hexdigest()
-                facts = os.fstat(file.fileno())
-                pending.size, pending.mtime = facts.st_size, facts.st_mtime_ns
+                entry = listing_of(file)
                 stack.close()
         if self._keeps_manifest and is_listed(name):
-            self._record(name, pending)
+            self._write_manifest({**self._listed(), name: entry})
 
     def inside(self, name: str) -> Path:
         """The path of `name`, which must not leave the folder."""
@@ -227,11 +208,6 @@ class Files:
         return path
 
     # The manifest
-
-    def _record(self, name: str, written: Pending) -> None:
-        files = self._listed()
-        files[name] = written.entry()
-        self._write_manifest(files)
 
     def _write_manifest(self, files: Mapping[str, Mapping[str, Any]]) -> None:
         self.write_json(MANIFEST, {"schema": SCHEMA_VERSION, "files": dict(sorted(files.items()))})
@@ -360,6 +336,14 @@ def _harmless(cell: str | float | None) -> str | float | None:
     if isinstance(cell, str):
         return f"'{cell}" if cell.startswith(_FORMULA) else cell
     return cell
+
+
+def listing_of(file: BufferedReader | BufferedRandom) -> dict[str, Any]:
+    """What the manifest says of an open file."""
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = os.fstat(file.fileno())
+    return {"sha256": sha256, "bytes": facts.st_size, "mtime": facts.st_mtime_ns}
 
 
 def digest(path: Path) -> str:

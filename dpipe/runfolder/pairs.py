@@ -70,9 +70,9 @@ class PairFiles(Files):
     @contextmanager
     def _writer(self, name: str) -> Iterator[pq.ParquetWriter]:
         with (
-            self.replacing(name) as pending,
+            self.replacing(name) as file,
             pq.ParquetWriter(
-                pending.file, PAIRS_SCHEMA, compression="zstd", write_page_checksum=True
+                file, PAIRS_SCHEMA, compression="zstd", write_page_checksum=True
             ) as writer,
         ):
             yield writer
