@@ -18,11 +18,11 @@ import trials
 from trials import Reference, make_reference, make_table, wait_for
 
 import dpipe
+from dpipe.common.plain import digest_of
 from dpipe.model.events import Event, Note, PassDone, TaskDone
 from dpipe.options import options_from
 from dpipe.pipeline import resume, run
 from dpipe.runfolder import RunFolder, files
-from dpipe.runfolder.plain import digest_of
 
 ONE = ("--workers", "1", "--device", "cpu", "--restart", "never")
 """What is killed here is the client, and a process less starts thirty times."""

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipe import runfolder
+from dpipe.common.plain import digest_of
 from dpipe.errors import InputError, ResourceError
 from dpipe.model import inventory
 from dpipe.model.records import ColumnStatistics, Decision, Drop, PassResult
@@ -41,7 +42,6 @@ from dpipe.runfolder import (
     unescape_name,
 )
 from dpipe.runfolder.files import digest
-from dpipe.runfolder.plain import digest_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

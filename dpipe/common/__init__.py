@@ -1,1 +1,1 @@
-"""What every layer uses: words for people, files that are whole or not there, credentials."""
+"""What every layer uses: words for people, records as JSON, files that are whole, credentials."""

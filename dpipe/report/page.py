@@ -107,7 +107,7 @@ def _facts(results: Results) -> str:
 
 
 def _warnings(results: Results) -> str:
-    lines = [text for text, level in results.notes if level == "warning"]
+    lines = [note.text for note in results.notes if note.level == "warning"]
     lines += results.troubles
     return "\n".join(f'<p class="note warning">{escape(line)}</p>' for line in lines)
 
@@ -139,7 +139,7 @@ def _funnel(results: Results) -> str:
         )
     skipped = set(usual_passes()) - {each.done.number for each in passes}
     left = (
-        f'<p class="hint">Not run: {_listed(PASSES[n].title for n in sorted(skipped))}.</p>'
+        f'<p class="hint">Not run: {", ".join(PASSES[n].title for n in sorted(skipped))}.</p>'
         if skipped
         else ""
     )
@@ -427,7 +427,9 @@ def _run(results: Results) -> str:
         else ""
     )
     notes = "".join(
-        f'<p class="note">{escape(text)}</p>' for text, level in results.notes if level != "warning"
+        f'<p class="note">{escape(note.text)}</p>'
+        for note in results.notes
+        if note.level != "warning"
     )
     skipped = "".join(
         f'<p class="note warning">left out {escape(_public(path))}: {escape(reason)}</p>'
@@ -475,10 +477,6 @@ def _public(path: str) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _percent(part: float, whole: float) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpipe.common.plain import restored
 from dpipe.errors import InputError
-from dpipe.model.events import PassDone, PlannedPass
+from dpipe.model.events import Note, PassDone, PlannedPass
 from dpipe.model.inventory import PAIRS, RANK_SAMPLE, RUN, STATISTICS, matrix_files
 from dpipe.model.records import ColumnStatistics, Decision, MemoryReading, Step
 from dpipe.runfolder import RunFolder
@@ -104,7 +105,7 @@ class Results:
     passes: tuple[PassRecord, ...]
     near: Mapping[int, tuple[tuple[str, str, float], ...]]
     ledger: tuple[MemoryReading, ...]
-    notes: tuple[tuple[str, str], ...]
+    notes: tuple[Note, ...]
     skipped: tuple[tuple[str, str], ...]
     options: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -138,9 +139,12 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
             decisions=decisions,
             passes=_passes(record),
             near=_near(record.get("near_threshold") or {}),
-            ledger=tuple(MemoryReading(**entry) for entry in record.get("ledger") or ()),
-            notes=tuple((str(n["text"]), str(n["level"])) for n in record.get("notes") or ()),
-            skipped=_skipped(record),
+            ledger=tuple(restored(MemoryReading, entry) for entry in record.get("ledger") or ()),
+            notes=tuple(restored(Note, entry) for entry in record.get("notes") or ()),
+            skipped=tuple(
+                (str(path), str(reason))
+                for path, reason in (record.get("input") or {}).get("skipped") or ()
+            ),
             options=dict(record.get("options") or {}),
             versions=dict(record.get("versions") or {}),
             input=dict(record.get("input") or {}),
@@ -150,7 +154,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
             matrices=tuple(_matrices(run, record, troubles)),
             curves=_curves(run, troubles),
             sample=_sample(run, troubles),
-            chosen=tuple(Step(**step) for step in record.get("chosen") or ()),
+            chosen=tuple(restored(Step, step) for step in record.get("chosen") or ()),
             troubles=tuple(troubles),
         )
     except _BROKEN as error:
@@ -161,9 +165,10 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
 
 def _passes(record: Mapping[str, Any]) -> tuple[PassRecord, ...]:
     plan = record.get("plan") or {}
-    planned = {int(entry["number"]): PlannedPass(**entry) for entry in plan.get("passes") or ()}
-    done = [PassDone(**entry) for entry in record.get("passes") or ()]
-    return tuple(PassRecord(each, planned.get(each.number)) for each in done)
+    planned = [restored(PlannedPass, entry) for entry in plan.get("passes") or ()]
+    by_number = {each.number: each for each in planned}
+    done = [restored(PassDone, entry) for entry in record.get("passes") or ()]
+    return tuple(PassRecord(each, by_number.get(each.number)) for each in done)
 
 
 def _near(
@@ -174,10 +179,6 @@ def _near(
         for number, pairs in stored.items()
         if pairs
     }
-
-
-def _skipped(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((str(p), str(r)) for p, r in (record.get("input") or {}).get("skipped") or ())
 
 
 def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, ColumnStatistics]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.common.credentials import check_url
+from dpipe.common.plain import plain, restored
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.inventory import (
     CHECKPOINT,
@@ -46,7 +47,6 @@ from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files, listing_of, unr
 from dpipe.runfolder.lock import release_lock, take_lock
 from dpipe.runfolder.names import escape_name, unescape_name
 from dpipe.runfolder.pairs import PairFiles
-from dpipe.runfolder.plain import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -316,7 +316,7 @@ class RunFolder(PairFiles):
         """
         stored = self.read_json(STATISTICS)
         try:
-            return tuple(_statistics_of(entry) for entry in stored["columns"])
+            return tuple(restored(ColumnStatistics, entry) for entry in stored["columns"])
         except BROKEN as error:
             raise unreadable(self.path / STATISTICS, error) from error
 
@@ -346,12 +346,3 @@ class RunFolder(PairFiles):
             name = path.relative_to(self.path).as_posix()
             if path.is_file() and is_portable(name):
                 yield name
-
-
-def _statistics_of(stored: Mapping[str, Any]) -> ColumnStatistics:
-    """JSON has no NaN: such numbers are texts there."""
-    numbers: dict[str, Any] = {
-        key: float(value) if isinstance(value, str) and key not in ("name", "rank_hash") else value
-        for key, value in stored.items()
-    }
-    return ColumnStatistics(**numbers)

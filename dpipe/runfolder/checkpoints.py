@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dpipe.common.plain import digest_of, plain, restored
 from dpipe.errors import InputError
 from dpipe.model.inventory import CHECKPOINT, pass_file
-from dpipe.model.records import Drop, PassResult, Step
-from dpipe.model.registry import Reason
+from dpipe.model.records import PassResult
 from dpipe.runfolder.files import BROKEN, SCHEMA_VERSION, Files
-from dpipe.runfolder.plain import digest_of, plain
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,8 @@ class Checkpoints:
                 return Stale(("schema",))
             if changed := _changed(body["depends"], plain(depends)):
                 return Stale(changed)
-            return Saved(_pass_result(body["result"]), str(body["key"]), dict(body["extra"]))
+            result = restored(PassResult, body["result"])
+            return Saved(result, str(body["key"]), dict(body["extra"]))
         except (InputError, *BROKEN) as error:
             return Damaged(f"{name} cannot be read ({error})")
 
@@ -125,26 +125,3 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]
     absent = object()
     names = dict.fromkeys([*now, *then])
     return tuple(name for name in names if now.get(name, absent) != then.get(name, absent))
-
-
-def _pass_result(stored: Mapping[str, Any]) -> PassResult:
-    return PassResult(
-        number=int(stored["number"]),
-        name=str(stored["name"]),
-        kept=tuple(map(str, stored["kept"])),
-        drops=tuple(_drop(drop) for drop in stored["drops"]),
-        communities={str(k): int(v) for k, v in stored["communities"].items()},
-        relevance={str(k): float(v) for k, v in stored["relevance"].items()},
-        near_threshold=tuple((str(a), str(b), float(v)) for a, b, v in stored["near_threshold"]),
-        returned=tuple(map(str, stored["returned"])),
-        predicted={str(k): float(v) for k, v in stored["predicted"].items()},
-        chosen=tuple(Step(**step) for step in stored["chosen"]),
-        order=tuple(map(str, stored["order"])),
-    )
-
-
-def _drop(stored: Mapping[str, Any]) -> Drop:
-    numbers = {k: None if stored[k] is None else float(stored[k]) for k in ("value", "threshold")}
-    predictors = tuple((str(name), float(weight)) for name, weight in stored["predictors"])
-    reason = Reason(stored["reason"])
-    return Drop(**{**stored, **numbers, "reason": reason, "predictors": predictors})

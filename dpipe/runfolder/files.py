@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 
 from dpipe.common.atomic import replacing
 from dpipe.common.npy import map_npy
+from dpipe.common.plain import plain
 from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.inventory import CHECKPOINT, MANIFEST, RUN, is_listed, matrix_files
 from dpipe.runfolder.names import escape_name, unescape_name
-from dpipe.runfolder.plain import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

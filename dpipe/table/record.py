@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import Self
 
 from dpipe.common.credentials import Secrets
+from dpipe.common.plain import restored
 from dpipe.common.words import nearest
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, Note
@@ -195,8 +196,11 @@ class Table:
             When the text is something else.
         """
         try:
-            return _parse(text)
-        except (ValueError, KeyError, TypeError):
+            record = json.loads(text)
+            if (record.pop("format"), record.pop("version")) != (_FORMAT, _VERSION):
+                raise ValueError
+            return restored(cls, record)
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError("this is no table record of this version of dpipe.") from None
 
 
@@ -206,31 +210,3 @@ def tell_notes(table: Table, emit: Emit) -> None:
         emit(Note(note, "notice"))
     for path, reason in table.skipped:
         emit(Note(f"left out {path}: {reason}", "warning"))
-
-
-def _parse(text: str) -> Table:
-    record = json.loads(text)
-    if record["format"] != _FORMAT or record["version"] != _VERSION:
-        raise ValueError("not a table record of this version of dpipe")
-    return Table(
-        files=tuple(
-            TableFile(
-                **{
-                    **file,
-                    "row_groups": tuple(file["row_groups"]),
-                    "origin": Origin(**file["origin"]) if file["origin"] else None,
-                }
-            )
-            for file in record["files"]
-        ),
-        columns=tuple(
-            Column(column["name"], column["dtype"], Role(column["role"]))
-            for column in record["columns"]
-        ),
-        layouts=tuple(
-            Layout(tuple(layout["names"]), tuple(layout["widths"])) for layout in record["layouts"]
-        ),
-        notes=tuple(record["notes"]),
-        skipped=tuple((path, reason) for path, reason in record["skipped"]),
-        coerced=tuple(record["coerced"]),
-    )
