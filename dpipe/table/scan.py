@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ from dpipe.table.files import (
 )
 from dpipe.table.find import find_files
 from dpipe.table.foreign import Made, make_parquet, notes_of
-from dpipe.table.record import Layout, Origin, Table, TableFile
+from dpipe.table.record import Layout, Table, TableFile
 from dpipe.table.roles import Roles, Use, check_budget, check_options
 from dpipe.table.schema import count_leaves
 from dpipe.table.scratch import Scratch
@@ -127,15 +127,15 @@ def _open(
 
     made = make_parquet(inputs.paths, room, is_analysed, storage_options, emit)
     scans, skipped = _scan_all(inputs.paths, made, options.on_bad_file, storage_options)
-    if not any(scan.n_rows for scan in scans):
-        paths = [scan.named for scan in scans]
+    if not any(scan.file.n_rows for scan in scans):
+        paths = [scan.file.named for scan in scans]
         raise InputError(
             f"there are no rows in {counted(len(paths), 'file')} ({listed(paths, 2)})."
         )
     uses = _column_uses(scans)
     check_options(options, uses)
     numbers = {layout: i for i, layout in enumerate(dict.fromkeys(s.schema.layout for s in scans))}
-    files = tuple(scan.file(numbers[scan.schema.layout]) for scan in scans)
+    files = tuple(replace(scan.file, layout=numbers[scan.schema.layout]) for scan in scans)
     layouts = tuple(numbers)
     roles = Roles(options, uses, files, layouts, storage_options, hints=_second_headers(made))
     table = Table(
@@ -178,35 +178,10 @@ class _Schema:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What is kept of one footer."""
+    """What is kept of one footer; layouts are numbered when all files are known."""
 
-    path: str
-    size: int
-    mtime: int
-    digest: str
-    row_groups: tuple[int, ...]
+    file: TableFile
     schema: _Schema
-    origin: Origin | None
-
-    @property
-    def n_rows(self) -> int:
-        return sum(self.row_groups)
-
-    @property
-    def named(self) -> str:
-        return self.path if self.origin is None else self.origin.path
-
-    def file(self, layout: int) -> TableFile:
-        return TableFile(
-            path=self.path,
-            n_rows=self.n_rows,
-            size=self.size,
-            mtime=self.mtime,
-            row_groups=self.row_groups,
-            footer_hash=self.digest,
-            layout=layout,
-            origin=self.origin,
-        )
 
 
 def _scan_all(
@@ -256,7 +231,16 @@ def _scan_or_error(
         return error
     except (*STORAGE_ERRORS, UnicodeDecodeError):
         return BadFile(path, "is damaged: its schema cannot be read")
-    return _Scan(path, footer.size, footer.mtime, footer.digest, footer.row_groups, schema, origin)
+    file = TableFile(
+        path=path,
+        n_rows=footer.n_rows,
+        size=footer.size,
+        mtime=footer.mtime,
+        row_groups=footer.row_groups,
+        footer_hash=footer.digest,
+        origin=origin,
+    )
+    return _Scan(file, schema)
 
 
 def _schema_of(path: str, footer: Footer) -> _Schema:
@@ -296,15 +280,15 @@ def _column_uses(scans: Sequence[_Scan]) -> dict[str, Use]:
     """
     groups: dict[tuple[int, bool], list[_Scan]] = {}
     for scan in scans:
-        groups.setdefault((id(scan.schema), scan.n_rows > 0), []).append(scan)
+        groups.setdefault((id(scan.schema), scan.file.n_rows > 0), []).append(scan)
     uses: dict[str, Use] = {}
     without_rows: dict[str, Use] = {}
     for group in groups.values():
-        schema, paths = group[0].schema, [scan.named for scan in group]
+        schema, paths = group[0].schema, [scan.file.named for scan in group]
         for name, kind in zip(schema.layout.names, schema.types, strict=True):
             use = uses.setdefault(name, Use())
             use.is_index |= name in schema.index
-            target = use if group[0].n_rows else without_rows.setdefault(name, Use())
+            target = use if group[0].file.n_rows else without_rows.setdefault(name, Use())
             target.files_by_type.setdefault(kind, []).append(paths)
     for name, use in without_rows.items():
         if not uses[name].files_by_type:
