@@ -152,7 +152,7 @@ def as_files(
         return
     scratch = Scratch(folder)
     try:
-        _WRITERS[kind](data, columns, scratch.path, client, reading)
+        _write(kind, data, scratch.path, columns=columns, client=client, reading=reading)
         yield [scratch.path]
     finally:
         scratch.remove()
@@ -166,22 +166,31 @@ def _paths(data: Any) -> list[str]:
     return as_sources(sources)
 
 
-def _write_frame(data: Any, _: Any, folder: str, __: Any, reading: Reading) -> None:
-    frames.check_names(list(data.columns))
-    _check_rows(len(data))
-    frames.write_frame(data, part_of(folder, 0), reading)
-
-
-def _write_arrow(data: Any, _: Any, folder: str, __: Any, reading: Reading) -> None:
-    frames.write_stream(data, part_of(folder, 0), reading)
-
-
-def _write_array(
-    data: NDArray[Any], columns: Sequence[str] | None, folder: str, _: Any, __: Any
+def _write(
+    kind: Kind,
+    data: Any,
+    folder: str,
+    *,
+    columns: Sequence[str] | None,
+    client: Any,
+    reading: Reading,
 ) -> None:
-    frames.check_array(data.shape, data.dtype)
-    _check_rows(len(data))
-    frames.write_array(data, _array_names(data.shape[1], columns), part_of(folder, 0))
+    """Write data that is in no file into Parquet files of a folder."""
+    match kind:
+        case Kind.FRAME:
+            frames.check_names(list(data.columns))
+            _check_rows(len(data))
+            frames.write_frame(data, part_of(folder, 0), reading)
+        case Kind.ARRAY:
+            frames.check_array(data.shape, data.dtype)
+            _check_rows(len(data))
+            frames.write_array(data, _array_names(data.shape[1], columns), part_of(folder, 0))
+        case Kind.DASK_FRAME:
+            _write_dask_frame(data, folder, client, reading)
+        case Kind.DASK_ARRAY:
+            _write_dask_array(data, columns, folder, client)
+        case _:
+            frames.write_stream(data, part_of(folder, 0), reading)
 
 
 def _check_rows(count: int) -> None:
@@ -199,7 +208,7 @@ def _array_names(width: int, columns: Sequence[str] | None) -> tuple[str, ...]:
 # Dask collections
 
 
-def _write_dask_frame(data: Any, _: Any, folder: str, client: Any, reading: Reading) -> None:
+def _write_dask_frame(data: Any, folder: str, client: Any, reading: Reading) -> None:
     frames.check_names(list(data.columns))
     written = data.map_partitions(
         _write_partition, folder, reading, meta=data._meta, enforce_metadata=False
@@ -213,14 +222,15 @@ def _write_partition(frame: Any, folder: str, reading: Reading, partition_info: 
     return frame.iloc[:0]
 
 
-def _write_dask_array(
-    data: Any, columns: Sequence[str] | None, folder: str, client: Any, _: Any
-) -> None:
+def _write_dask_array(data: Any, columns: Sequence[str] | None, folder: str, client: Any) -> None:
     frames.check_array(data.shape, data.dtype)
     if math.isnan(data.shape[1]):
         raise InputError("the Dask Array does not know its width; call compute_chunk_sizes().")
     names = _array_names(data.shape[1], columns)
-    rows = {} if any(map(math.isnan, data.chunks[0])) else {0: _rows_of_block(data)}
+    rows = {}
+    if not any(map(math.isnan, data.chunks[0])):
+        # The array's own, unless blocks of full width would then have too many cells.
+        rows = {0: min(max(data.chunks[0]), frames.piece_rows(data.shape[1]))}
     blocks = data.rechunk({**rows, 1: -1})
     written = blocks.map_blocks(
         _write_block,
@@ -231,11 +241,6 @@ def _write_dask_array(
         chunks=((1,) * blocks.numblocks[0], (1,)),
     )
     written.compute(**_scheduler(client))
-
-
-def _rows_of_block(data: Any) -> int:
-    """Rows of a block of full width: the array's own, unless that would be too many."""
-    return int(min(max(data.chunks[0]), frames.piece_rows(data.shape[1])))
 
 
 def _write_block(
@@ -249,15 +254,6 @@ def _write_block(
 def _scheduler(client: Any) -> dict[str, Any]:
     """Where a collection is computed: on the caller's client, else where Dask would anyway."""
     return {"scheduler": client} if hasattr(client, "scheduler_info") else {}
-
-
-_WRITERS = {
-    Kind.FRAME: _write_frame,
-    Kind.ARROW: _write_arrow,
-    Kind.ARRAY: _write_array,
-    Kind.DASK_FRAME: _write_dask_frame,
-    Kind.DASK_ARRAY: _write_dask_array,
-}
 
 
 def with_columns(data: Any, names: Sequence[str], added: Mapping[str, NDArray[Any]]) -> Any:
