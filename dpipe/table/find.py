@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from dpipe.common.credentials import check_url, safe_reason
 from dpipe.common.words import counted, listed, nearest
@@ -67,17 +67,6 @@ class _LeftOut:
             yield f"results of runs of dpipe are left out: {listed(sorted(self.results))}."
         if self.links:
             yield f"links to files that are read anyway are left out: {listed(sorted(self.links))}."
-
-
-class _Place(Protocol):
-    """A file system, as far as finding files needs it."""
-
-    def exists(self, path: str) -> bool: ...
-    def is_folder(self, path: str) -> bool: ...
-    def glob(self, pattern: str) -> list[str]: ...
-    def walk(self, top: str) -> Iterable[tuple[str, Any, Any]]: ...
-    def entries(self, folder: str) -> Collection[str]: ...
-    def address(self, path: str) -> str: ...
 
 
 def as_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -385,3 +374,6 @@ class _Remote:
 
 def _as_tuple(protocol: str | tuple[str, ...]) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else protocol
+
+
+_Place = _Local | _Remote
