@@ -196,16 +196,10 @@ def _unified(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
 
 def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The batch with exactly the columns and types of `schema`."""
-    own = {name: batch.column(i) for i, name in enumerate(batch.schema.names)}
-    arrays = [
-        _cast(own[field.name], field.type) if field.name in own else _nulls(batch, field.type)
-        for field in schema
-    ]
+    own = dict(zip(batch.schema.names, batch.columns, strict=True))
+    absent = pa.nulls(batch.num_rows)
+    arrays = [_cast(own.get(field.name, absent), field.type) for field in schema]
     return pa.record_batch(arrays, schema=schema)
-
-
-def _nulls(batch: pa.RecordBatch, kind: pa.DataType) -> pa.Array:
-    return pa.nulls(batch.num_rows, kind)
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -223,12 +217,7 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 # Writing
 
 
-def _write(
-    table: Table,
-    files: Sequence[TableFile],
-    schema: pa.Schema,
-    sink: Any,
-) -> None:
+def _write(table: Table, files: Sequence[TableFile], schema: pa.Schema, sink: Any) -> None:
     fewest, most = _ROWS
     rows = min(max(_CELLS // len(schema), fewest), most)
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -238,10 +227,7 @@ def _write(
 
 
 def _batches(
-    table: Table,
-    file: TableFile,
-    names: Sequence[str],
-    rows: int,
+    table: Table, file: TableFile, names: Sequence[str], rows: int
 ) -> Iterator[pa.RecordBatch]:
     layout = table.layouts[file.layout]
     if any(name in layout.leaves for name in names):
@@ -266,10 +252,9 @@ def _staged(table: Table, destination: str, overwrite: bool) -> AbstractContextM
 
 def _check_target(table: Table, target: Path, overwrite: bool) -> None:
     """Refuse to replace anything unasked, and to replace the input at all."""
-    inputs = (file.named for file in table.files if not is_url(file.named))
     real = target.resolve()
-    for path in inputs:
-        if Path(path).resolve().is_relative_to(real):
+    for file in table.files:
+        if not is_url(file.named) and Path(file.named).resolve().is_relative_to(real):
             raise InputError(f"{target} holds the input itself; choose another destination.")
     if not target.exists():
         return
