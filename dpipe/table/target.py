@@ -24,9 +24,6 @@ from dpipe.table.exact import WholeColumn, find_rounded, scale_of
 from dpipe.table.record import Table
 from dpipe.table.schema import Kind, kind_of
 
-TARGET_KINDS = ("auto", "numbers", "classes")
-"""What a target may be taken for; auto: numbers and flags as numbers, text as classes."""
-
 _DIGITS = 76  # of the widest decimal of Arrow
 
 
@@ -48,12 +45,11 @@ class TargetColumn:
 
 
 def read_target(
-    table: Table,
-    name: str,
-    kind: str,
-    rows: NDArray[np.int64] | None = None,
+    table: Table, name: str, kind: str, rows: NDArray[np.int64] | None = None
 ) -> TargetColumn:
-    """The column `name` as a target of `kind` (see `TARGET_KINDS`), on all rows or sorted `rows`.
+    """The column `name` as a target, on all rows or sorted `rows`.
+
+    Of `kind` "numbers" or "classes", or of "auto": numbers and flags as numbers, text as classes.
 
     Raises
     ------
