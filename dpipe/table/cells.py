@@ -23,10 +23,8 @@ import pyarrow.compute as pc
 
 from dpipe.common.words import quoted
 from dpipe.table.convert import MISSING_WORDS, text_as_float64
+from dpipe.table.exact import EXACT_WHOLE, WHOLE_TEXT
 
-_EXACT = 2**53
-"""Whole numbers below this are exact in float64, and no other is rounded to one of them."""
-_WHOLE = r"^\s*[+-]?[0-9]+\s*$"
 _WITH_COMMAS = (
     r"^\s*[+-]?(?:[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?"
     r"|[0-9]{1,3}(?:[,.' \x{a0}\x{202f}][0-9]{3})+(?:[.,][0-9]+)?)\s*$"
@@ -122,7 +120,7 @@ class CellColumn:
     @property
     def rounded(self) -> bool:
         """Whether whole numbers are rounded to float64, because of other cells of the column."""
-        large = max(self._high, -self._low) >= _EXACT
+        large = max(self._high, -self._low) >= EXACT_WHOLE
         return self.holds is Holds.REAL and (self._rounded or large)
 
     @property
@@ -273,11 +271,11 @@ def _count_headings(cells: pa.Array, numbers: pa.Array) -> int:
 
 def _has_large_whole(cells: pa.Array, numbers: pa.Array) -> bool:
     """Whether a cell is a whole number that float64 may round."""
-    large = pc.greater_equal(pc.abs(numbers), float(_EXACT))
+    large = pc.greater_equal(pc.abs(numbers), float(EXACT_WHOLE))
     if not pc.any(large).as_py():
         return False
     cells = cells.filter(pc.fill_null(large, False))
-    return bool(pc.any(pc.match_substring_regex(cells, _WHOLE)).as_py())
+    return bool(pc.any(pc.match_substring_regex(cells, WHOLE_TEXT)).as_py())
 
 
 def _all_match(cells: pa.Array, pattern: str) -> bool:

@@ -27,7 +27,10 @@ from dpipe.table.schema import is_text
 Wholes = NDArray[np.int64]
 Mask = NDArray[np.bool_] | None
 
-_EXACT_WHOLE = 2**53  # whole numbers below it are exact in float64
+EXACT_WHOLE = 2**53
+"""Whole numbers below it are exact in float64, and no other is rounded to one of them."""
+WHOLE_TEXT = r"^\s*[+-]?[0-9]+\s*$"
+
 _EXACT_DIGITS = 15  # decimals of so many digits come back from float64 as they were
 _DIGITS_OF_64_BITS = 19  # of their largest power of ten, 10**18
 _TEXT_DIGITS = 17  # programs write so many, so that a float64 comes back from text as it was
@@ -49,7 +52,7 @@ def find_rounded(chunk: pa.Array, numbers: NDArray[np.float64]) -> NDArray[np.bo
         chunk = chunk.dictionary_decode()
     types = pa.types
     if types.is_int64(chunk.type) or types.is_uint64(chunk.type):
-        found = np.abs(numbers) >= _EXACT_WHOLE
+        found = np.abs(numbers) >= EXACT_WHOLE
     elif types.is_decimal(chunk.type) and chunk.type.precision > _EXACT_DIGITS:
         found = np.abs(numbers) * 10.0**chunk.type.scale > 10.0**_EXACT_DIGITS
         found[found] = _count_digits(chunk.filter(pa.array(found))) > _EXACT_DIGITS
@@ -57,8 +60,8 @@ def find_rounded(chunk: pa.Array, numbers: NDArray[np.float64]) -> NDArray[np.bo
         found = np.isfinite(numbers)
         texts = chunk.filter(pa.array(found)).cast(pa.large_string())
         digits = _count_digits(texts)
-        whole = pc.match_substring_regex(texts, r"^\s*[+-]?[0-9]+\s*$").to_numpy(False)
-        large = whole & (np.abs(numbers[found]) >= _EXACT_WHOLE)
+        whole = pc.match_substring_regex(texts, WHOLE_TEXT).to_numpy(False)
+        large = whole & (np.abs(numbers[found]) >= EXACT_WHOLE)
         found[found] = (digits > _TEXT_DIGITS) | (large & (digits > _EXACT_DIGITS))
     else:
         return None
@@ -270,7 +273,7 @@ def as_float64(column: WholeColumn, rows: int) -> int:
     numbers, valid = column.bits[:rows].view(column.dtype), column.valid[:rows]
     unit = 10**column.scale
     read = numbers / float(unit)
-    limit = 10**_EXACT_DIGITS if column.scale else _EXACT_WHOLE
+    limit = 10**_EXACT_DIGITS if column.scale else EXACT_WHOLE
     large = numbers >= limit
     if not column.large:
         large |= numbers <= -limit
