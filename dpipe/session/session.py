@@ -1,7 +1,7 @@
 """A Dask cluster in use: its size, the memory of its processes, fresh ones between passes.
 
 Covers: asking every process for its memory, finding the facts of a restart and acting on the
-decision.
+decision, the BLAS threads of attached workers.
 Does not cover: opening a session (`dpipe.session`), the decision (`dpipe.session.decision`), how
 workers restart (`dpipe.session.restart`), starting and ending processes (`dpipe.session.local`).
 See also: `dpipe.model.records.MemoryReading`, the record of the ledger.
@@ -16,6 +16,7 @@ import gc
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,8 +35,13 @@ from dpipe.session.decision import Others, Tidy, decide_restart
 from dpipe.session.device import choose_attached_device
 from dpipe.session.local import StartedCluster
 from dpipe.session.restart import reopen, restart_attached, restart_local
-from dpipe.session.threads import limit_threads, restore_threads
-from dpipe.session.worker import WorkerFacts, give_memory_back, look, process_memory
+from dpipe.session.worker import (
+    ThreadPin,
+    WorkerFacts,
+    give_memory_back,
+    look,
+    process_memory,
+)
 
 
 class Session:
@@ -83,11 +89,11 @@ class Session:
         self._local = owned
         self._opened_client = opened_client
         self._wake = wake
-        self._thread_limit: str | None = None
+        self._thread_limit: str | None = None  # the name of the plugin that holds them
         self._began = time.monotonic()
         self._baselines: dict[int, int] = {}  # resident bytes of each process when first seen
         self._closed = False
-        self.device = device or "unknown"
+        self.device, self.device_memory = device or "unknown", room
         self._address = scheduler_address(client)
         facts = self._expect(owned.n_workers if owned else 1, time.monotonic() + PROBE_SECONDS)
         if not facts:
@@ -97,13 +103,10 @@ class Session:
             )
         # Before anybody tries CuPy, whose context takes memory as well.
         self._cards = CardMemory(facts)
-        self.device_memory = room
         if device is None:
             self.device, self.device_memory = choose_attached_device(
                 options.device, facts, self._try_cards, emit
             )
-        else:
-            self.device = device
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -132,8 +135,7 @@ class Session:
             return
         if self._wake is not None:
             self._wake.release()
-        if self._thread_limit is not None:
-            restore_threads(self.client, self._thread_limit, self._emit)
+        self._restore_threads()
         if self._opened_client:
             self.client.close()
 
@@ -343,7 +345,25 @@ class Session:
 
     def limit_threads(self) -> None:
         """Hold the BLAS of attached workers to one thread a task until the session closes."""
-        self._thread_limit = limit_threads(self.client, self._emit)
+        self._thread_limit = f"dpipe-threads-{uuid.uuid4().hex[:8]}"
+        try:
+            within(
+                self.client,
+                PROBE_SECONDS,
+                "register_plugin",
+                ThreadPin(),
+                name=self._thread_limit,
+            )
+        except Exception as error:  # whatever a worker raised: threads decide speed, not results
+            self._warn(f"the BLAS threads of the workers are not limited ({first_line(error)}).")
+
+    def _restore_threads(self) -> None:
+        if self._thread_limit is None or self.client.status != "running":
+            return
+        try:
+            within(self.client, PROBE_SECONDS, "unregister_worker_plugin", self._thread_limit)
+        except (*CLUSTER_ERRORS, ValueError) as error:
+            self._warn(f"the BLAS threads of the workers stay at 1 ({first_line(error)}).")
 
 
 def _smallest_limit(facts: Iterable[WorkerFacts]) -> int:
