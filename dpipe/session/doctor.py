@@ -8,6 +8,7 @@ See also: `dpipe.session`, which refuses clusters whose versions do not fit.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -145,7 +146,8 @@ def examine(
     >>> next(findings).subject
     'python'
     """
-    files = _ends(_paths(sources, options, storage_options))
+    paths = _paths(sources, options, storage_options)
+    files = tuple(dict.fromkeys((*paths[:1], *paths[-1:])))
     connection = options.scheduler or options.scheduler_file
     # With a URL the ranks take no disk; workers still keep temporary files on one.
     scratch = None if "://" in (options.scratch_dir or "") else options.scratch_dir
@@ -388,27 +390,22 @@ def _disk_type(folder: str) -> str:
     return f"network disk, {kind}" if kind in _NETWORK_DISKS else kind
 
 
-class _token:
+@contextlib.contextmanager
+def _token(folder: str | None) -> Iterator[str | None]:
     """A file in the scratch folder, for workers to show that they share the folder."""
-
-    def __init__(self, folder: str | None) -> None:
-        self._folder = folder
-        self._path: Path | None = None
-
-    def __enter__(self) -> str | None:
-        if self._folder is None or not os.path.isdir(self._folder):
-            return None
-        path = Path(self._folder).absolute() / f".dpipe-doctor-{uuid.uuid4().hex}"
-        try:
-            path.touch()
-        except OSError:
-            return None  # reported as a folder that cannot be written
-        self._path = path
-        return str(path)
-
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    if folder is None or not os.path.isdir(folder):
+        yield None
+        return
+    path = Path(folder).absolute() / f".dpipe-doctor-{uuid.uuid4().hex}"
+    try:
+        path.touch()
+    except OSError:  # reported as a folder that cannot be written
+        yield None
+        return
+    try:
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _paths(
@@ -421,10 +418,6 @@ def _paths(
     with open_table(sources, options=options, storage_options=storage_options) as table:
         # Of a file in another format the workers read what the client makes of it.
         return tuple(file.path for file in table.files if file.origin is None)
-
-
-def _ends(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return (paths[0], paths[-1]) if len(paths) > 1 else paths
 
 
 def _unreadable(files: Iterable[str], storage_options: Mapping[str, Any] | None) -> Iterator[str]:
