@@ -1,7 +1,7 @@
 """Options that stand elsewhere: in Dask's configuration, and lists of columns in files.
 
 Covers: what Dask's configuration under ``dpipe:`` adds to the options of a Python caller; ``@file``
-in a list of columns.
+in a list of columns; errors that say where an option stands.
 Does not cover: the command line and its YAML file (`dpipe.cli.request`), the checks of values
 (`dpipe.options`).
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.options import DECLARED, EXTRA_KEYS, options_from
+from dpipe.options import DECLARED, EXTRA_KEYS, flag, options_from
 from dpipe.options.kinds import Names, expanded
 
 IN_DASK = "Dask's configuration, under dpipe: "
@@ -43,18 +43,41 @@ def with_configured(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from dpipe.session import configured_options  # it imports Dask
 
-    known = {str(name).replace("-", "_") for name in given}
-    below: dict[str, Any] = {}
-    for raw, value in configured_options().items():
-        name = str(raw).replace("-", "_")
-        if name in EXTRA_KEYS or name in known:
-            continue
+    passed_over = EXTRA_KEYS.keys() | map(_python_name, given)
+    below = {k: v for k, v in configured_options().items() if _python_name(k) not in passed_over}
+    return {**checked(below, IN_DASK), **given}
+
+
+def checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """`values` under their Python names, each one checked by itself so that errors say `where`."""
+    found: dict[str, Any] = {}
+    for raw, value in values.items():
+        name = _python_name(raw)
         try:
-            below[name] = with_names_of_files(name, value)
-            options_from({str(raw): below[name]})
+            if name in found:
+                raise InputError(f"{flag(name)} is given twice, as {raw!r} too.")
+            if name in EXTRA_KEYS:
+                found[name] = _extra_value(name, value)
+            else:
+                found[name] = with_names_of_files(name, value)
+                options_from({str(raw): found[name]})
         except InputError as error:
-            raise InputError(f"{IN_DASK}{error}") from None
-    return {**below, **given}
+            raise InputError(f"{where}{error}") from None
+    return found
+
+
+def _python_name(raw: Any) -> str:
+    return str(raw).replace("-", "_")
+
+
+def _extra_value(name: str, value: Any) -> Any:
+    """The value of something that is no field of `Options`, in its type."""
+    try:
+        return EXTRA_KEYS[name].kind.convert(value)
+    except TypeError:  # the value may be a secret, so it is not shown
+        raise InputError(f"{flag(name)} cannot hold what stands there.") from None
+    except InputError as error:
+        raise InputError(f"{flag(name)}: {error}") from None
 
 
 def split(text: str) -> list[str]:

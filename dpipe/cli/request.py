@@ -20,9 +20,9 @@ import click
 
 from dpipe.cli.failures import SECRETS
 from dpipe.errors import InputError
-from dpipe.options import DECLARED, EXTRA_KEYS, Options, flag, options_from
+from dpipe.options import DECLARED, EXTRA_KEYS, Options, options_from
 from dpipe.options.kinds import Names, Whole
-from dpipe.settings import IN_DASK, read_text, split, with_names_of_files
+from dpipe.settings import IN_DASK, checked, read_text, split
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ def settle(
     given: Mapping[str, Any], sources: Sequence[str] = (), config: str | None = None
 ) -> Request:
     """Merge Dask's configuration, the YAML file and the command line; the last one wins."""
-    line = _checked(_from_line(given), "")
-    file = _checked(_read_yaml(config), f"{config}: ") if config is not None else {}
+    line = checked(_from_line(given), "")
+    options_from({name: value for name, value in line.items() if name not in EXTRA_KEYS})
+    file = checked(_read_yaml(config), f"{config}: ") if config is not None else {}
     from dpipe import session  # after the cheap checks: it imports Dask
 
-    base = _checked(session.configured_options(), IN_DASK)
+    base = checked(session.configured_options(), IN_DASK)
     merged = {**base, **file, **line}
     extra = {name: merged.pop(name, None) for name in EXTRA_KEYS}
     _remember_secrets(extra["storage_options"])
@@ -76,36 +77,6 @@ def _from_line(given: Mapping[str, Any]) -> dict[str, Any]:
             names = isinstance(DECLARED[name].kind, Names)
             values[name] = [p for text in value for p in split(text)] if names else ",".join(value)
     return values
-
-
-def _checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """`values` under their Python names, each one checked by itself so that errors say `where`."""
-    checked: dict[str, Any] = {}
-    for raw, value in values.items():
-        name = str(raw).replace("-", "_")
-        try:
-            if name in checked:
-                raise InputError(f"{flag(name)} is given twice, as {raw!r} too.")
-            if name in EXTRA_KEYS:
-                checked[name] = _extra_value(name, value)
-            else:
-                checked[name] = with_names_of_files(name, value)
-                options_from({str(raw): checked[name]})
-        except InputError as error:
-            raise InputError(f"{where}{error}") from None
-    if not where:
-        options_from({k: v for k, v in checked.items() if k not in EXTRA_KEYS})
-    return checked
-
-
-def _extra_value(name: str, value: Any) -> Any:
-    """The value of something that is no field of `Options`, in its type."""
-    try:
-        return EXTRA_KEYS[name].kind.convert(value)
-    except TypeError:  # the value may be a secret, so it is not shown
-        raise InputError(f"{flag(name)} cannot hold what stands there.") from None
-    except InputError as error:
-        raise InputError(f"{flag(name)}: {error}") from None
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:
