@@ -72,7 +72,7 @@ def run(
     """
     request = settle(given, sources, config)
     ctx.meta[VERBOSE] = request.verbosity > 0
-    inputs = need_sources(request)
+    inputs = need_sources(request.sources)
     if request.output_dir is None:
         raise InputError("no output folder was given; name one with --output-dir.")
     ctx.meta[RESUMABLE] = True
@@ -171,9 +171,8 @@ def plan(
 
 def _plan_lines(plan: Plan) -> Iterator[str | Table]:
     """A plan as lines and a table."""
-    from rich.table import Table
-
     from dpipe.common.words import counted, sized
+    from dpipe.watch.terminal import table_of_passes
 
     machine = plan.machine
     yield (
@@ -183,11 +182,7 @@ def _plan_lines(plan: Plan) -> Iterator[str | Table]:
         + ("" if machine.device is None else f", {sized(machine.device)} of a card")
         + "\n"
     )
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("pass", no_wrap=True)
-    for name in ("tasks", "a worker at most", "reads"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("as")
+    table = table_of_passes("tasks", "a worker at most", "reads", last="as")
     for part in plan.passes:
         table.add_row(
             f"{part.number} {part.name}",
@@ -229,7 +224,7 @@ def similarity(
     beside it in NAME_columns.txt, one a line.
     """
     request = settle(given, sources, config)
-    inputs = need_sources(request)
+    inputs = need_sources(request.sources)
     from dpipe.pipeline import allpairs
     from dpipe.watch.terminal import Progress
 

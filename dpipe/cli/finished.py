@@ -55,9 +55,7 @@ def apply(
     Columns that the run did not analyse (identifiers, text) are carried along where the new data
     has them. Every kept column must be in one of the new files; it is empty in those that lack it.
     """
-    inputs = (*sources, *parquet_glob)
-    if not inputs:
-        raise InputError("no input was given; name files, folders, globs or URLs.")
+    inputs = need_sources((*sources, *parquet_glob))
     from dpipe import pipeline
     from dpipe.common.words import counted, listed
 
@@ -98,14 +96,14 @@ def transfer(
     the selection holds, else 4.
     """
     request = settle(given, sources, config)
-    found = need_sources(request)
+    inputs = need_sources(request.sources)
     from dpipe import pipeline
     from dpipe.watch.terminal import Progress
 
     with Progress(request.verbosity) as progress:
         answer = pipeline.transfer(
             folder,
-            found,
+            inputs,
             request.options,
             observers=(progress,),
             storage_options=request.storage_options,
@@ -133,18 +131,12 @@ def thresholds(folder: str, storage_options: tuple[str, ...], verbose: bool | No
     Nothing is computed again: the answer comes from pairs.parquet, which reaches down to
     --pairs-from of the run. It is what the pass itself keeps; what takes a run to tell is said.
     """
-    from rich.table import Table
-
     from dpipe.common.words import counted
     from dpipe.runfolder import mirror
     from dpipe.runfolder.thresholds import passes_of, table_of
-    from dpipe.watch.terminal import make_console
+    from dpipe.watch.terminal import make_console, table_of_passes
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("pass", no_wrap=True)
-    for name in ("threshold", "columns", "kept"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+    table = table_of_passes("threshold", "columns", "kept", last="")
     open_ends: dict[str, None] = {}
     with mirror.reading(folder, storage_options_from(storage_options) or None) as here:
         passes = passes_of(here)

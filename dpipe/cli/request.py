@@ -141,17 +141,17 @@ def whole_number(text: str | None, option: str) -> int | None:
     return value
 
 
-def need_sources(request: Request) -> tuple[str, ...]:
-    """The sources of a request that cannot do without.
+def need_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """The sources of a command that cannot do without.
 
     Raises
     ------
     InputError
         When there are none.
     """
-    if not request.sources:
+    if not sources:
         raise InputError("no input was given; name files, folders, globs or URLs.")
-    return request.sources
+    return sources
 
 
 def silence_libraries() -> None:

@@ -70,6 +70,16 @@ def is_live(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal
 
 
+def table_of_passes(*numbers: str, last: str) -> Table:
+    """A table without lines: a pass, some numbers of it, and what is said of it."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("pass", no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(last)
+    return table
+
+
 class Progress:
     """An observer that shows a run; use it as a context manager around the run.
 
@@ -236,11 +246,7 @@ class Progress:
             self.line(f"dropped: {_most_common(total)}")
 
     def _table(self, reasons: Counter[tuple[int | None, str]]) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("pass", no_wrap=True)
-        for name in ("columns in", "kept", "seconds"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("dropped because")
+        table = table_of_passes("columns in", "kept", "seconds", last="dropped because")
         for done in self._done:
             own = Counter({why: n for (number, why), n in reasons.items() if number == done.number})
             table.add_row(
