@@ -14,8 +14,10 @@ import importlib.util
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -727,6 +729,16 @@ def test_the_curve_of_a_budget_goes_through_what_was_recorded(tmp_path: Path) ->
         heights = [y0 - y for _, y in lines[name]]
         assert heights[1] / heights[2] == pytest.approx(shares[1] / shares[2], abs=0.01)
     assert page.data()["chosen"] == [[0, 0.5, 0.6], [1, 0.75, 0.625]]
+
+
+def test_no_rule_of_the_style_sheet_overrides_another_by_accident() -> None:
+    style = resources.files("dpipe.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = re.sub(
+        r"/\*.*?\*/|@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", "", style, flags=re.DOTALL
+    )
+    selectors = [selector.strip() for selector in re.findall(r"([^{}]+)\{", style)]
+    assert len(selectors) > 100
+    assert [each for each, count in Counter(selectors).items() if count > 1] == []
 
 
 # Safety

@@ -161,7 +161,7 @@ def _curve(steps: Sequence[Step]) -> str:
     )
     middle = _LEFT + across / 2
     return (
-        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg class="shares" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         'aria-label="Explained share against the number of columns">'
         f"{grid}{ticks}{lines}"
         f'<text x="{middle:.0f}" y="{_HEIGHT - 4}" text-anchor="middle">columns</text></svg>'
