@@ -10,6 +10,7 @@
   const figures = JSON.parse(byId("figures").textContent);
   const columns = data.columns;
   const n = columns.name.length;
+  const every = Array.from({ length: n }, (_, i) => i);
   // Line breaks and other characters that would change how a name or its neighbours read, made visible (as in words.py).
   const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
   const shown = columns.name.map((name) =>
@@ -74,7 +75,7 @@
     return steps;
   }
   const root = new Int32Array(n);
-  const stands = Array.from({ length: n }, () => []);
+  const stands = every.map(() => []);
   for (let i = 0; i < n; i++) {
     root[i] = chain(i).at(-1);
     if (root[i] !== i) stands[root[i]].push(i);
@@ -239,6 +240,18 @@
 
   const opener = (i, act) => make("button", { type: "button", class: "open", title: shown[i],
     onclick: (event) => { event.stopPropagation(); act(i); } }, shown[i]);
+  const jumpTo = (i) => openColumn(i, { jump: true });
+
+  /** A field with the name of a column of the row, which opens it; without one (null) it is empty. */
+  const columnField = (label, width, of) => ({ label, width,
+    key: (row) => (of(row) === null ? null : columns.name[of(row)]),
+    cell: (row) => (of(row) === null ? "" : opener(of(row), jumpTo)) });
+  const decisionOf = (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i));
+  const meter = (share, words, look = "") => make("span", {},
+    make("span", { class: "meter", "aria-hidden": "true" }, make("i", { class: look, style: `width:${100 * share}%` })), words);
+
+  /** The choices of a filter, each with the number of the rows that it shows. */
+  const choices = (rows, tests) => tests.map(([label, test]) => ({ label: `${label} (${whole.format(rows.filter(test).length)})`, test }));
 
   // Column browser
 
@@ -246,7 +259,7 @@
   const list = byId("columns");
   const pane = byId("column");
   const OPTION = 32;
-  const byStrength = Array.from({ length: n }, (_, i) => i).sort(
+  const byStrength = [...every].sort(
     (a, b) => (isKept(b) - isKept(a)) || similar[b] - similar[a] || stands[b].length - stands[a].length || a - b);
   const keptFirst = byStrength.filter(isKept);
   const explained = !keptFirst.some((i) => stands[i].length) ? "" : columns.pass.some(joint)
@@ -693,7 +706,7 @@
         label: "Columns that would go or come back", rows: [], sort: null, height: 264, noun: "column",
         search: ([i]) => lower[i],
         fields: [
-          { label: "Column", width: "38%", key: ([i]) => columns.name[i], cell: ([i]) => opener(i, jumpTo) },
+          columnField("Column", "38%", ([i]) => i),
           { label: "It would", width: "96px", key: change, cell: (row) => make("span", { class: row[1] ? "is-gone" : "is-kept" }, change(row)) },
           { label: "In this run", key: ([i]) => text(columns.reason, i), cell: ([i]) => (isKept(i) ? "kept" : `${text(columns.reason, i)}, ${measured(i)}`) },
         ],
@@ -754,40 +767,36 @@
 
   // Tables
 
-  const jumpTo = (i) => openColumn(i, { jump: true });
   const place = (name) => document.querySelector(`[data-table="${name}"]`);
 
   function decisionFilter() {
-    const total = (test) => { let sum = 0; for (let i = 0; i < n; i++) sum += test(i); return sum; };
-    const option = (label, test) => ({ label: `${label} (${whole.format(total(test))})`, test });
-    const groups = [{ options: [option("All columns", () => true), option("Kept", isKept), option("Dropped", isDropped)] }];
     const other = columns.decision.table.filter((name) => name !== "kept" && name !== "dropped");
-    if (other.length) groups[0].options.push(...other.map((name) => option(data.decisions[name] ?? name, (i) => text(columns.decision, i) === name)));
+    const groups = [{ options: choices(every, [["All columns", () => true], ["Kept", isKept], ["Dropped", isDropped],
+      ...other.map((name) => [data.decisions[name] ?? name, (i) => text(columns.decision, i) === name])]) }];
     const passes = [...new Set(columns.pass.filter((number) => number !== null))].sort();
-    if (passes.length) groups.push({ label: "Dropped by pass", options: passes.map((number) => option(titled(number), (i) => columns.pass[i] === number)) });
+    if (passes.length) groups.push({ label: "Dropped by pass", options: choices(every, passes.map((number) => [titled(number), (i) => columns.pass[i] === number])) });
     const kinds = columns.kind.table;
     const labels = kinds.map((kind) => columns.kinds[kind].label);
     const label = (kind) => columns.kinds[kind][labels.filter((other) => other === columns.kinds[kind].label).length > 1 ? "full" : "label"];
-    if (kinds.length) groups.push({ label: "Reason", options: kinds.map((kind) => option(label(kind), (i) => text(columns.kind, i) === kind)) });
+    if (kinds.length) groups.push({ label: "Reason", options: choices(every, kinds.map((kind) => [label(kind), (i) => text(columns.kind, i) === kind])) });
     return groups;
   }
 
   function drawTables() {
-    const every = Array.from({ length: n }, (_, i) => i);
     const code = (coded) => (i) => text(coded, i);
-    const representative = (i) => columns.representative[i];
+    const representative = (i) => (columns.representative[i] < 0 ? null : columns.representative[i]);
     const relevant = columns.relevance.some((value) => value !== null);
     new DataTable(place("decisions"), {
       label: "All decisions", rows: every, sort: [0, false], height: 560, least: relevant ? 1220 : 1120, noun: "column", open: jumpTo,
       search: (i) => lower[i], filter: decisionFilter(),
       fields: [
         { label: "#", width: "64px", right: true, title: "place in the input", key: (i) => i, cell: (i) => whole.format(i + 1) },
-        { label: "Column", width: "15%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Decision", width: "106px", key: code(columns.decision), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
+        columnField("Column", "15%", (i) => i),
+        { label: "Decision", width: "106px", key: code(columns.decision), cell: decisionOf },
         { label: "Pass", width: "58px", right: true, key: (i) => columns.pass[i], cell: (i) => (columns.pass[i] === null ? "" : String(columns.pass[i])) },
         { label: "Reason", width: "17%", key: code(columns.reason), cell: code(columns.reason) },
         { label: "Value", width: "124px", falling: true, key: (i) => absolute(columns.value[i]), cell: measured },
-        { label: "Representative", key: (i) => (representative(i) < 0 ? null : columns.name[representative(i)]), cell: (i) => (representative(i) < 0 ? "" : opener(representative(i), jumpTo)) },
+        columnField("Representative", null, representative),
         { label: "Community", width: "100px", right: true, key: (i) => columns.community[i], cell: (i) => (columns.community[i] === null ? "" : digits(columns.community[i])) },
         ...(relevant ? [{ label: "Relevance", width: "94px", right: true, falling: true, title: "what it tells of the target", key: (i) => columns.relevance[i], cell: (i) => (columns.relevance[i] === null ? "" : similarity(columns.relevance[i])) }] : []),
         { label: "Missing", width: "78px", right: true, falling: true, key: missingShare, cell: (i) => share(missingShare(i)) },
@@ -795,7 +804,7 @@
       ],
     });
 
-    if (place("relevance")) drawRelevance(every);
+    if (place("relevance")) drawRelevance();
     if (place("chosen")) drawChosen();
 
     if (place("near")) {
@@ -806,8 +815,8 @@
         search: ([, a, b]) => `${lower[a]}\n${lower[b]}`,
         fields: [
           { label: "Pass", width: "120px", key: (pair) => pair[0], cell: (pair) => titled(pair[0]) },
-          { label: "Column", width: "28%", key: (pair) => columns.name[pair[1]], cell: (pair) => opener(pair[1], jumpTo) },
-          { label: "Column", width: "28%", key: (pair) => columns.name[pair[2]], cell: (pair) => opener(pair[2], jumpTo) },
+          columnField("Column", "28%", (pair) => pair[1]),
+          columnField("Column", "28%", (pair) => pair[2]),
           { label: "Value", width: "120px", right: true, falling: true, key: (pair) => real(pair[3]), cell: (pair) => minus(real(pair[3]).toFixed(6)) },
           { label: "From the threshold", width: "170px", right: true, key: (pair) => Math.abs(gap(pair)), cell: (pair) => `${gap(pair) >= 0 ? "+" : "−"}${Math.abs(gap(pair)).toFixed(6)}` },
           { label: "Redundant", width: "110px", key: (pair) => Number(gap(pair) >= -5e-7), cell: (pair) => (gap(pair) >= -5e-7 ? "yes" : "no") },
@@ -821,16 +830,13 @@
       const counted = (label, key) => ({ label, width: "10%", right: true, falling: true, key, cell: (i) => digits(key(i)) });
       new DataTable(place("incomplete"), {
         label: "Columns with missing values", rows: incomplete, sort: [1, true], height: 420, noun: "column", open: jumpTo,
-        search: (i) => lower[i], filter: [{ options: [
+        search: (i) => lower[i], filter: [{ options: choices(incomplete, [
           ["With missing values", () => true], ["Kept", isKept], ["Dropped", isDropped],
           ["With NaN", (i) => columns.nan[i] > 0], ["With infinite values", (i) => columns.inf[i] > 0],
-        ].map(([label, test]) => ({ label: `${label} (${whole.format(incomplete.filter(test).length)})`, test })) }],
+        ]) }],
         fields: [
-          { label: "Column", width: "28%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-          { label: "Missing", width: "17%", falling: true, key: missingShare, cell: (i) => {
-            const cell = make("span", {}, make("span", { class: "meter", "aria-hidden": "true" }, make("i", { style: `width:${100 * missingShare(i)}%` })), share(missingShare(i)));
-            return cell;
-          } },
+          columnField("Column", "28%", (i) => i),
+          { label: "Missing", width: "17%", falling: true, key: missingShare, cell: (i) => meter(missingShare(i), share(missingShare(i))) },
           counted("Empty", empty), counted("NaN", (i) => columns.nan[i]), counted("Infinite", (i) => columns.inf[i]),
           counted("Valid", (i) => columns.valid[i]),
           { label: "Decision", width: "15%", key: code(columns.reason), cell: (i) => (isDropped(i) ? text(columns.reason, i) : decided(i)) },
@@ -840,22 +846,22 @@
   }
 
   /** Every column by what it tells of the target, beside the one that stands for it. */
-  function drawRelevance(every) {
+  function drawRelevance() {
     const own = (i) => columns.relevance[i];
-    const less = (i) => (root[i] === i || columns.relevance[root[i]] === null ? null : own(i) - columns.relevance[root[i]]);
+    const standIn = (i) => (root[i] === i ? null : root[i]);
+    const its = (i) => (root[i] === i ? null : own(root[i]));
+    const less = (i) => (its(i) === null ? null : own(i) - its(i));
     const number = (value) => (value === null ? "" : similarity(value));
     const rows = every.filter((i) => own(i) !== null);
     new DataTable(place("relevance"), {
       label: "Relevance of every column", rows, sort: [1, true], height: 420, noun: "column", open: jumpTo,
-      search: (i) => lower[i], filter: [{ options: [["All columns", () => true], ["Kept", isKept], ["Dropped", isDropped]]
-        .map(([label, test]) => ({ label: `${label} (${whole.format(rows.filter(test).length)})`, test })) }],
+      search: (i) => lower[i], filter: [{ options: choices(rows, [["All columns", () => true], ["Kept", isKept], ["Dropped", isDropped]]) }],
       fields: [
-        { label: "Column", width: "22%", key: (i) => columns.name[i], cell: (i) => opener(i, jumpTo) },
-        { label: "Relevance", width: "19%", falling: true, key: own, cell: (i) =>
-          make("span", {}, make("span", { class: "meter", "aria-hidden": "true" }, make("i", { class: isDropped(i) ? "gone" : "", style: `width:${100 * own(i)}%` })), number(own(i))) },
-        { label: "Decision", width: "15%", key: (i) => decided(i), cell: (i) => make("span", { class: isKept(i) ? "is-kept" : isDropped(i) ? "is-gone" : "" }, decided(i)) },
-        { label: "Stands for it", width: "22%", key: (i) => (root[i] === i ? null : columns.name[root[i]]), cell: (i) => (root[i] === i ? "" : opener(root[i], jumpTo)) },
-        { label: "Its relevance", width: "11%", right: true, falling: true, key: (i) => (root[i] === i ? null : columns.relevance[root[i]]), cell: (i) => (root[i] === i ? "" : number(columns.relevance[root[i]])) },
+        columnField("Column", "22%", (i) => i),
+        { label: "Relevance", width: "19%", falling: true, key: own, cell: (i) => meter(own(i), number(own(i)), isDropped(i) ? "gone" : "") },
+        { label: "Decision", width: "15%", key: decided, cell: decisionOf },
+        columnField("Stands for it", "22%", standIn),
+        { label: "Its relevance", width: "11%", right: true, falling: true, key: its, cell: (i) => number(its(i)) },
         { label: "Less by", width: "11%", right: true, falling: true, key: less, cell: (i) => number(less(i)) },
       ],
     });
@@ -871,7 +877,7 @@
       search: ([, i]) => lower[i],
       fields: [
         { label: "Taken", width: "12%", right: true, key: (row) => row[0], cell: (row) => whole.format(row[0]) },
-        { label: "Column", width: "36%", key: ([, i]) => columns.name[i], cell: ([, i]) => opener(i, jumpTo) },
+        columnField("Column", "36%", ([, i]) => i),
         part("Of the table", 2, "share of the variance of all columns that the columns up to this one explain"),
         ...(rows.some((row) => row[3] !== null) ? [
           part("Of the target", 3, "share of the variance of the target that the columns up to this one explain"),
