@@ -8,9 +8,10 @@ Does not cover: the files themselves (see `dpipe.runfolder`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpipe.common.plain import restored
 from dpipe.errors import InputError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
+_Part = TypeVar("_Part")
 
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
@@ -181,14 +184,22 @@ def _near(
     }
 
 
-def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, ColumnStatistics]:
-    if not (run.path / STATISTICS).exists():
-        return {}
+def _read(
+    run: RunFolder, name: str, read: Callable[[], _Part], what: str, troubles: list[str]
+) -> _Part | None:
+    """What `read` makes of a file; None without one, or where it is broken, which is told."""
+    if not (run.path / name).exists():
+        return None
     try:
-        return {entry.name: entry for entry in run.read_statistics()}
+        return read()
     except InputError as error:
-        troubles.append(f"means and ranges are not shown: {error}")
-        return {}
+        troubles.append(f"{what} not shown: {error}")
+        return None
+
+
+def _statistics(run: RunFolder, troubles: list[str]) -> dict[str, ColumnStatistics]:
+    read = _read(run, STATISTICS, run.read_statistics, "means and ranges are", troubles)
+    return {entry.name: entry for entry in read or ()}
 
 
 def _measures(record: Mapping[str, Any]) -> dict[str, Label]:
@@ -203,15 +214,10 @@ def _measures(record: Mapping[str, Any]) -> dict[str, Label]:
 def _matrices(run: RunFolder, record: Mapping[str, Any], troubles: list[str]) -> list[Matrix]:
     matrices = []
     for measure in record.get("measures") or ():
-        if not (run.path / matrix_files(measure)[0]).exists():
-            continue
-        try:
-            columns, values = run.read_matrix(measure)
-        except InputError as error:
-            troubles.append(f"the {measure} matrix is not shown: {error}")
-            continue
-        if columns:
-            matrices.append(Matrix(measure, columns, values))
+        array, read = matrix_files(measure)[0], partial(run.read_matrix, measure)
+        found = _read(run, array, read, f"the {measure} matrix is", troubles)
+        if found is not None and found[0]:
+            matrices.append(Matrix(measure, *found))
     return matrices
 
 
@@ -221,13 +227,11 @@ _FEWEST_PARTS = 20
 
 def _curves(run: RunFolder, troubles: list[str]) -> tuple[Curve, ...]:
     """A curve for each pass that compared pairs, of fewer points where the pairs are many."""
-    if not (run.path / PAIRS).exists():
-        return ()
-    try:
+
+    def read() -> tuple[Curve, ...]:
         return tuple(map(_curve, passes_of(run.path)))
-    except InputError as error:
-        troubles.append(f"other thresholds are not shown: {error}")
-        return ()
+
+    return _read(run, PAIRS, read, "other thresholds are", troubles) or ()
 
 
 def _curve(finished: FinishedPass) -> Curve:
@@ -242,10 +246,6 @@ def _curve(finished: FinishedPass) -> Curve:
 
 
 def _sample(run: RunFolder, troubles: list[str]) -> Sample | None:
-    if not (run.path / matrix_files(RANK_SAMPLE)[0]).exists():
-        return None
-    try:
-        return Sample(*run.read_rank_sample())
-    except InputError as error:
-        troubles.append(f"the sample of ranks is not shown: {error}")
-        return None
+    array = matrix_files(RANK_SAMPLE)[0]
+    read = _read(run, array, run.read_rank_sample, "the sample of ranks is", troubles)
+    return None if read is None else Sample(*read)
