@@ -14,9 +14,6 @@ After `Session.recycle` the cluster may be a new one, so ask for ``session.clien
 instead of keeping it.
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import contextlib

@@ -5,9 +5,6 @@ together, schedulers that talk without encryption.
 Does not cover: using the cluster (`dpipe.session.Session`).
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import asyncio

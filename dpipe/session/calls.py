@@ -4,9 +4,6 @@ Covers: calls with a deadline, what may go wrong in them, words for messages.
 Does not cover: what is asked (the other modules of this package).
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -12,9 +12,6 @@ there at that instant. Restarts in a row therefore cost a cluster its workers: t
 runs out in the middle of another.
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import contextlib

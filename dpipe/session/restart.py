@@ -5,9 +5,6 @@ Does not cover: whether to restart (`dpipe.session.decision`), keeping a cluster
 workers up meanwhile (`dpipe.session.lost_workers`).
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import time

@@ -7,9 +7,6 @@ workers restart (`dpipe.session.restart`), starting and ending processes (`dpipe
 See also: `dpipe.model.records.MemoryReading`, the record of the ledger.
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import gc

@@ -7,9 +7,6 @@ Does not cover: what the page says (see `dpipe.watch.board`), the ledger (see `d
 Nothing here may end a run: whatever a scheduler answers, or does not, is at most a Note.
 """
 
-# Most of distributed's public methods carry no annotations.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import contextlib
