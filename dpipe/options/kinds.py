@@ -129,10 +129,7 @@ class Size(Number):
     """A number of bytes, which may be written like ``2GiB``."""
 
     metavar: str = "SIZE"
-
-    @property
-    def wanted(self) -> str:
-        return "a size like 2GiB or 500MB"
+    wanted = "a size like 2GiB or 500MB"
 
     def convert(self, value: Any) -> int:
         if not isinstance(_no_flag(value), str | int | float):
@@ -151,9 +148,7 @@ class Size(Number):
 class Text(Kind):
     """Any text."""
 
-    @property
-    def wanted(self) -> str:
-        return "text"
+    wanted = "text"
 
     def convert(self, value: Any) -> str:
         if not isinstance(value, str | os.PathLike):
@@ -196,9 +191,7 @@ def choice(*words: str) -> Choice:
 class Flag(Kind):
     """On or off."""
 
-    @property
-    def wanted(self) -> str:
-        return "true or false"
+    wanted = "true or false"
 
     def convert(self, value: Any) -> bool:
         if not isinstance(value, bool):
@@ -217,10 +210,7 @@ class Names(Kind):
     """Column names: a list, or text with commas."""
 
     metavar: str = "NAMES"
-
-    @property
-    def wanted(self) -> str:
-        return "a list of names, or text with commas between them"
+    wanted = "a list of names, or text with commas between them"
 
     def convert(self, value: Any) -> tuple[str, ...]:
         names = tuple(map(str, _parts(value)))
@@ -246,10 +236,7 @@ class Weights(Text):
     """
 
     metavar: str = "NAME=X,..."
-
-    @property
-    def wanted(self) -> str:
-        return "text like hsic=0.5,rdc=0.5"
+    wanted = "text like hsic=0.5,rdc=0.5"
 
     def convert(self, value: Any) -> str:
         weights = value if isinstance(value, Mapping) else parse_weights(value)
@@ -320,10 +307,7 @@ class Globs(Names):
     """Paths and globs: a list, or one; a comma may be part of a path."""
 
     metavar: str = "GLOB"
-
-    @property
-    def wanted(self) -> str:
-        return "a path or a list of them"
+    wanted = "a path or a list of them"
 
     def convert(self, value: Any) -> tuple[str, ...]:
         parts = [value] if isinstance(value, str) else value
@@ -337,10 +321,7 @@ class Settings(Kind):
     """Keys and values for another library."""
 
     metavar: str = "KEY=VALUE"
-
-    @property
-    def wanted(self) -> str:
-        return "a mapping of keys to values"
+    wanted = "a mapping of keys to values"
 
     def convert(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
