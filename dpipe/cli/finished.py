@@ -48,7 +48,6 @@ def apply(
     parquet_glob: tuple[str, ...],
     storage_options: tuple[str, ...],
     output: str,
-    verbose: bool | None,
 ) -> None:
     """Reduce DATA... to the columns that the run in DIR kept.
 
@@ -125,7 +124,7 @@ def transfer(
 @click.argument("folder", metavar="DIR")
 @storage_option
 @verbose_option
-def thresholds(folder: str, storage_options: tuple[str, ...], verbose: bool | None) -> None:
+def thresholds(folder: str, storage_options: tuple[str, ...]) -> None:
     """Print what each pass of the run in DIR would keep at other thresholds.
 
     Nothing is computed again: the answer comes from pairs.parquet, which reaches down to
@@ -178,9 +177,7 @@ def thresholds(folder: str, storage_options: tuple[str, ...], verbose: bool | No
 )
 @storage_option
 @verbose_option
-def report(
-    folder: str, output: str | None, storage_options: tuple[str, ...], verbose: bool | None
-) -> None:
+def report(folder: str, output: str | None, storage_options: tuple[str, ...]) -> None:
     """Render the page of the finished run in DIR again."""
     from dpipe.report import write_report
 
@@ -233,7 +230,6 @@ def verify(
     sample: str | None,
     workers: str | None,
     memory_limit: str | None,
-    verbose: bool | None,
 ) -> None:
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
     storage = storage_options_from(storage_options) or None

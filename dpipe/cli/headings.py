@@ -186,18 +186,17 @@ def _note_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -
     return value
 
 
-def verbose_option(command: _Decorated) -> _Decorated:
-    """Add ``--verbose`` to a command that takes no options of a run."""
-    declared = EXTRA_KEYS["verbose"]
-    settings = {"is_eager": True, "callback": _note_verbose}
-    return _declared_option("verbose", declared, None, "-v", **settings)(command)
+def verbose_option(command: _Decorated, *, expose_value: bool = False) -> _Decorated:
+    """Add ``--verbose`` to a command, which need not know of it."""
+    settings = {"is_eager": True, "callback": _note_verbose, "expose_value": expose_value}
+    return _declared_option("verbose", EXTRA_KEYS["verbose"], None, "-v", **settings)(command)
 
 
 def _general_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that takes those of a run."""
     quiet = _declared_option("quiet", EXTRA_KEYS["quiet"], None, "-q")
     config = own_option(Section.OTHER, "--config", metavar="FILE", help="YAML file with options")
-    return config(verbose_option(quiet(command)))
+    return config(verbose_option(quiet(command), expose_value=True))
 
 
 def sources_argument(command: Callable[..., None]) -> Callable[..., None]:
