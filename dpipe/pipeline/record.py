@@ -6,7 +6,6 @@ Does not cover: how a file is written (`dpipe.runfolder`), what the page shows (
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 from collections.abc import Sequence
@@ -100,11 +99,12 @@ def _write_table(run: Finished, columns: Sequence[str]) -> None:
 
 
 def _record(run: Finished) -> dict[str, Any]:
+    """What ``run.json`` holds, in records and lists that `dpipe.common.plain` knows."""
     table, options, journal = run.table, run.options, run.journal
     return {
         "versions": _versions(options),
         "ranking": implementation(),
-        "options": dataclasses.asdict(options),
+        "options": options,
         "input": {
             # Absolute, so that `dpipe verify` finds them from any folder.
             "sources": [s if "://" in s else os.path.abspath(s) for s in run.sources],
@@ -114,20 +114,17 @@ def _record(run: Finished) -> dict[str, Any]:
             "rows_used": run.n_rows,
             "features": len(table.features),
             "columns": len(table.columns),
-            "skipped": [list(entry) for entry in table.skipped],
+            "skipped": table.skipped,
         },
         "seeds": {"seed": options.seed, "rdc_seeds": options.rdc_seeds},
         "measures": _measures(options),
         "plan": run.plan,
-        "passes": [dataclasses.asdict(done) for done in journal.passes],
-        "near_threshold": {
-            str(result.number): [list(pair) for pair in result.near_threshold]
-            for result in run.results
-        },
+        "passes": journal.passes,
+        "near_threshold": {done.number: done.near_threshold for done in run.results},
         "order": [name for done in run.results for name in done.order],
-        "chosen": [dataclasses.asdict(step) for done in run.results for step in done.chosen],
-        "ledger": [dataclasses.asdict(reading) for reading in journal.readings],
-        "notes": [dataclasses.asdict(note) for note in journal.notes],
+        "chosen": [step for done in run.results for step in done.chosen],
+        "ledger": journal.readings,
+        "notes": journal.notes,
         "faults": [plain_fault(fault) for fault in journal.faults],
     }
 

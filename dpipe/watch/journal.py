@@ -64,11 +64,11 @@ class Journal:
         return shift
 
     def measured(self) -> dict[str, Any]:
-        """What was collected since this was last asked: what a pass cost, as plain data."""
+        """What was collected since this was last asked: what a pass cost."""
         records = (self.readings, self.faults, self.files)
         counts, self._counts = self._counts, (len(records[0]), len(records[1]), len(records[2]))
         return {
-            "ledger": [dataclasses.asdict(reading) for reading in self.readings[counts[0] :]],
+            "ledger": self.readings[counts[0] :],
             "faults": [plain_fault(fault) for fault in self.faults[counts[1] :]],
             "files": self.files[counts[2] :],
         }
