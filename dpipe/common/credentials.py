@@ -1,12 +1,13 @@
 """Credentials: carried to the workers, and kept out of everything that is written or shown.
 
-Covers: storage options that do not print themselves, texts without their secrets, URLs that would
-write a password or a signature into results.
+Covers: storage options that do not print themselves, texts without their secrets, what is a URL,
+and which would write a password or a signature into results.
 Does not cover: the file systems that the options are for (see `dpipe.table`, `dpipe.rankstore`).
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -92,6 +93,17 @@ def _values(value: Any, *, secret: bool) -> Iterator[str]:
         yield value
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL, which goes through fsspec.
+
+    Examples
+    --------
+    >>> is_url("s3://bucket/out"), is_url("out")
+    (True, False)
+    """
+    return "://" in os.fspath(path)
+
+
 def check_url(url: str) -> None:
     """Refuse a URL that carries a password, a token or a signature.
 
@@ -104,7 +116,7 @@ def check_url(url: str) -> None:
     --------
     >>> check_url("s3://bucket/data/*.parquet")
     """
-    if "://" not in url:
+    if not is_url(url):
         return
     for pattern, what in ((_WITH_PASSWORD, "password"), (_SIGNED, "signature or token")):
         if pattern.search(url):

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpipe.choice.communities import check_library
+from dpipe.common.credentials import is_url
 from dpipe.engine.machine import LIMITS, Limits
 from dpipe.engine.measures import fusion_of
 from dpipe.model.events import Emit
@@ -28,7 +29,6 @@ from dpipe.pipeline.preview import plan_run
 from dpipe.pipeline.record import render_page
 from dpipe.pipeline.transfer import transfer
 from dpipe.runfolder import RunFolder, mirror
-from dpipe.runfolder.mirror import is_remote
 from dpipe.selection import Selection, TemporaryFolder
 from dpipe.session import current_client
 from dpipe.table import as_sources, open_table
@@ -86,7 +86,7 @@ def run(
     check_library(options.leiden)
     sources = as_sources(sources)
     target = "" if output_dir is None else os.fspath(output_dir)
-    mirrors = target if is_remote(target) else None
+    mirrors = target if is_url(target) else None
     # What is read from the folder of the result lives as long as the result.
     temporary = TemporaryFolder() if output_dir is None or mirrors else None
     into = None if temporary is None else temporary.path

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dpipe.choice.priority import Priority, in_millionths
+from dpipe.common.credentials import is_url
 from dpipe.engine.context import Context, Prepared
 from dpipe.engine.grid import remove_grids
 from dpipe.engine.machine import Limits
@@ -249,7 +250,7 @@ class Run:
             files=len(self.table.files),
         )
         root = context.store.root
-        if "://" not in root and not context.store.names():
+        if not is_url(root) and not context.store.names():
             parent = Path(root).parent
             parent.mkdir(parents=True, exist_ok=True)
             check_disk(plan, shutil.disk_usage(parent).free, str(parent))

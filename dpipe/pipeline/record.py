@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpipe.choice.certificate import alternatives, decide
+from dpipe.common.credentials import is_url
 from dpipe.engine.measures import fusion_of
 from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.measure import Measure
@@ -107,7 +108,7 @@ def _record(run: Finished) -> dict[str, Any]:
         "options": options,
         "input": {
             # Absolute, so that `dpipe verify` finds them from any folder.
-            "sources": [s if "://" in s else os.path.abspath(s) for s in run.sources],
+            "sources": [s if is_url(s) else os.path.abspath(s) for s in run.sources],
             "fingerprint": table.fingerprint,
             "files": [file.named for file in table.files],
             "rows": table.n_rows,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.common.credentials import is_url
 from dpipe.engine.measures import arrays_of
 from dpipe.model.events import Note
 from dpipe.model.inventory import CHECKPOINT, STATISTICS, matrix_files, pairs_file
@@ -121,7 +122,7 @@ class Resume:
         stem = f"ranks-{hashlib.sha256(self._folder.address.encode()).hexdigest()[:8]}"
         name = f"{stem}-{ranks_key(self._table, rows, version())}"
         parent = self._options.scratch_dir or str(self._folder.path / CHECKPOINT)
-        if "://" not in parent:
+        if not is_url(parent):
             for old in Path(parent).glob(
                 "ranks-*" if self._options.scratch_dir is None else f"{stem}-*"
             ):

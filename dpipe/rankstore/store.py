@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpipe.common.atomic import PARTIAL, replacing
-from dpipe.common.credentials import Secrets, safe_reason
+from dpipe.common.credentials import Secrets, is_url, safe_reason
 from dpipe.common.npy import read_npz
 from dpipe.common.temporary import OwnedFolder
 from dpipe.errors import InputError, ResourceError
@@ -59,7 +59,7 @@ class Store:
         self.durable = durable
         self.storage_options = Secrets(storage_options)
         # A listing that is kept does not know what another process has written since.
-        live = {"use_listings_cache": False, **self.storage_options} if "://" in root else {}
+        live = {"use_listings_cache": False, **self.storage_options} if is_url(root) else {}
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root, **live)
         except Exception as error:  # whatever the storage library of this URL raises
@@ -262,7 +262,7 @@ def bytes_of(array: NDArray[Any]) -> memoryview:
 @contextmanager
 def temporary_store(parent: str | None, storage_options: Mapping[str, Any]) -> Iterator[Store]:
     """A store for the time of one call, in a folder of its own below `parent`."""
-    if parent is None or "://" not in parent:
+    if parent is None or not is_url(parent):
         with OwnedFolder("dpipe-ranks-", parent) as folder:
             yield Store(folder, storage_options, durable=False)
         return

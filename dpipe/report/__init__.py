@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpipe.common.credentials import is_url
 from dpipe.model.inventory import REPORT
 from dpipe.report.page import render
 from dpipe.report.results import read_results
@@ -75,4 +76,4 @@ def write_report(
             return write_page(local, Path(path), render(read_results(local)))
     with mirror.working(folder, storage_options) as (local, _):
         written = write_page(local, Path(local) / REPORT, render(read_results(local)))
-    return f"{os.fspath(folder).rstrip('/')}/{REPORT}" if mirror.is_remote(folder) else written
+    return f"{os.fspath(folder).rstrip('/')}/{REPORT}" if is_url(folder) else written

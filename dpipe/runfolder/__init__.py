@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.common.credentials import check_url
+from dpipe.common.credentials import check_url, is_url
 from dpipe.common.plain import plain, restored
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.inventory import (
@@ -123,7 +123,7 @@ class RunFolder(PairFiles):
     ) -> None:
         text = os.fspath(path)
         check_url(text)
-        if "://" in text:
+        if is_url(text):
             raise InputError(
                 f"the output folder {text} is a URL; give a folder of this machine to --output-dir."
             )

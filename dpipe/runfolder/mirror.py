@@ -17,23 +17,12 @@ from typing import Any
 
 import fsspec
 
-from dpipe.common.credentials import check_url, safe_reason
+from dpipe.common.credentials import check_url, is_url, safe_reason
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Event, PassDone, silent
 from dpipe.model.inventory import MANIFEST
 from dpipe.options.kinds import expanded
 from dpipe.runfolder import RunFolder
-
-
-def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether a run folder is given by a URL.
-
-    Examples
-    --------
-    >>> is_remote("s3://bucket/out"), is_remote("out")
-    (True, False)
-    """
-    return "://" in os.fspath(folder)
 
 
 @contextlib.contextmanager
@@ -48,7 +37,7 @@ def reading(
         When nothing lies at the URL, or it cannot be read.
     """
     folder = os.fspath(folder)
-    if not is_remote(folder):
+    if not is_url(folder):
         yield expanded(folder)
         return
     with _copy_of(folder, storage_options) as copy:
@@ -82,7 +71,7 @@ def working(
         When the URL cannot be read, or written.
     """
     folder = os.fspath(folder)
-    if not is_remote(folder):
+    if not is_url(folder):
         yield expanded(folder), silent
         return
     with _copy_of(folder, storage_options, into) as copy:

@@ -19,6 +19,7 @@ from distributed.comm.core import connect
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 
+from dpipe.common.credentials import is_url
 from dpipe.common.words import first_line
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import Emit, Note
@@ -106,7 +107,7 @@ def _knock(address: str, seconds: float) -> None:
 
 def _address(text: str) -> str:
     """The scheduler's address meant by an address or by the path of a scheduler file."""
-    if "://" in text or not (os.sep in text or text.endswith(".json") or os.path.exists(text)):
+    if is_url(text) or not (os.sep in text or text.endswith(".json") or os.path.exists(text)):
         return text
     try:
         with open(text, encoding="utf-8") as file:

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from dpipe import session as sessions
-from dpipe.common.credentials import Secrets
+from dpipe.common.credentials import Secrets, is_url
 from dpipe.common.words import counted, first_line, sized
 from dpipe.device import card as cards
 from dpipe.errors import InputError, ResourceError
@@ -150,7 +150,7 @@ def examine(
     files = tuple(dict.fromkeys((*paths[:1], *paths[-1:])))
     connection = options.scheduler or options.scheduler_file
     # With a URL the ranks take no disk; workers still keep temporary files on one.
-    scratch = None if "://" in (options.scratch_dir or "") else options.scratch_dir
+    scratch = None if is_url(options.scratch_dir or "") else options.scratch_dir
     with _token(scratch) as token:
         probe = Probe(scratch, token, files, Secrets(storage_options))
         client_facts = look(probe)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.common.atomic import partial_name, put_in_place, sync
-from dpipe.common.credentials import check_url, safe_reason
+from dpipe.common.credentials import check_url, is_url, safe_reason
 from dpipe.errors import DpipeError, InputError, ResourceError
 from dpipe.options.kinds import expanded
 from dpipe.table.convert import simpler
@@ -33,7 +33,6 @@ from dpipe.table.files import (
     StorageOptions,
     changed,
     filesystem,
-    is_url,
     read_footer,
 )
 from dpipe.table.formats import PARQUET_ENDINGS, Format, format_of

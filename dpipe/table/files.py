@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.parquet.core import ParquetReader
 
-from dpipe.common.credentials import without_secrets
+from dpipe.common.credentials import is_url, without_secrets
 from dpipe.common.words import first_line
 from dpipe.errors import InputError
 from dpipe.table.formats import ending_of
@@ -65,11 +65,6 @@ class Footer:
     size: int
     mtime: int
     digest: str
-
-
-def is_url(path: str) -> bool:
-    """Whether a path goes through fsspec."""
-    return "://" in path
 
 
 def filesystem(url: str, storage_options: StorageOptions) -> tuple[Any, str]:

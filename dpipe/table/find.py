@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpipe.common.credentials import check_url, safe_reason
+from dpipe.common.credentials import check_url, is_url, safe_reason
 from dpipe.common.words import counted, listed, nearest
 from dpipe.errors import InputError
 from dpipe.model.inventory import (
@@ -33,7 +33,7 @@ from dpipe.model.inventory import (
     is_run,
 )
 from dpipe.options.kinds import expanded
-from dpipe.table.files import StorageOptions, filesystem, is_url
+from dpipe.table.files import StorageOptions, filesystem
 from dpipe.table.formats import ENDINGS, codec_of, ending_of, format_of
 from dpipe.table.lake import refuse_lakes
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dpipe.common.credentials import without_secrets
+from dpipe.common.credentials import is_url, without_secrets
 from dpipe.common.words import columns_phrase, counted, listed, quoted, sized
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, Note
@@ -34,7 +34,6 @@ from dpipe.table.files import (
     BadFile,
     StorageOptions,
     fetch,
-    is_url,
     modified,
     reason_of,
 )

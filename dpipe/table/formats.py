@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from dpipe.common.credentials import is_url
+
 
 class Format(StrEnum):
     """A format that dpipe reads."""
@@ -54,7 +56,7 @@ def ending_of(path: str) -> str | None:
     ('.csv.gz', '.tsv', None)
     """
     name = path.rsplit("/", 1)[-1].lower()
-    if "://" in path:
+    if is_url(path):
         name = name.partition("?")[0]
     return next((ending for ending in ENDINGS if name.endswith(ending)), None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+from dpipe.common.credentials import is_url
 from dpipe.common.temporary import OwnedFolder
 from dpipe.errors import ResourceError
 from dpipe.options.kinds import expanded
@@ -24,8 +25,7 @@ class Scratch:
     """
 
     def __init__(self, parent: str | os.PathLike[str] | None) -> None:
-        is_here = parent is not None and "://" not in os.fspath(parent)
-        self._parent = expanded(os.fspath(parent)) if is_here and parent is not None else None
+        self._parent = None if parent is None or is_url(parent) else expanded(parent)
         self._folder: OwnedFolder | None = None
 
     @property
