@@ -139,6 +139,21 @@ def test_an_exact_combination_of_many_columns_goes_and_names_them_all() -> None:
     assert weights == pytest.approx(expected)
 
 
+def test_a_predictor_that_others_replace_is_neither_named_nor_counted() -> None:
+    rng = np.random.default_rng(0)
+    axes = np.linalg.svd(np.eye(12) - 1 / 12)[0][:, :11].T  # all that 12 centred rows can hold
+    first, second, off, *others = axes @ rng.permutation(np.eye(12))
+    total = first + second
+    near = total + 0.9 * off  # forward selection takes it first, as nothing alone is closer
+    scores = np.stack([first, second, near, *others, total])
+    (one,) = swept(scores / np.linalg.norm(scores, axis=1, keepdims=True), most=3)
+    assert one.index == len(scores) - 1
+    assert sorted(column for column, _ in one.partners) == [0, 1]
+    assert one.predictors == 2
+    assert one.representative in (0, 1)
+    assert one.r_squared == pytest.approx(1, abs=1e-12)
+
+
 def test_what_is_asked_for_stays_and_is_taken_first() -> None:
     values = mixed(6, 200, 1, 0.01, 3)
     scores = unit_scores(values[np.abs(values).max(axis=1) > 1])

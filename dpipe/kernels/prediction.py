@@ -254,14 +254,12 @@ class _Sweep:
 
     def _by_all(self, j: int, r_squared: float, factor: Matrix, named: bool) -> Prediction:
         basis = np.array(self.basis, dtype=np.int64)
-        partners: tuple[tuple[int, float], ...] = ()
+        m = len(basis)
         if named:
-            m = len(basis)
             weights = np.asarray(np.linalg.solve(factor[basis, :m].T, factor[j, :m]))
-            partners = _largest_first(basis, weights)
-            basis = np.array([column for column, _ in partners], dtype=np.int64)
-        value = adjusted(r_squared, int(self.rows[j]), len(basis))
-        return self._prediction(j, value, len(basis), partners, basis)
+            return self._by_named(j, r_squared, basis, weights)
+        value = adjusted(r_squared, int(self.rows[j]), m)
+        return self._prediction(j, value, m, (), basis)
 
     def _by_few(self, j: int) -> Prediction | None:
         """Forward selection among the kept columns, as far as `few`."""
@@ -272,10 +270,15 @@ class _Sweep:
                 return None
             if self._holds(j, search.r_squared, size, choices):
                 members = np.sort(np.array(search.members, dtype=np.int64))
-                value = adjusted(search.r_squared, int(self.rows[j]), size)
-                partners = _largest_first(members, self._weights(j, members))
-                return self._prediction(j, value, size, partners, members)
+                return self._by_named(j, search.r_squared, members, self._weights(j, members))
         return None
+
+    def _by_named(self, j: int, r_squared: float, members: Indices, weights: Matrix) -> Prediction:
+        """The claim of those that have a say: one that was taken early the others may replace."""
+        partners = _largest_first(members, weights)
+        named = np.array([column for column, _ in partners], dtype=np.int64)
+        value = adjusted(r_squared, int(self.rows[j]), len(named))
+        return self._prediction(j, value, len(named), partners, named)
 
     def _weights(self, j: int, members: Indices) -> Matrix:
         """Least-squares coefficients of column `j` in a few others."""
