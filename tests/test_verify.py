@@ -776,7 +776,8 @@ def test_nonlinear_pairs_are_those_found_one_by_one(
     monkeypatch.setattr("dpipe.verify.pairs._ROWS_AT_ONCE", 111)
     frame = dirty_frame()
     monkeypatch.setattr("dpipe.verify.pairs._ROWS_OF_A_TASK", 222)
-    monkeypatch.setattr("dpipe.verify.dependence._ROWS_AT_ONCE", 100)
+    for module in ("functions", "dependence"):
+        monkeypatch.setattr(f"dpipe.verify.{module}.ROWS_AT_ONCE", 100)
     names = names_of(frame)
     columns = ranked(frame, tmp_path)
     if changes.get("nonlinear_rows"):
@@ -827,6 +828,13 @@ def test_ranks_and_facts(tmp_path: Path) -> None:
         )
     assert columns.marks["base0"].signature == columns.marks["copy0"].signature
     assert columns.marks["base0"].signature != columns.marks["holes0"].signature
+
+
+def test_a_step_far_smaller_than_the_values_has_the_variance_of_a_flag(tmp_path: Path) -> None:
+    values = np.full(500, 2.5)
+    values[3] += 1e-12
+    facts = ranked(pd.DataFrame({"step": values}), tmp_path).facts["step"]
+    assert facts.normalised_variance == pytest.approx(499 / 500**2, rel=1e-12)
 
 
 def normalised_variance_by_hand(values: np.ndarray) -> float:
@@ -986,6 +994,36 @@ def test_columns_that_differ_outside_of_a_draw_alone_lose_nothing_to_each_other(
     name = weights.partition("=")[0]
     of_tile = np.load(tmp_path / "out" / f"{name}.npy")[0, 1]
     assert recorded == pytest.approx(of_tile, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_columns_that_hardly_vary_in_some_directions_hold(
+    client: Any, tmp_path: Path, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    counts = {}
+    for place in range(25):
+        shares = rng.dirichlet(np.full(int(rng.integers(8, 16)), 0.3))
+        counts[f"c{place}"] = rng.choice(len(shares), size=200, p=shares)
+    pq.write_table(pa.table(counts), tmp_path / "table.parquet")
+    chosen = {"passes": (1, 4), "variance_threshold": 0, "nonlinear_threshold": 0.5}
+    chosen |= {"weights": "rdc=1", "rdc_degree": 12}
+    out = tmp_path / "out"
+    dpipe.select(tmp_path / "table.parquet", client=client, output_dir=out, **chosen)
+    assert verify(out).compared["drops of pass 4"] > 5
+
+
+def test_distance_correlation_of_a_column_with_many_equal_values_holds(
+    client: Any, tmp_path: Path
+) -> None:
+    rows = np.arange(33.0)
+    frame = pd.DataFrame({"tied": np.maximum(rows, 8), "noisy": rows})
+    frame["noisy"] += 6 * np.random.default_rng(0).normal(size=33)
+    pq.write_table(pa.table(frame), tmp_path / "table.parquet")
+    chosen = {"passes": (1, 4), "weights": "dcor=1", "nonlinear_threshold": 0.5}
+    out = tmp_path / "out"
+    dpipe.select(tmp_path / "table.parquet", client=client, output_dir=out, **chosen)
+    assert verify(out).differences["dcor"] < 1e-6
 
 
 def _drawn(source: Path, chosen: Mapping[str, Any], seed: int, rows: np.ndarray) -> bool:

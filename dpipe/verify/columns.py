@@ -302,7 +302,8 @@ def _normalised_variance(ordered: NDArray[np.float64]) -> float:
     width = upper - lower if upper > lower else float(scaled[-1] - scaled[0])
     if width == 0:
         return math.inf
-    return float((np.std(scaled) / width) ** 2)
+    # From the lowest on: a mean of equal values would carry rounding, and hide a small step.
+    return float((np.std(scaled - scaled[0]) / width) ** 2)
 
 
 def _quantile(ordered: NDArray[np.float64], share: float) -> float:

@@ -11,7 +11,7 @@ value is computed for its pair alone, in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,18 @@ from numpy.polynomial import legendre
 from dpipe.kernels.draws import rdc_draws
 from dpipe.options import Options
 from dpipe.verify.columns import RankedColumns, is_valid
+from dpipe.verify.functions import (
+    CONSTANT,
+    ROWS_AT_ONCE,
+    SMALLEST_VARIANCE,
+    none,
+    orthonormal,
+    pieces,
+    polynomials,
+    psi,
+    turned_by,
+    waves,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,17 +42,11 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]
 
-FUNCTIONS = 12
 DISTANCE_FUNCTIONS = 16
 BANDWIDTH = 1 - 1 / math.sqrt(2)
-RDC_SCALE = 1 / 6
-RDC_TOLERANCE = 1e-7
-CONSTANT = 1e-12
-"""Own HSIC of a column that does not vary, but for rounding."""
 
-_SMALLEST_VARIANCE = 1e-9  # of a column's largest; smaller directions are left out
+_PAIR_FUNCTIONS = 10  # that HSIC and RDC look at, where nobody asks for more
 _FITTED = 256  # columns whose functions a task remembers
-_ROWS_AT_ONCE = 2**15
 _BYTES_HELD = 2**26  # of functions evaluated, which a task may need again
 _USUAL_WIDTH = 32  # functions of a column, all measures together
 
@@ -157,7 +163,7 @@ class Nonlinear:
         self.options = options
         self._weights = {name: weight for name, weight in options.shares.items() if weight > 0}
         self._fitted = lru_cache(maxsize=_FITTED)(self._fit)
-        held = _BYTES_HELD // (8 * _USUAL_WIDTH * max(1, min(columns.n_rows, _ROWS_AT_ONCE)))
+        held = _BYTES_HELD // (8 * _USUAL_WIDTH * max(1, min(columns.n_rows, ROWS_AT_ONCE)))
         self._values = lru_cache(maxsize=max(2, held))(self._evaluate)
 
     def similarity(self, first: str, second: str) -> float:
@@ -173,7 +179,7 @@ class Nonlinear:
         fitted = self._fitted(first), self._fitted(second)
         sums = {name: _Covariances() for name in self._weights}
         n_joint = 0
-        for start in range(0, self.columns.n_rows, _ROWS_AT_ONCE):
+        for start in range(0, self.columns.n_rows, ROWS_AT_ONCE):
             (valid, left), (other, right) = self._values(first, start), self._values(second, start)
             joint = valid & other
             n_joint += int(np.count_nonzero(joint))
@@ -191,7 +197,7 @@ class Nonlinear:
         arguments = [_ranked_again(each) for each in ranks]
         fitted = tuple(self._columns(each) for each in arguments)
         sums = {name: _Covariances() for name in self._weights}
-        for rows in _pieces(n_joint):
+        for rows in pieces(n_joint):
             for name, covariances in sums.items():
                 both = zip(arguments, fitted, strict=True)
                 covariances.add(*([f(x[rows]) for f in of[name].functions] for x, of in both))
@@ -218,7 +224,7 @@ class Nonlinear:
 
     def _evaluate(self, name: str, start: int) -> tuple[NDArray[np.bool_], dict[str, list[Floats]]]:
         """Which of some rows are valid, and the functions of each measure on these rows."""
-        ranks = self.columns.several([name], slice(start, start + _ROWS_AT_ONCE))[0]
+        ranks = self.columns.several([name], slice(start, start + ROWS_AT_ONCE))[0]
         valid = is_valid(ranks)
         argument = np.where(valid, ranks, 0) / max(1, self.columns.facts[name].n_valid)
         fitted = self._fitted(name)
@@ -268,24 +274,6 @@ class _Covariances:
         return [product / n - np.outer(a / n, b / n) for product, a, b in self._sums]
 
 
-def _pieces(n_rows: int) -> Iterator[slice]:
-    """Pieces of the rows; of none, one that is empty."""
-    for start in range(0, max(1, n_rows), _ROWS_AT_ONCE):
-        yield slice(start, min(start + _ROWS_AT_ONCE, n_rows))
-
-
-def psi(argument: Floats, functions: int = FUNCTIONS) -> Floats:
-    """Orthonormal Legendre functions from 1 on at 2 u - 1 (n,): (functions, n)."""
-    values = np.empty((functions, *argument.shape))
-    values[0] = argument
-    for k in range(1, functions):  # (k + 1) P_(k+1) = (2 k + 1) x P_k - k P_(k-1)
-        np.multiply(argument, values[k - 1], out=values[k])
-        values[k] *= (2 * k + 1) / (k + 1)
-        values[k] -= k / (k + 1) * (values[k - 2] if k > 1 else 1)
-    values *= np.sqrt(2 * np.arange(1, functions + 1) + 1)[:, None]
-    return values
-
-
 @lru_cache
 def kernel_root(smallest: float) -> Floats:
     """A (12, K) with A A' the Gaussian kernel's coefficients.
@@ -310,7 +298,7 @@ def _kernel_functions(argument: Floats) -> Floats:
 def _own_covariance(function: Callable[[Floats], Floats], argument: Floats) -> Floats:
     """Of a column's functions among themselves."""
     covariances = _Covariances()
-    for rows in _pieces(len(argument)):
+    for rows in pieces(len(argument)):
         values = [function(argument[rows])]
         covariances.add(values, values)
     return covariances.values()[0]
@@ -335,19 +323,19 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
     """
     basis = partial(psi, functions=DISTANCE_FUNCTIONS)
     variances, directions = np.linalg.eigh(_own_covariance(basis, argument))
-    varies = variances > _SMALLEST_VARIANCE * variances[-1]
+    varies = variances > SMALLEST_VARIANCE * variances[-1]
     if variances[-1] <= CONSTANT:
-        return Column([_none], (0.0, 0.0, 0.0))
+        return Column([none], (0.0, 0.0, 0.0))
     turn = (directions[:, varies] / np.sqrt(variances[varies])).T
     places, counts = np.unique(argument, return_counts=True)
     # In pieces of the different values, and of the steps between them.
     middle = np.zeros(len(turn))
-    for rows in _pieces(len(places)):
+    for rows in pieces(len(places)):
         middle += (turn @ basis(places[rows])) @ counts[rows] / len(argument)
     below, before = 0.0, np.zeros(len(turn))
     distances = np.zeros((len(turn), len(turn)))
     mean = 0.0
-    for rows in _pieces(len(places) - 1):
+    for rows in pieces(len(places) - 1):
         steps = (places[rows.start + 1 : rows.stop + 1] - places[rows]) / 2
         shares = counts[rows] / len(argument)
         summed = (turn @ basis(places[rows]) - middle[:, None]) * shares
@@ -360,21 +348,7 @@ def _dcor_column(argument: Floats, options: Options) -> Column:
     weights, axes = np.linalg.eigh(distances)
     root = (axes * np.sqrt(np.clip(weights, 0, None))).T @ turn
     sizes = (mean, float(np.trace(distances)), float(np.linalg.norm(distances)))
-    return Column([partial(_turned, root, basis)], sizes)
-
-
-def _none(argument: Floats) -> Floats:
-    return np.empty((0, len(argument)))
-
-
-def _turned(
-    root: Floats,
-    functions: Callable[[Floats], Floats],
-    argument: Floats,
-    centre: float | Floats = 0,
-) -> Floats:
-    """Combinations of functions (m, n), each less its centre."""
-    return np.asarray(root @ (functions(argument) - centre))
+    return Column([partial(turned_by, root, basis)], sizes)
 
 
 def _dcor(pair: Joint) -> float:
@@ -390,19 +364,15 @@ def _dcor(pair: Joint) -> float:
 def _rdc_column(argument: Floats, options: Options) -> Column:
     """Functions that span those RDC looks at, for each draw; `argument` is 2 u - 1."""
     if options.rdc_degree is not None:
-        return Column([_orthonormal(partial(_first_psi, options.rdc_degree), argument)])
+        return Column([polynomials(options.rdc_degree, _functions(options), argument)])
     draws = rdc_draws(options.seed, options.rdc_seeds)
-    return Column([_orthonormal(partial(waves, w, b), argument) for w, b in draws])
+    return Column([orthonormal(partial(waves, w, b), argument) for w, b in draws])
 
 
-def _first_psi(degree: int, argument: Floats) -> Floats:
-    return psi(argument)[:degree]
-
-
-def waves(w: Floats, b: Floats, argument: Floats) -> Floats:
-    """The random features of one draw at 2 u - 1 (n,): (20, n)."""
-    u = (argument + 1) / 2
-    return np.asarray(np.sin(RDC_SCALE / 2 * (np.outer(w, u) + b[:, None])))
+def _functions(options: Options) -> int:
+    """Functions of a column that a run looks at: as many as the widest of its measures needs."""
+    asked = (options.rdc_degree or 0, DISTANCE_FUNCTIONS if "dcor" in options.shares else 0)
+    return max(_PAIR_FUNCTIONS, *asked)
 
 
 def _rdc(pair: Joint) -> float:
@@ -413,81 +383,6 @@ def _rdc(pair: Joint) -> float:
             return math.nan
         values.append(min(1.0, float(np.linalg.norm(covariance, 2))))
     return float(np.median(values))
-
-
-def _orthonormal(
-    features: Callable[[Floats], Floats], argument: Floats
-) -> Callable[[Floats], Floats]:
-    """Centred functions (d, n) of unit variance on `argument`, with the span of `features` there.
-
-    Orthogonalisation with pivoting, stopped at the relative tolerance of R's ``cancor``; none for
-    a constant. It works on the triangle of a QR factorisation, piece by piece, which has the
-    lengths and angles of the features themselves; the column of ones takes their means.
-    """
-    n = len(argument)
-    if n == 0:
-        return _none
-    triangle: Floats | None = None
-    largest = 0.0
-    for rows in _pieces(n):
-        values = features(argument[rows])
-        largest = max(largest, float(np.abs(values).max()))
-        more = np.vstack([np.ones(values.shape[1]), values]).T
-        stacked = more if triangle is None else np.concatenate([triangle, more])
-        triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
-    assert triangle is not None, "there are rows"
-    means = triangle[0, 1:] / triangle[0, 0]
-    # A constant's features differ from their mean by rounding alone.
-    vectors, rounding = triangle[1:, 1:].T, 1e-13 * math.sqrt(n) * largest
-    recipe = pivoted(vectors[None], np.eye(len(vectors)), np.array([rounding]))[0]
-    if not len(recipe):
-        return _none
-    return partial(_turned, recipe * math.sqrt(n), features, centre=means[:, None])
-
-
-def pivoted(vectors: Floats, made: Floats, smallest: Floats) -> Floats:
-    """Orthonormal combinations of the vectors of several sets, the largest one left first.
-
-    Parameters
-    ----------
-    vectors
-        (b, m, k) m vectors of each set.
-    made
-        (b, m, q) or (m, q) what each vector is made of.
-    smallest
-        (b,) length from which on a vector is more than rounding.
-
-    Returns
-    -------
-    array
-        (b, d, q) what the combinations are made of, 0 where a set has fewer than others.
-    """
-    residual, made = vectors.copy(), np.broadcast_to(made, (*vectors.shape[:2], made.shape[-1]))
-    made = made.copy()
-    sets = np.arange(len(residual))
-    directions, recipes = np.empty((len(sets), 0, residual.shape[2])), made[:, :0]
-    while directions.shape[1] < min(residual.shape[1:]):
-        norms = np.sqrt(np.einsum("bmk,bmk->bm", residual, residual))
-        pivot = norms.argmax(axis=1)
-        norm = norms[sets, pivot]
-        lives = norm > smallest
-        if not lives.any():
-            break
-        if not directions.shape[1]:
-            smallest = np.maximum(smallest, RDC_TOLERANCE * norm)
-        scale = np.where(lives, norm, np.inf)[:, None, None]
-        direction, recipe = (each[sets, pivot][:, None] / scale for each in (residual, made))
-        shared = direction @ directions.transpose(0, 2, 1)
-        direction, recipe = direction - shared @ directions, recipe - shared @ recipes
-        length = np.linalg.norm(direction, axis=2, keepdims=True)
-        length[~lives] = 1
-        direction, recipe = direction / length, recipe / length
-        shares = residual @ direction.transpose(0, 2, 1)
-        residual -= shares * direction
-        made -= shares * recipe
-        directions = np.concatenate([directions, direction], axis=1)
-        recipes = np.concatenate([recipes, recipe], axis=1)
-    return recipes
 
 
 FORMULAS: dict[str, Formula] = {

@@ -27,7 +27,8 @@ from dpipe.table import Table
 from dpipe.table.target import read_target
 from dpipe.verify.columns import RankedColumns, is_valid, rank_values
 from dpipe.verify.crew import Crew
-from dpipe.verify.dependence import FUNCTIONS, kernel_root, pivoted, psi, waves
+from dpipe.verify.dependence import kernel_root
+from dpipe.verify.functions import FUNCTIONS, pivoted, psi, waves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,14 +20,13 @@ from dpipe.options import Options
 from dpipe.verify.columns import RankedColumns, in_order, is_valid
 from dpipe.verify.crew import Crew
 from dpipe.verify.dependence import (
-    CONSTANT,
     Nonlinear,
     Pair,
     kernel_root,
-    psi,
     rhos,
     similarities,
 )
+from dpipe.verify.functions import CONSTANT, psi
 from dpipe.verify.pairs import all_pairs
 
 if TYPE_CHECKING:

@@ -18,6 +18,8 @@ from dpipe.verify.crew import Crew
 
 SPEARMAN_TOLERANCE = 1e-6
 NONLINEAR_TOLERANCE = 2e-5
+DEGREE_TOLERANCE = 1e-3
+"""With ``--rdc-degree``: what rounding makes of directions in which a column hardly varies."""
 R2_TOLERANCE = 1e-5
 """Of an R^2, from ranks stored in float32 and columns that are nearly dependent."""
 VIF_TOLERANCE = 1e-5

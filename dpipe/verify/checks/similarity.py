@@ -16,7 +16,13 @@ import numpy as np
 
 from dpipe.options import Options
 from dpipe.table.sample import nonlinear_sample
-from dpipe.verify.checks.claims import NONLINEAR_TOLERANCE, SPEARMAN_TOLERANCE, Claims, Failures
+from dpipe.verify.checks.claims import (
+    DEGREE_TOLERANCE,
+    NONLINEAR_TOLERANCE,
+    SPEARMAN_TOLERANCE,
+    Claims,
+    Failures,
+)
 from dpipe.verify.columns import RankedColumns
 from dpipe.verify.dependence import Pair, rhos, similarities
 from dpipe.verify.screen import nonlinear_pairs, spearman_pairs, values_of
@@ -47,8 +53,10 @@ def check_nonlinear(
     if drawn is not None:
         columns = columns.on(drawn, list(columns.index), claims.crew)
     measure = partial(similarities, options=options)
-    yield from _check_drops(claims, 4, columns, measure, NONLINEAR_TOLERANCE)
-    limit = options.nonlinear_threshold + NONLINEAR_TOLERANCE
+    has_degree = options.rdc_degree is not None and options.shares.get("rdc", 0) > 0
+    tolerance = DEGREE_TOLERANCE if has_degree else NONLINEAR_TOLERANCE
+    yield from _check_drops(claims, 4, columns, measure, tolerance)
+    limit = options.nonlinear_threshold + tolerance
     kept = [name for name in claims.selected if name in columns.index]
     pairs = nonlinear_pairs(columns, kept, limit, options, claims.crew)
     yield from _check_kept(claims, kept, pairs, fused(options), options.nonlinear_threshold)
