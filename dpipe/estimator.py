@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dpipe
-from dpipe.common.words import counted
+from dpipe.common.words import counted, quoted
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, Options
-from dpipe.session import FEW_CELLS, current_client, threads_here
+from dpipe.session import FEW_CELLS, current_client, threads_here, within_task
 from dpipe.table.frames import stream_names
-from dpipe.table.inputs import Kind, kind_of, with_columns
+from dpipe.table.inputs import Kind, as_table, kind_of, with_columns
 
 try:
     from sklearn.base import BaseEstimator
@@ -68,8 +68,9 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     not numeric are not selected.
 
     Where it computes: on `client`; else on the current Dask client; else, without `workers`, in
-    threads of this process for up to 16 million cells and on worker processes beyond. The
-    selection is the same everywhere, and the one `dpipe.select` makes.
+    threads of this process for up to 16 million cells and on worker processes beyond. In a task of
+    Dask, as joblib's backend "dask" makes them, threads of the worker do. The selection is the same
+    everywhere, and the one `dpipe.select` makes.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         DescriptorSelector
             Itself.
         """
-        data = self._checked(X)
+        data = self._checked(_in_memory(X))
         n_rows, n_columns = data.shape
         names = list(getattr(self, "feature_names_in_", _array_names(n_columns)))
         targets = self._targets(y, n_rows, set(names))
@@ -208,6 +209,7 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
             for, in which every column keeps its type.
         """
         check_is_fitted(self)
+        X = _in_memory(X)
         if not _is_frame(X):
             return super().transform(X)
         validate_data(self, X, reset=False, skip_check_array=True)
@@ -231,8 +233,12 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         """The data as dpipe takes it, its shape and names noted as scikit-learn wants it."""
         if _is_frame(X):
             validate_data(self, X, skip_check_array=True)
-            if X.shape[0] < 2:
-                raise ValueError(f"Found array with {X.shape[0]} sample(s) while 2 are required.")
+            for found, what, fewest in zip(X.shape, ("sample", "feature"), (2, 1), strict=True):
+                if found < fewest:  # in the words of scikit-learn
+                    raise ValueError(
+                        f"Found array with {found} {what}(s) (shape={X.shape}) while a minimum of "
+                        f"{fewest} is required."
+                    )
             if not hasattr(self, "feature_names_in_"):  # names that are no text count as none
                 return X.set_axis(_array_names(X.shape[1]), axis=1)
             return X
@@ -241,7 +247,9 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     @contextmanager
     def _connection(self, n_cells: int) -> Iterator[Any]:
         chosen = self.client is not None or self.workers is not None or self.device == "gpu"
-        if chosen or n_cells > FEW_CELLS or current_client() is not None:
+        # A task must not wait for the cluster that it runs on, as one of joblib's Dask backend.
+        offered = current_client() is not None and not within_task()
+        if chosen or n_cells > FEW_CELLS or offered:
             yield self.client
             return
         with threads_here() as client:
@@ -359,22 +367,58 @@ def _no_target(name: str, kind: object) -> InputError:
 
 
 def _numbers(frame: Any) -> NDArray[Any]:
-    """A frame of numeric columns as an array: of their common type, or float64 where cells lack."""
+    """A frame of numeric columns as an array: of their common type, or float64 where cells lack.
+
+    Raises
+    ------
+    InputError
+        For a column that holds no numbers, as it did in `fit`.
+    """
     if not frame.shape[1]:
         return np.empty(frame.shape)
     if kind_of(frame) is Kind.FRAME:
-        kinds = [dtype for dtype in frame.dtypes if isinstance(dtype, np.dtype)]
-        if len(kinds) == frame.shape[1] and (common := np.result_type(*kinds)).kind in "biuf":
+        kinds = list(frame.dtypes)
+        if all(isinstance(kind, np.dtype) and kind.kind in "biuf" for kind in kinds):
             # By name, because pandas makes objects of numbers and flags together.
-            return np.asarray(frame.to_numpy(dtype=common))
-        columns = [
-            frame.iloc[:, place].to_numpy(dtype=np.float64, na_value=np.nan)
-            for place in range(frame.shape[1])
-        ]
+            return np.asarray(frame.to_numpy(dtype=np.result_type(*kinds)))
+        named = [(name, frame.iloc[:, place]) for place, name in enumerate(frame.columns)]
     else:
-        columns = [frame[name].to_numpy() for name in stream_names(frame)]
-        columns = [c.astype(np.float64) if c.dtype.kind not in "biuf" else c for c in columns]
-    return np.column_stack(columns)
+        named = [(name, frame[name]) for name in stream_names(frame)]
+    return np.column_stack([_number_column(str(name), column) for name, column in named])
+
+
+def _number_column(name: str, column: Any) -> NDArray[Any]:
+    """One column as numbers, missing cells as NaN."""
+    values: NDArray[Any] = column.to_numpy()
+    if values.dtype.kind in "biuf":
+        return values
+    try:
+        if values.dtype.kind not in "mMc":
+            if hasattr(column, "iloc"):  # pandas' own marks of missing cells
+                return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+            return values.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    kind = getattr(column, "dtype", None) or column.type
+    raise InputError(
+        f"column {quoted(name)} is {kind}, and held numbers when the selector was fitted; convert "
+        "it first."
+    )
+
+
+def _in_memory(data: Any) -> Any:
+    """Data whose columns can be looked at, made of a stream of Arrow if need be.
+
+    Raises
+    ------
+    InputError
+        For files and for what is not computed yet, which scikit-learn would call scalars.
+    """
+    if isinstance(data, str | os.PathLike):
+        raise InputError("DescriptorSelector takes data in memory; dpipe.select takes files too.")
+    if hasattr(data, "collect"):
+        kind_of(data)
+    return as_table(data)
 
 
 def _is_frame(data: Any) -> bool:

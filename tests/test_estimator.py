@@ -113,6 +113,50 @@ def test_fit__says_what_is_wrong(here: Any) -> None:
         DescriptorSelector(client=here).fit(sparse)
 
 
+def test_fit__says_what_is_no_table_in_memory(here: Any) -> None:
+    selector = DescriptorSelector(client=here)
+    with pytest.raises(InputError, match="takes data in memory"):
+        selector.fit("data.parquet")
+    with pytest.raises(InputError, match="LazyFrame cannot be used: give data"):
+        selector.fit(pl.from_pandas(NARROW).lazy())
+    for empty in (NARROW[[]], pl.from_pandas(NARROW).select([])):
+        with pytest.raises(
+            ValueError, match=r"0 (feature|sample)\(s\) \(shape=\(\d+, 0\)\) while a"
+        ):
+            selector.fit(empty, NARROW["base0"])
+
+
+def test_fit__takes_batches_and_streams_of_arrow(here: Any) -> None:
+    table = pa.Table.from_pandas(NARROW, preserve_index=False)
+    expected = DescriptorSelector(client=here, passes=(1, 2)).fit(table)
+    (batch,) = table.combine_chunks().to_batches()
+    for data in (batch, pa.RecordBatchReader.from_stream(table)):
+        fitted = DescriptorSelector(client=here, passes=(1, 2)).fit(data, NARROW["base0"])
+        assert fitted.selected_ == expected.selected_
+    np.testing.assert_array_equal(fitted.transform(batch), expected.transform(table))
+
+
+@pytest.mark.parametrize("given", ["pandas", "polars", "pyarrow"])
+@pytest.mark.parametrize("value", ["high", pd.Timestamp("2020-01-01"), pd.Timedelta(1, "s")])
+def test_transform__names_the_column_that_holds_no_numbers_now(
+    given: str, value: Any, here: Any
+) -> None:
+    fitted = DescriptorSelector(client=here, passes=(1,)).fit(given_as(given, NARROW))
+    changed = given_as(given, NARROW.assign(noisy0_2=value))
+    with pytest.raises(InputError, match=r"column 'noisy0_2' is .*, and held numbers when"):
+        fitted.transform(changed)
+
+
+def test_fit__computes_in_threads_within_a_task(client: Any) -> None:
+    """As joblib's backend "dask" calls it: a task may not wait for the cluster it runs on."""
+
+    def fit(frame: pd.DataFrame) -> tuple[str, ...]:
+        return DescriptorSelector(passes=(1, 2)).fit(frame).selected_
+
+    expected = DescriptorSelector(passes=(1, 2)).fit(NARROW).selected_
+    assert client.submit(fit, NARROW).result(timeout=120) == expected
+
+
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
 def test_transform__gives_the_kind_that_is_asked_for(kind: str, here: Any) -> None:
     frame = NARROW if kind == "pandas" else pl.from_pandas(NARROW)

@@ -225,7 +225,7 @@ def test_dask__is_computed_on_the_client_that_is_given(cluster: Any) -> None:
         ({"a": [1]}, "type builtins.dict cannot be used: give paths"),
         (7, "type builtins.int"),
         (None, "NoneType"),
-        ([[1, 2], [3, 4]], "a list of paths holds data of the type builtins.list"),
+        ([[1, 2], [3, 4]], "a list of paths holds what is none: data of the type builtins.list"),
         ([pd.DataFrame({"a": [1]})], "give one table, or paths"),
     ],
 )
@@ -239,7 +239,7 @@ def test_bad_data__is_one_sentence(data: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "columns", "message"),
     [
-        (np.eye(2), ["a"], "1 names for an array of 2 columns"),
+        (np.eye(2), ["a"], "1 name for an array of 2 columns"),
         (np.eye(2), ["a", "a"], "called 'a'"),
         (np.eye(2), ["a", "b\udcff"], "is not valid Unicode; rename it"),
         (FRAME, ["a", "b", "c"], "names of their own"),

@@ -37,6 +37,7 @@ from dpipe.session.attach import (
     connect_client,
     wait_for_first_worker,
     warn_when_exposed,
+    within_task,
 )
 from dpipe.session.device import choose_local_device, local_workers
 from dpipe.session.local import (
@@ -58,6 +59,7 @@ __all__ = [
     "session_for",
     "threads_here",
     "use_session",
+    "within_task",
 ]
 
 CONNECT_SECONDS = 20.0

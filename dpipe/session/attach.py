@@ -44,12 +44,22 @@ def connect_client(connection: Any, seconds: float) -> tuple[Client, bool]:
 
 def _waits_for_itself(client: Client) -> bool:
     """Whether this thread runs a task of the client's cluster and has not left its pool."""
+    return within_task() and bool(get_worker().scheduler.address == scheduler_address(client))
+
+
+def within_task() -> bool:
+    """Whether this thread runs a task of a Dask worker and has not left its pool.
+
+    Examples
+    --------
+    >>> within_task()
+    False
+    """
     try:
-        worker = get_worker()
+        get_worker()
     except ValueError:
         return False
-    same = worker.scheduler.address == scheduler_address(client)
-    return same and bool(getattr(threadpoolexecutor.thread_state, "proceed", True))
+    return bool(getattr(threadpoolexecutor.thread_state, "proceed", True))
 
 
 def _connect(connection: Any, seconds: float) -> tuple[Client, bool]:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dpipe.common.words import listed, nearest
+from dpipe.common.words import counted, listed, nearest
 from dpipe.errors import InputError
 from dpipe.table import as_sources, frames
 from dpipe.table.frames import EVERYTHING, Reading
@@ -162,7 +162,9 @@ def _paths(data: Any) -> list[str]:
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
     strange = next((each for each in sources if not isinstance(each, str | os.PathLike)), None)
     if strange is not None:
-        raise InputError(f"a list of paths holds {_described(strange)}; give one table, or paths.")
+        raise InputError(
+            f"a list of paths holds what is none: {_described(strange)}; give one table, or paths."
+        )
     return as_sources(sources)
 
 
@@ -201,7 +203,10 @@ def _check_rows(count: int) -> None:
 def _array_names(width: int, columns: Sequence[str] | None) -> tuple[str, ...]:
     names = frames.check_names(range(width) if columns is None else list(columns))
     if len(names) != width:
-        raise InputError(f"columns= holds {len(names)} names for an array of {width} columns.")
+        raise InputError(
+            f"columns= holds {counted(len(names), 'name')} for an array of "
+            f"{counted(width, 'column')}."
+        )
     return names
 
 
@@ -254,6 +259,24 @@ def _write_block(
 def _scheduler(client: Any) -> dict[str, Any]:
     """Where a collection is computed: on the caller's client, else where Dask would anyway."""
     return {"scheduler": client} if hasattr(client, "scheduler_info") else {}
+
+
+def as_table(data: Any) -> Any:
+    """A batch or stream of Arrow as a table whose columns can be taken, other data as it is.
+
+    Examples
+    --------
+    >>> as_table(pa.record_batch({"a": [1]})).column_names
+    ['a']
+    """
+    ready = isinstance(data, pa.Table) or any(
+        _is_of(module, "DataFrame", data) for module in ("pandas", "polars")
+    )
+    # A single column speaks Arrow too, and has neither.
+    named = hasattr(data, "schema") or hasattr(data, "columns")
+    if ready or not named or not hasattr(data, "__arrow_c_stream__"):
+        return data
+    return pa.table(data)
 
 
 def with_columns(data: Any, names: Sequence[str], added: Mapping[str, NDArray[Any]]) -> Any:
@@ -323,7 +346,7 @@ def take_columns(data: Any, names: Sequence[str], every: Sequence[str]) -> Any:
         if len(data.shape) != 2 or data.shape[1] != len(every):
             raise InputError(
                 f"the array has the shape {data.shape}, but the selection was made on "
-                f"{len(every)} columns."
+                f"{counted(len(every), 'column')}."
             )
         place = {name: position for position, name in enumerate(every)}
         return data[:, [place[name] for name in names]]
