@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -13,11 +14,18 @@ def program(name: str | None = None) -> None:
     # igraph imports Matplotlib where there is one, which takes as long as all passes over a small
     # table; no command draws with either.
     sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
-    from dpipe.cli import main
-    from dpipe.common.environment import own_this_process
-
+    try:
+        from dpipe.cli import main
+        from dpipe.common.environment import own_this_process
+    except KeyboardInterrupt:  # nothing has begun that could tell of it
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     own_this_process()
-    main(prog_name=name)
+    try:
+        main(prog_name=name)
+    finally:
+        # What is left is Python's own end, which would show an interrupt as a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

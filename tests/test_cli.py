@@ -903,6 +903,25 @@ def test_workers_are_forked_from_one_process_that_ends_with_the_program(
 # Interruption
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "told"),
+    [
+        ("import builtins\nload = __import__\ndef stop(name, *rest):\n if name == 'dpipe.cli':\n"
+         "  raise KeyboardInterrupt\n return load(name, *rest)\nbuiltins.__import__ = stop",
+         130, "interrupted\n"),
+        ("import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)",
+         -signal.SIGINT, ""),
+    ],
+    ids=["while it loads", "when it is done"],
+)  # fmt: skip
+def test_an_interrupt_outside_of_a_command_shows_no_traceback(
+    code: str, status: int, told: str
+) -> None:
+    words = [sys.executable, "-c", f"{code}\nfrom dpipe.__main__ import program; program()"]
+    done = subprocess.run([*words, "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, told)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_continues(number: signal.Signals, tmp_path: Path) -> None:
     write_table(tmp_path / "data")
