@@ -132,6 +132,13 @@ def test_one_column_is_not_many() -> None:
     assert lines[0] == "pass 2 spearman       30 ->       1 column      0.4 s"
 
 
+def test_a_pass_that_keeps_more_than_it_received_says_why() -> None:
+    done = PassDone(4, "nonlinear", 2978, 2992, 1.2, reused=False, n_back=30)
+    line = "pass 4 nonlinear   2,978 ->   2,992 columns     1.2 s  (30 came back)"
+    assert shown(events=(done,)).splitlines()[0] == line
+    assert "(30 came back)" in shown(live=True, events=(done,))
+
+
 def test_quiet_says_nothing() -> None:
     assert shown(-1) == ""
     assert shown(-1, live=True) == ""

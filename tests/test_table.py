@@ -434,6 +434,10 @@ def test_tables_without_anything_to_do(tmp_path: Path) -> None:
     assert "there are no rows in 1 file" in refusal([empty])
     text = write(tmp_path / "text.parquet", s=["a"], t=["1"])
     assert "2 not numeric; --coerce-strings reads text" in refusal([text])
+    names = write(tmp_path / "names.parquet", s=["a"])
+    assert "1 not numeric; give a table of numbers" in refusal(
+        [names], Options(coerce_strings=True)
+    )
     one = write(tmp_path / "x.parquet", x=[1])
     assert "1 excluded; name fewer in --target, --exclude" in refusal(
         [one], Options(exclude=("x",))
@@ -474,7 +478,7 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             raise pa.ArrowMemoryError("malloc of size 99 failed")
 
     monkeypatch.setattr(decode_module, "open_part", lambda *args, **kw: Starved())
-    with pytest.raises(ResourceError, match="not enough memory to decode 1 rows"):
+    with pytest.raises(ResourceError, match="not enough memory to decode 1 row"):
         read_block(table, ["x"])
 
 

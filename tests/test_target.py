@@ -213,7 +213,7 @@ def test_a_copy_of_classes_is_named(classes: int, named: bool, here: Any) -> Non
     [
         (1.0, "is constant"),
         (np.nan, "is empty"),
-        ([f"molecule {row}" for row in range(N)], "another value in every row"),
+        ([f"molecule {row}" for row in range(N)], "another class in every row"),
         (["a"] * (N - 5) + ["b"] * 5, "1 class of at least 10 rows"),
         ([1.0] * 20 + [2.0] * 5 + [np.nan] * (N - 25), "a value in 25 rows and 100 are needed"),
         (pd.Timestamp("2020-01-01"), "neither numbers nor classes"),

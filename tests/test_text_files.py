@@ -657,3 +657,13 @@ def test_what_takes_a_while_is_told_beforehand(
     open_table([path], options=Options(), emit=told.append)
     (note,) = told
     assert note.text.startswith("1 file of 12 B must be made into Parquet before anything else")
+
+
+def test_notes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
+    """The note on the second file is the first in the alphabet."""
+    for number, cell in enumerate(("2", "text", "3")):
+        (tmp_path / f"{number}.csv").write_text(f"a,b\n1,{cell}\n4,5\n")
+    with open_table([str(tmp_path / "*.csv")], options=Options()) as table:
+        first, second = (note for note in table.notes if "read as text parted" in note)
+    assert re.search(r"2 files .*/0\.csv' and .*/2\.csv'\).*: 2 columns of numbers", first)
+    assert re.search(r"/1\.csv: .*: 1 column of numbers, 1 column of text", second)

@@ -220,7 +220,7 @@ def test_a_selection_holds_on_the_data_it_was_made_from(
     if {"max_columns", "vif_threshold"}.isdisjoint(options):
         assert answer.unmeasured == 0
     else:
-        assert {why for _, why in answer.uncompared} == {"the run claims nothing of them"}
+        assert {why for _, why in answer.uncompared} == {"the run makes no promise about them"}
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--workers", "1"])
     assert result.exit_code == 0, result.output
 

@@ -53,7 +53,7 @@ from dpipe.report import write_report
 from dpipe.runfolder import RunFolder
 from dpipe.table import Table, open_table
 from dpipe.table.sample import nonlinear_sample
-from dpipe.verify import screen, verify
+from dpipe.verify import VerifyReport, screen, verify
 from dpipe.verify.columns import RankedColumns, rank_columns
 from dpipe.verify.crew import Crew, cores, crew_for
 from dpipe.verify.dependence import Nonlinear, spearman
@@ -419,6 +419,20 @@ def test_hand_made_run_has_every_kind_of_drop_and_holds(run: Run, tmp_path: Path
     )
     assert set(report.differences) >= {"spearman", "hsic+rdc", "r2", "r2_final"}
     assert "the certificate holds" in report.lines[0]
+
+
+def test_counts_are_told_with_their_nouns() -> None:
+    compared = {"drops of pass 2": 1, "monotone duplicates": 1, "columns that came back": 1}
+    compared |= {"pairs of kept columns, spearman": 69378, "rows": 1, "chains": 1101}
+    assert VerifyReport(1, 1830, 1373, compared, {}).lines == (
+        "1,373 of 1,830 columns kept, 1 row: the certificate holds.",
+        "checked: 1 drop of pass 2",
+        "checked: 1 monotone duplicate",
+        "checked: 1 column that came back",
+        "checked: 69,378 pairs of kept columns, spearman",
+        "checked: 1 row of the decision table",
+        "checked: 1,101 chains",
+    )
 
 
 def test_input_may_have_moved(run: Run, tmp_path: Path) -> None:
@@ -890,7 +904,12 @@ def test_a_sample_of_decisions_reads_what_they_name_and_says_what_it_left_out(
         report = verify(tmp_path, n_drawn=n)
         assert report == verify(tmp_path, n_drawn=n)
         assert (report.n_drawn, report.seed) == (n, OPTIONS.seed)
-        assert f"{n} decisions, drawn by seed {OPTIONS.seed}, were recomputed" in report.lines[1]
+        drawn = (
+            "1 decision, drawn by seed 5, was"
+            if n == 1
+            else f"{n} decisions, drawn by seed 5, were"
+        )
+        assert f"a sample: {drawn} recomputed with" in report.lines[1]
         assert report.lines[0].endswith("what was drawn of the certificate holds.")
         assert n <= report.compared["columns"] == len(set(read))
         seen |= report.compared.keys()

@@ -116,6 +116,15 @@ def test_a_column_came_back_because_nothing_else_predicts_it(runs: dict[str, Pat
     assert verify(runs["came back"]).compared["columns that came back"] == 1
 
 
+def test_what_came_back_is_told_beside_what_the_pass_itself_kept(runs: dict[str, Path]) -> None:
+    run = dpipe.load(runs["came back"])
+    asked = run.what_if(0.6, 4)
+    assert set(run.selected).difference(asked.kept) == {"sum"}
+    kept = len(run.selected)
+    told = f"1 of 1 column that pass 3 dropped came back in this run, which kept {kept}."
+    assert asked.left_open == told
+
+
 def test_orders_are_recorded_where_a_claim_needs_them(runs: dict[str, Path]) -> None:
     assert record_of(runs["came back"])["order"] == []  # few predictors are named
 

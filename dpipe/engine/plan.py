@@ -101,9 +101,9 @@ def check_client(of: Pass, n_columns: int, free: int, also: int = 0) -> None:
         others = ",".join(str(number) for number in usual_passes() if number != of.number)
         leave = f", or leave it out by --passes {others}" if of.asked_by is None else ""
         raise ResourceError(
-            f"{of.name}: the matrices of {n_columns} columns need {sized(need)} on the client, "
-            f"which has {sized(free)} free; lower --spearman-threshold so that fewer columns "
-            f"reach pass {of.number}{leave}. What is finished is kept."
+            f"{of.name}: the matrices of {counted(n_columns, 'column')} need {sized(need)} on the "
+            f"client, which has {sized(free)} free; lower --spearman-threshold so that fewer "
+            f"columns reach pass {of.number}{leave}. What is finished is kept."
         )
 
 
@@ -132,7 +132,7 @@ def plan_ranking(of: Pass, table: TableShape, machine: Machine) -> PlannedPass:
         + machine.threads * memory.ranking_bytes(n_rows, widest, table.row_group),
         bytes_read=n_rows * n_columns * 8,
         operations=n_rows * n_columns * math.log2(max(n_rows, 2)),
-        shape=f"{counted(len(blocks), 'block')} of {widest} columns",
+        shape=f"{counted(len(blocks), 'block')} of {counted(widest, 'column')}",
     )
 
 
@@ -201,7 +201,7 @@ def with_grids_of_some_rows(
 
 
 def _shape(tiling: Tiling) -> str:
-    tiles = f"{counted(len(tiling.tiles), 'tile')} of {tiling.widest} columns"
+    tiles = f"{counted(len(tiling.tiles), 'tile')} of {counted(tiling.widest, 'column')}"
     splits = len(tiling.splits)
     return tiles if splits == 1 else f"{tiles} x {splits} row splits"
 

@@ -178,8 +178,8 @@ def _check(target: StoredTarget, fewest: int) -> None:
         return
     if target.n_unique == target.n_valid:
         raise InputError(
-            f"the target {name} has another value in every row, as an identifier has; name what is "
-            "to be predicted, or take numbers by --target-kind numbers."
+            f"the target {name} has another class in every row, as an identifier has; name what is "
+            "to be predicted, and take numbers for numbers (--target-kind)."
         )
     large = sum(rows >= FEWEST_OF_A_CLASS for rows in target.class_rows)
     if large < 2:

@@ -29,7 +29,7 @@ from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from dpipe.common.words import sized
+from dpipe.common.words import counted, sized
 from dpipe.engine import tiles
 from dpipe.engine.tiling import FAN_IN
 from dpipe.errors import ResourceError
@@ -155,7 +155,7 @@ def _words(columns: Sequence[str], start: int, stop: int) -> str:
     """A column block in words."""
     if stop - start == 1:
         return f"column {columns[start]!r}"
-    return f"{stop - start} columns ({columns[start]!r} to {columns[stop - 1]!r})"
+    return f"{counted(stop - start, 'column')} ({columns[start]!r} to {columns[stop - 1]!r})"
 
 
 def run_marginals(

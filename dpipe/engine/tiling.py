@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dpipe.common.words import counted
 from dpipe.engine import memory
 from dpipe.engine.machine import Machine, refuse, refuse_card
 
@@ -273,6 +274,6 @@ def _largest_tile(n_rows: int, functions: int, machine: Machine) -> tuple[int, i
         elif chunk > limits.fewest_rows:
             chunk = max(limits.fewest_rows, chunk // 2)
         elif need > machine.task_budget:
-            refuse("moments", need, machine, f"a tile of {width} columns")
+            refuse("moments", need, machine, f"a tile of {counted(width, 'column')}")
         else:
-            refuse_card("moments", device_need, machine, f"a tile of {width} columns")
+            refuse_card("moments", device_need, machine, f"a tile of {counted(width, 'column')}")

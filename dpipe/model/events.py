@@ -156,6 +156,8 @@ class PassDone:
         What computing it took, in whichever run that was.
     reused
         Whether a checkpoint answered for it.
+    n_back
+        Of the columns it kept those that a pass before had dropped.
     """
 
     number: int
@@ -164,6 +166,7 @@ class PassDone:
     n_kept: int
     seconds: float
     reused: bool
+    n_back: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dpipe.choice.priority import Priority
 from dpipe.choice.rules import first_broken
-from dpipe.common.words import listed
+from dpipe.common.words import counted, listed
 from dpipe.device.arrays import retried, to_device, to_host
 from dpipe.engine import memory, submit
 from dpipe.engine.context import Context, Prepared
@@ -96,13 +96,15 @@ def prepare(context: Context, table: Table, rows: NDArray[np.int64] | None) -> P
         if number not in intact
     ]
     if intact:
-        context.emit(Note(f"{len(intact)} of {len(blocks)} column blocks were ranked before."))
+        context.emit(
+            Note(f"{len(intact):,} of {counted(len(blocks), 'column block')} were ranked before.")
+        )
     widest = max(stop - start for start, stop in blocks)
     need = memory.ranking_bytes(context.n_rows, widest, table.row_group)
 
     def describe(index: int) -> str:
         block = todo[index][4]
-        return f"{len(block)} columns ({block[0]!r} to {block[-1]!r})"
+        return f"{counted(len(block), 'column')} ({block[0]!r} to {block[-1]!r})"
 
     for _ in submit.run_tasks(
         context.session,
@@ -161,7 +163,7 @@ def _told_apart(context: Context, prepared: Prepared) -> Prepared:
         [(context.store, columns, context.n_rows) for columns in tasks],
         context.emit,
         need=memory.ranking_bytes(context.n_rows, 1, 0),
-        describe=lambda index: f"{len(tasks[index])} columns of equal fingerprints",
+        describe=lambda index: f"{counted(len(tasks[index]), 'column')} of equal fingerprints",
     ):
         for column, fingerprint in zip(tasks[index], fingerprints, strict=True):
             facts = dataclasses.replace(column.statistics, rank_hash=fingerprint)

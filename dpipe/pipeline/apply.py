@@ -115,11 +115,11 @@ def _check_present(table: Table, selected: Sequence[str], where: str) -> None:
     present = {column.name for column in table.columns}
     missing = [name for name in selected if name not in present]
     if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         several = len(table.files) > 1
         lacks = "none of the new files has" if several else f"{table.files[0].named} lacks"
         raise InputError(
-            f"{lacks} column {missing[0]!r}{others} of the {len(selected)} that "
+            f"{lacks} column {missing[0]!r}{others} of the {len(selected):,} that "
             f"{os.path.join(where, SELECTED)} lists."
         )
 

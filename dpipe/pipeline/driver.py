@@ -136,6 +136,7 @@ class Run:
                         len(saved.result.kept),
                         seconds,
                         reused is not None,
+                        len(set(saved.result.kept).difference(columns)),
                     )
                 )
                 columns = saved.result.kept

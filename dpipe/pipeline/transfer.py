@@ -296,7 +296,7 @@ class _New:
             if not any(name in self._prepared for name in stands):
                 return "what stands for them is absent"
             if strict and not is_pair:
-                return "the run claims nothing of them"
+                return "the run makes no promise about them"
             if not self._varies(decision.column):
                 return "they have one value at most"
             if not any(map(self._varies, stands)):

@@ -46,8 +46,8 @@ class WhatIf:
     in_doubt
         Pairs so close to the threshold that a run would settle them first.
     left_open
-        What else a run at this threshold would do that takes a run to tell, in a sentence; empty
-        where `kept` is what it would select.
+        What else a run at this threshold would do that takes a run to tell, in a sentence, or what
+        came back in the run that was; empty where `kept` is what it would select.
     """
 
     number: int
@@ -91,6 +91,13 @@ class FinishedPass:
         }
         self._decisions = tuple(d for d in every if self._received(d))
         self._predicted = tuple(d.column for d in every if self._was_predicted(d))
+        self._back = tuple(
+            d.column
+            for d in every
+            if d.column in self._came_back
+            and (d.decision == "kept" or (d.pass_number or 0) > self.number)
+            and self._was_predicted(d)
+        )
 
     def _received(self, decision: Decision) -> bool:
         dropped_before = (decision.pass_number or self.number) < self.number
@@ -174,10 +181,16 @@ class FinishedPass:
             threshold,
             kept,
             int(np.count_nonzero(close)),
-            self._left_open(len(kept)),
+            self._left_open(threshold, len(kept)),
         )
 
-    def _left_open(self, n_kept: int) -> str:
+    def _left_open(self, threshold: float, n_kept: int) -> str:
+        if self._back and threshold == self.threshold:
+            dropped = counted(len(self._predicted), "column")
+            return (
+                f"{len(self._back):,} of {dropped} that pass 3 dropped came back in this run, "
+                f"which kept {n_kept + len(self._back):,}."
+            )
         *others, last = (number for number in self._passes if number >= self.number)
         if others:
             later = [f"pass {number}" for number in (*others[1:], last)]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow.parquet.core import ParquetReader
 
 from dpipe.common.credentials import without_secrets
-from dpipe.common.words import first_line, listed
+from dpipe.common.words import counted, first_line, listed
 from dpipe.errors import ResourceError
 from dpipe.table.files import (
     STORAGE_ERRORS,
@@ -137,14 +137,15 @@ class Decoder:
         except STORAGE_ERRORS as error:
             raise self._damaged(groups, names, error) from error
         if decoded.num_rows != count:
-            reason = f"is damaged: {count} rows are announced and {decoded.num_rows} found"
+            reason = f"is damaged: {counted(count, 'row')} announced and {decoded.num_rows:,} found"
             raise BadFile(self._file.path, reason)
         return decoded
 
     def _too_large(self, count: int, names: Sequence[str]) -> ResourceError:
         return ResourceError(
-            f"not enough memory to decode {count} rows of {len(names)} columns of "
-            f"{self._file.path}; give workers more memory or write smaller row groups."
+            f"not enough memory to decode {counted(count, 'row')} of "
+            f"{counted(len(names), 'column')} of {self._file.path}; give workers more memory or "
+            "write smaller row groups."
         )
 
     def _damaged(

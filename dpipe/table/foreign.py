@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -122,10 +121,12 @@ def _announce(paths: Sequence[str], emit: Emit) -> None:
 
 
 def notes_of(made: Iterable[Made]) -> Iterator[str]:
-    """One sentence for each thing that was said of some files."""
-    said = sorted((text, one.origin.path) for one in made for text in one.said)
-    for text, group in groupby(said, key=lambda pair: pair[0]):
-        paths = [path for _, path in group]
+    """One sentence for each thing that was said of some files, in the order of the files."""
+    said: dict[str, list[str]] = {}
+    for one in made:
+        for text in one.said:
+            said.setdefault(text, []).append(one.origin.path)
+    for text, paths in said.items():
         where = (
             paths[0] if len(paths) == 1 else f"{counted(len(paths), 'file')} ({listed(paths, 2)})"
         )

@@ -192,7 +192,7 @@ class _Filler:
             self._values = np.empty((len(names), n), dtype=np.float64)
         except MemoryError as error:
             raise ResourceError(
-                f"not enough memory for {counted(len(names), 'column')} of {n} rows; "
+                f"not enough memory for {counted(len(names), 'column')} of {counted(n, 'row')}; "
                 "give workers more memory or read fewer columns at once."
             ) from error
 

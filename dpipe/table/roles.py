@@ -323,7 +323,7 @@ class Roles:
         if self._suggested:
             yield (
                 f"{columns_phrase(self._suggested)}: text that looks like numbers, left out of "
-                "the analysis; --coerce-strings reads it."
+                "the analysis; --coerce-strings reads such text."
             )
 
     def _option_notes(self) -> Iterator[str]:

@@ -153,7 +153,7 @@ def _open(
         storage_options=storage_options,
         scratch=room,
     )
-    _check_features(table, made)
+    _check_features(table, made, asked=options.coerce_strings)
     check_budget(options, table.features)
     return table
 
@@ -311,7 +311,7 @@ def _second_headers(made: Mapping[str, Made | BadFile]) -> list[str]:
     ]
 
 
-def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
+def _check_features(table: Table, made: Mapping[str, Made | BadFile], *, asked: bool) -> None:
     if table.features:
         return
     roles = Counter(column.role for column in table.columns)
@@ -323,9 +323,11 @@ def _check_features(table: Table, made: Mapping[str, Made | BadFile]) -> None:
     }
     parts = [words for role, words in said.items() if roles[role]]
     hints = _second_headers(made)
-    if roles[Role.NOT_NUMERIC]:
+    if roles[Role.NOT_NUMERIC] and not asked:
         hints.append("--coerce-strings reads text that holds numbers")
-    hints.append("name fewer in --target, --exclude and --id-columns")
+    if any(roles[role] for role in (Role.ID, Role.EXCLUDED, Role.TARGET)):
+        hints.append("name fewer in --target, --exclude and --id-columns")
+    hints.append("give a table of numbers")
     raise InputError(
         f"no numeric column is left to analyse: of {counted(len(table.columns), 'column')} in "
         f"{counted(len(table.files), 'file')}, {', '.join(parts) or 'none'}; {hints[0]}."

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import numpy as np
 import psutil
 
 from dpipe.common.temporary import OwnedFolder
+from dpipe.common.words import counted
 from dpipe.errors import InputError, VerificationError
 from dpipe.model.inventory import CHECKPOINT, COMMUNITIES, DECISIONS, MANIFEST, RUN, SELECTED
 from dpipe.options import Options, options_from
@@ -87,21 +89,31 @@ class VerifyReport:
         drawn: tuple[str, ...] = ()
         if self.n_drawn is not None:
             verdict = "what was drawn of the certificate holds."
+            were = "was" if self.n_drawn == 1 else "were"
             drawn = (
-                f"a sample: {self.n_drawn} decisions, drawn by seed {self.seed}, were recomputed "
-                "with the columns they name; the others, and predictions by the whole selection, "
-                "were not.",
+                f"a sample: {counted(self.n_drawn, 'decision')}, drawn by seed {self.seed}, "
+                f"{were} recomputed with the columns named there; the others, and predictions by "
+                "the whole selection, were not.",
             )
         return (
-            f"{self.n_selected} of {self.n_columns} columns kept, {self.n_rows} rows: {verdict}",
+            f"{self.n_selected:,} of {counted(self.n_columns, 'column')} kept, "
+            f"{counted(self.n_rows, 'row')}: {verdict}",
             *drawn,
             *([] if self.has_checksums else [_NO_CHECKSUMS]),
-            *(f"checked: {count} {_SAID.get(kind, kind)}" for kind, count in self.compared.items()),
+            *(f"checked: {_told(count, kind)}" for kind, count in self.compared.items()),
             *(
                 f"largest difference: {value:.1e} ({measure})"
                 for measure, value in self.differences.items()
             ),
         )
+
+
+def _told(count: int, kind: str) -> str:
+    """A number of claims with their kind, which is called by its plural."""
+    words = _SAID.get(kind, kind)
+    if count == 1:
+        words = re.sub(r"s\b", "", words, count=1)
+    return f"{count:,} {words}"
 
 
 def verify(

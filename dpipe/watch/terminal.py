@@ -254,7 +254,7 @@ class Progress:
                 f"{done.n_columns:,}",
                 f"{done.n_kept:,}",
                 "reused" if done.reused else f"{done.seconds:,.1f}",
-                Text(_most_common(own, _REASONS_SHOWN)),
+                Text(f"{_most_common(own, _REASONS_SHOWN)} {_back(done)}".strip()),
             )
         return table
 
@@ -300,7 +300,13 @@ def _title(event: PassStarted | PassDone) -> str:
 def _outcome(event: PassDone) -> str:
     how = "from the checkpoint" if event.reused else f"{event.seconds:.1f} s"
     noun = "column" if event.n_kept == 1 else "columns"
-    return f"{event.n_columns:>7,} -> {event.n_kept:>7,} {noun:<7}  {how:>8}"
+    outcome = f"{event.n_columns:>7,} -> {event.n_kept:>7,} {noun:<7}  {how:>8}"
+    return f"{outcome}  {_back(event)}".rstrip()
+
+
+def _back(event: PassDone) -> str:
+    """Why a pass can keep more columns than its drops leave, or nothing."""
+    return f"({event.n_back:,} came back)" if event.n_back else ""
 
 
 def _most_common(reasons: Counter[str], limit: int | None = None) -> str:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.common.words import counted
 from dpipe.device import cache
 from dpipe.device.arrays import (
     Array,
@@ -77,7 +78,7 @@ def marginals_partial(store: Store, folder: str, block: int, split: int) -> Marg
 
     first, last = job.tiling.blocks[block]
     strip = _SUMMED_ROWS if job.device == "cpu" else job.tiling.chunk_rows
-    what = f"{last - first} columns"
+    what = counted(last - first, "column")
     return _on_card(lambda: sums(strip), lambda: sums(_SUMMED_ROWS, keep=False), what, job.device)
 
 
@@ -198,7 +199,7 @@ def tile(store: Store, folder: str, i: int, j: int, split: int) -> Moments:
         masked = [_has_masks(job, catalogue, block) for block in (i, j)]
         return in_quarters(quarter, i == j, (masked[0], masked[1]))
 
-    what = f"a tile of {job.tiling.widest} columns"
+    what = f"a tile of {counted(job.tiling.widest, 'column')}"
     return _on_card(lambda: accumulate(whole, 1), smaller, what, job.device)
 
 

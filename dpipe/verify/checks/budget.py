@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dpipe.common.words import counted
 from dpipe.verify.budget import Fit, Targets, of_table, of_targets, targets_of
 from dpipe.verify.checks.claims import R2_TOLERANCE, SPEARMAN_TOLERANCE, Claims, Failures
 from dpipe.verify.columns import RankedColumns
@@ -28,7 +29,7 @@ def check_budget(
     received = claims.survivors(4)
     wanted = min(claims.options.max_columns or 0, len(received))
     if len(claims.selected) != wanted:
-        yield f"{len(claims.selected)} columns were kept by pass 5, and not {wanted}"
+        yield f"pass 5 kept {counted(len(claims.selected), 'column')}, and not {wanted:,}"
         return
     if claims.drawn is not None:  # it takes all columns to say what some explain
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dpipe.common.words import counted
 from dpipe.model.records import Decision
 from dpipe.options import Options
 from dpipe.verify.checks.claims import (
@@ -115,7 +116,7 @@ def _check_unnamed(
         elif math.isinf(adjusted) or claims.note("r2", recorded, adjusted) > R2_TOLERANCE:
             yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, not {recorded:.6f}"
         elif predictors != count:
-            yield f"column {name!r} is predicted by {predictors} columns, not {count}"
+            yield f"column {name!r} is predicted by {counted(predictors, 'column')}, not {count:,}"
         elif adjusted < (row.threshold or 0.0) - R2_TOLERANCE:
             yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, below the threshold"
 
@@ -186,7 +187,7 @@ def _check_inflated(
     """
     first = [name for name in kept if name in claims.asked]
     left = scores.independent(first) + [name for name in kept if name not in claims.asked]
-    claims.compared["VIF of columns that pass 3 kept"] = len(left)
+    claims.compared["inflation factors of columns that pass 3 kept"] = len(left)
     for name, vif in zip(left, scores.inflation(left), strict=True):
         if name not in claims.asked and vif >= limit * (1 + VIF_TOLERANCE):
             yield f"column {name!r} was kept with a VIF of {vif:.6g} (limit {limit:g})"
