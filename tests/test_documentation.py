@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -250,6 +251,61 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_tutorial_tells_what_a_run_gives(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+
+    def lines_of(*words: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dpipe", *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return [_timeless(line) for line in (done.stdout + done.stderr).splitlines()]
+
+    example = "examples/nci/*.parquet"
+    told = lines_of("run", example, "--target", "tpsa_reference", "--output-dir", "out")
+    told += lines_of("verify", "out")
+    told += lines_of("apply", "out", example, "--output", "reduced.parquet")
+    shown = [_timeless(line) for block in fences(page, "text") for line in block.splitlines()]
+    passes = [line for line in shown if line.startswith(("pass ", "warning: ", "624 rows for "))]
+    assert len(passes) == 6
+    assert set(passes) <= set(told)
+    assert {"373 of 1,833 columns kept, 624 rows: the certificate holds."} <= {*shown} & {*told}
+    assert {"reduced.parquet: 624 rows, 376 columns"} <= {*shown} & {*told}
+    assert "has the 373 kept columns" in page
+    _check_table(page, tmp_path / "out" / "decisions.parquet")
+
+
+def _timeless(line: str) -> str:
+    """A line of output without the seconds that something took."""
+    return re.sub(r" +[\d.]+ (s|ms)( |$)", r"\2", line)
+
+
+def _check_table(page: str, decisions: Path) -> None:
+    """Each cell of the tutorial's excerpt from the decision table is what the run decided."""
+    found = {row["column"]: row for row in pyarrow.parquet.read_table(decisions).to_pylist()}
+    excerpt = re.search(r"^\| column \|.*\n\| -- .*\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    assert excerpt
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in excerpt[1].splitlines()]
+    assert len(rows) == 8
+    for name, *cells in rows:
+        row = found[name]
+        keys = ("decision", "pass", "reason", "measure", "value", "representative", "relevance")
+        for key, cell in zip(keys, cells, strict=True):
+            value = row[key]
+            if isinstance(value, float):
+                digits = len(cell.partition(".")[2])
+                assert f"{value:.{digits}f}" == cell, (name, key)
+            else:
+                assert ("" if value is None else str(value)) == cell, (name, key)
 
 
 def test_every_verb_of_the_makefile_is_explained_and_has_something_to_run() -> None:
