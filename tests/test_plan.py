@@ -205,7 +205,7 @@ def test_check_disk__names_both_sizes() -> None:
 
 def test_check_client__names_the_options_that_help() -> None:
     check_client(PASSES[3], 2000, GIB)
-    with pytest.raises(ResourceError, match=r"40000 columns need 71\.5 GiB .*--passes 1,2,4"):
+    with pytest.raises(ResourceError, match=r"40,000 columns need 71\.5 GiB .*--passes 1,2,4"):
         check_client(PASSES[3], 40_000, 8 * GIB)
 
 

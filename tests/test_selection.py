@@ -11,10 +11,17 @@ import html.parser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from dpipe.model.records import Decision, MemoryReading
+import dpipe
+from dpipe.errors import InputError
+from dpipe.model.records import Decision, MemoryReading, Similarity, TargetRelevance
+from dpipe.model.transfer import Transfer
+from dpipe.pipeline.apply import Applied
 from dpipe.runfolder import RunFolder
+from dpipe.runfolder.thresholds import WhatIf
 from dpipe.selection import Selection
 
 MARKUP = "<script>alert(1)</script>&amp;"
@@ -119,3 +126,31 @@ def test_a_copy_has_every_result_whatever_it_is_called_and_no_ranks(tmp_path: Pa
     assert RunFolder(copy).verify_checksums() == ()
     assert (copy / "table" / "ranks_2024.parquet").read_bytes() == b"kept columns"
     assert list(copy.rglob("*.f32")) == []
+
+
+def test_every_answer_is_one_short_line() -> None:
+    """Names and values of thousands of columns would fill a terminal."""
+    names = tuple(f"column {number}" for number in range(2000))
+    square, tall = np.zeros((2000, 2000), np.float32), np.zeros((2000, 1))
+    answers = {
+        repr(Similarity(square, names)): "<Similarity: 2,000 columns>",
+        repr(TargetRelevance(names, ("y",), tall, tall)): (
+            "<TargetRelevance: 2,000 columns, 1 target>"
+        ),
+        repr(Applied(("a.parquet",), 1, names, ())): "<Applied: 1 row, 2,000 columns in 1 file>",
+        repr(WhatIf(2, "spearman", 0.9, names, 0, "")): (
+            "<WhatIf: pass 2 (spearman) keeps 2,000 columns at 0.9>"
+        ),
+        repr(Transfer(624, 2000, (), (), (), names, 0, (), ())): (
+            "<Transfer: the selection of 2,000 columns holds on 624 rows>"
+        ),
+    }
+    assert list(answers) == list(answers.values())
+
+
+def test_what_is_no_file_is_told_where_files_are_read(tmp_path: Path) -> None:
+    for data in (pd.DataFrame({"a": [1.0]}), np.eye(2)):
+        with pytest.raises(InputError, match=r"where files are read: give their paths; dpipe.load"):
+            dpipe.apply(tmp_path, data, tmp_path / "new.parquet")
+    with pytest.raises(InputError, match="is a URL: copy the run folder"):
+        dpipe.load(f"file://{tmp_path}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from dpipe.common.words import counted
 from dpipe.model.registry import Reason
 
 if TYPE_CHECKING:
@@ -388,6 +389,10 @@ class Similarity:
     values: NDArray[np.float32]
     columns: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """One line, as of all that has thousands of columns."""
+        return f"<Similarity: {counted(len(self.columns), 'column')}>"
+
 
 @dataclass(frozen=True)
 class MemoryReading:
@@ -442,6 +447,14 @@ class TargetRelevance:
     targets: tuple[str, ...]
     hsic: NDArray[np.float64]
     rdc: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        """One line."""
+        columns, targets = (
+            counted(len(self.columns), "column"),
+            counted(len(self.targets), "target"),
+        )
+        return f"<TargetRelevance: {columns}, {targets}>"
 
     @property
     def values(self) -> NDArray[np.float64]:

@@ -85,7 +85,7 @@ class Transfer:
         Columns with values outside their range in the run: name, then the old and the new range.
     uncompared
         Dropped columns that could not be compared, each with the reason: what stands for it is
-        absent, the run claimed nothing of it (``--vif-threshold``, ``--max-columns``), it or what
+        absent, the run promises nothing of it (``--vif-threshold``, ``--max-columns``), it or what
         stands for it has one value at most, or the rows are too few to tell.
     min_valid
         Fewest valid values of a column or pair: ``--min-valid``, by default that of the run.
@@ -101,6 +101,10 @@ class Transfer:
     outside: tuple[tuple[str, float, float, float, float], ...]
     uncompared: tuple[tuple[str, str], ...]
     min_valid: int = 0
+
+    def __repr__(self) -> str:
+        """One line: certificates of thousands of columns would fill a terminal."""
+        return f"<Transfer: {self._verdict.rstrip('.')}>"
 
     @property
     def unmeasured(self) -> int:

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.model.inventory import SELECTED
 from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.runfolder import RunFolder, mirror
-from dpipe.table import Table, as_sources, conflicting, copy_columns, open_table
+from dpipe.table import Table, conflicting, copy_columns, open_table
+from dpipe.table.inputs import paths_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Applied:
     columns: tuple[str, ...]
     left_out: tuple[str, ...]
     filled: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        size = f"{counted(self.n_rows, 'row')}, {counted(len(self.columns), 'column')}"
+        return f"<Applied: {size} in {counted(len(self.files), 'file')}>"
 
 
 def apply(
@@ -81,6 +88,7 @@ def apply(
     >>> import dpipe
     >>> dpipe.apply("out", "new.parquet", "reduced.parquet").n_rows  # doctest: +SKIP
     """
+    paths = paths_of(sources)
     with mirror.reading(folder, storage_options) as local:
         run = RunFolder(local)
         selected = run.read_selected()
@@ -88,7 +96,7 @@ def apply(
         coerce = bool(run.read_run().get("options", {}).get("coerce_strings", False))
     where = os.fspath(folder)
     opened = open_table(
-        as_sources(sources),
+        paths,
         options=Options(coerce_strings=coerce),
         storage_options=storage_options,
         analysed=selected,

@@ -57,6 +57,11 @@ class WhatIf:
     in_doubt: int
     left_open: str
 
+    def __repr__(self) -> str:
+        """One line."""
+        kept = counted(len(self.kept), "column")
+        return f"<WhatIf: pass {self.number} ({self.measure}) keeps {kept} at {self.threshold:g}>"
+
 
 class FinishedPass:
     """A pass of a finished run that drops similar columns, to be asked again.

@@ -26,6 +26,7 @@ from dpipe.model.inventory import REPORT, RUN
 from dpipe.model.records import Decision, MemoryReading
 from dpipe.model.registry import PASSES
 from dpipe.runfolder import RunFolder
+from dpipe.table.files import is_url
 from dpipe.table.inputs import take_columns
 
 if TYPE_CHECKING:
@@ -218,6 +219,8 @@ def load(folder: str | os.PathLike[str]) -> Selection:
     InputError
         When the folder holds no finished run.
     """
+    if is_url(os.fspath(folder)):
+        raise InputError(f"{folder} is a URL: copy the run folder to this machine, and load that.")
     run = RunFolder(folder)
     record = run.read_run()
     try:

@@ -148,7 +148,7 @@ def as_files(
     if columns is not None and kind not in (Kind.ARRAY, Kind.DASK_ARRAY):
         raise InputError(f"columns= names the columns of an array; {kind} have names of their own.")
     if kind is Kind.PATHS:
-        yield _paths(data)
+        yield paths_of(data)
         return
     scratch = Scratch(folder)
     try:
@@ -158,7 +158,24 @@ def as_files(
         scratch.remove()
 
 
-def _paths(data: Any) -> list[str]:
+def paths_of(data: Any) -> list[str]:
+    """The paths or URLs that a caller names.
+
+    Raises
+    ------
+    InputError
+        For anything else, as for data in memory where files are read.
+
+    Examples
+    --------
+    >>> paths_of("a.csv"), paths_of(["a.csv", "b.csv"])
+    (['a.csv'], ['a.csv', 'b.csv'])
+    """
+    if kind_of(data) is not Kind.PATHS:
+        raise InputError(
+            f"{_described(data)} where files are read: give their paths; dpipe.load(folder).apply("
+            "data) takes data in memory."
+        )
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
     strange = next((each for each in sources if not isinstance(each, str | os.PathLike)), None)
     if strange is not None:
