@@ -179,7 +179,7 @@ def _check(target: StoredTarget, fewest: int) -> None:
     if target.n_unique == target.n_valid:
         raise InputError(
             f"the target {name} has another class in every row, as an identifier has; name what is "
-            "to be predicted, and take numbers for numbers (--target-kind)."
+            "to be predicted, or give --target-kind numbers if its values are numbers."
         )
     large = sum(rows >= FEWEST_OF_A_CLASS for rows in target.class_rows)
     if large < 2:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dpipe.choice.certificate import explain
+from dpipe.common.credentials import is_url
 from dpipe.errors import InputError
 from dpipe.model.inventory import REPORT, RUN
 from dpipe.model.records import Decision, MemoryReading
 from dpipe.model.registry import PASSES
 from dpipe.runfolder import RunFolder
-from dpipe.table.files import is_url
 from dpipe.table.inputs import take_columns
 
 if TYPE_CHECKING:
