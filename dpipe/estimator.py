@@ -12,7 +12,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -392,13 +392,11 @@ def _number_column(name: str, column: Any) -> NDArray[Any]:
     values: NDArray[Any] = column.to_numpy()
     if values.dtype.kind in "biuf":
         return values
-    try:
-        if values.dtype.kind not in "mMc":
+    if values.dtype.kind not in "mMc":
+        with suppress(TypeError, ValueError):  # told of below
             if hasattr(column, "iloc"):  # pandas' own marks of missing cells
                 return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
             return values.astype(np.float64)
-    except (TypeError, ValueError):
-        pass
     kind = getattr(column, "dtype", None) or column.type
     raise InputError(
         f"column {quoted(name)} is {kind}, and held numbers when the selector was fitted; convert "
