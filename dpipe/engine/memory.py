@@ -40,9 +40,14 @@ def ranking_bytes(n_rows: int, n_columns: int, row_group: int) -> int:
     return kept + n_rows * RANK_TEMPORARIES + row_group * n_columns * 20
 
 
+def _item_bytes(functions: int) -> int:
+    """Of a value of a function: one alone is float64, several are float32."""
+    return 8 if functions == 1 else 4
+
+
 def piece_bytes(block: int, functions: int, rows: int) -> int:
     """One column block expanded on one row chunk, beside the ranks and mask it is made from."""
-    item = 8 if functions == 1 else 4
+    item = _item_bytes(functions)
     return block * rows * (functions * item + 4 + 1 + item)
 
 
@@ -63,8 +68,7 @@ def tile_bytes(block: int, functions: int, rows: int) -> int:
     >>> tile_bytes(block=100, functions=12, rows=4096) < 150e6
     True
     """
-    item = 8 if functions == 1 else 4
-    product = (block * functions) ** 2 * item
+    product = (block * functions) ** 2 * _item_bytes(functions)
     pieces = 2 * piece_bytes(block, functions, rows)
     whitened = _WHITENED if functions > 1 else 0
     return pieces + whitened + moments_bytes(block, functions) + product
@@ -118,8 +122,7 @@ def device_tile_bytes(block: int, functions: int, rows: int) -> int:
     >>> device_tile_bytes(block=1024, functions=12, rows=8192) < 6 * 2**30
     True
     """
-    item = 8 if functions == 1 else 4
-    product = (block * functions) ** 2 * item
+    product = (block * functions) ** 2 * _item_bytes(functions)
     whitened = block * rows * (functions * 20 + 40) if functions > 1 else 0
     pieces = 2 * piece_bytes(block, functions, rows)
     return _DEVICE_BASE + pieces + whitened + moments_bytes(block, functions) + 2 * product
