@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import trials
 from trials import Reference, make_reference, make_table, wait_for
@@ -217,6 +219,33 @@ def again(client: Any, tmp_path: Path) -> Any:
     assert reused == [False] * 4
     assert tasks["rank-columns"] > 1
     return run
+
+
+def test_what_a_pass_found_is_told_again_by_a_run_that_takes_it_over(
+    client: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y, z = rng.random((3, 300))
+    columns = {"x": x, "y": y, "z": z, "leak": y, "copy": x + 0.01 * z, "sum": x + z}
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table(columns), path)
+
+    def told(**changes: Any) -> list[str]:
+        dpipe.select(
+            path,
+            client=client,
+            output_dir=tmp_path / "run",
+            **{"target": "y", "keep": ("x", "z", "copy", "sum"), "restart": "never", **changes},
+        )
+        notes = RunFolder(tmp_path / "run").read_run()["notes"]
+        return [note["text"] for note in notes if note["level"] == "warning"]
+
+    first = told()
+    for words in ("'leak' follows the target", "though their spearman"):
+        assert sum(words in text for text in first) == 1, (words, first)
+    assert told() == first  # every pass from the checkpoint
+    assert told(nonlinear_threshold=0.85) == first  # pass 4 anew
+    assert len(told(keep=("x",))) == 1  # nothing is left of what was decided anew
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dpipe.engine.context import Context, Prepared
 from dpipe.engine.tiling import tile_grid
 from dpipe.kernels.fusion import Fusion
 from dpipe.kernels.measure import Settling
-from dpipe.model.events import Note
+from dpipe.model.events import Finding
 from dpipe.model.records import Edges, Pairs
 from dpipe.rankstore import Catalogue, Store, build_catalogue
 
@@ -257,7 +257,7 @@ def leave_pairs(context: Context, grid: Grid, number: int, pairs: Pairs) -> None
     for name, found in listed.items():
         if found.floor > grid.job.floor:
             context.emit(
-                Note(
+                Finding(
                     f"pairs.parquet lists the {name} pairs of pass {number} from "
                     f"{found.floor:.3f} on: more than {MOST_PAIRS:,} reach {grid.job.floor:g}.",
                     "notice",

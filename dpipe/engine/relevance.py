@@ -41,7 +41,7 @@ from dpipe.kernels.relevance import (
     relevance,
 )
 from dpipe.kernels.rerank import joint_scores
-from dpipe.model.events import Note
+from dpipe.model.events import Finding
 from dpipe.model.records import MILLION, TargetRelevance
 from dpipe.rankstore import (
     Catalogue,
@@ -398,7 +398,7 @@ def warn_of_leaks(context: Context, measured: TargetRelevance) -> None:
             names = [measured.columns[index] for index in copies]
             follow = "follows" if len(names) == 1 else "follow"
             context.emit(
-                Note(
+                Finding(
                     f"{columns_phrase(names)} {follow} the target {quoted(target)} without error "
                     "(RDC 1); leave out by --exclude what was made from the target.",
                     "warning",

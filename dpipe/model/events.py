@@ -199,6 +199,11 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Finding(Note):
+    """A note on the answer of a pass, which a run that takes the pass over tells again."""
+
+
+@dataclass(frozen=True)
 class Fault:
     """Something failed, and the run goes on.
 

@@ -33,7 +33,7 @@ from dpipe.kernels.budget import (
     ridge_for,
 )
 from dpipe.kernels.prediction import explained
-from dpipe.model.events import Note, PlannedPass
+from dpipe.model.events import Finding, PlannedPass
 from dpipe.model.records import Drop, PassResult, Step
 from dpipe.model.registry import Pass, Reason
 from dpipe.options import Options
@@ -46,7 +46,7 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     if len(columns) < budget:
         left = f"{counted(len(columns), 'column')} {'is' if len(columns) == 1 else 'are'} left"
         context.emit(
-            Note(f"{left} for pass 5, fewer than --max-columns {budget:,}: all stay.", "notice")
+            Finding(f"{left} for pass 5, fewer than --max-columns {budget:,}: all stay.", "notice")
         )
     free = psutil.virtual_memory().available
     check_client(this, len(columns), free, also=len(partly_known(context)))
@@ -120,7 +120,7 @@ def _say_what_is_explained(context: Context, steps: Sequence[Step], parts: Seque
     )
     of = "the variance of the columns that pass 5 chose from"
     sentence = f"{counted(len(steps), 'column')} {explain} {percent(last.table)} of {of}{target}"
-    context.emit(Note(f"{sentence}, on normal scores.", "notice"))
+    context.emit(Finding(f"{sentence}, on normal scores.", "notice"))
 
 
 def _whose(context: Context, parts: Sequence[Gram]) -> str:

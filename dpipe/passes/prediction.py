@@ -26,7 +26,7 @@ from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.errors import InputError
 from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
 from dpipe.kernels.vif import Elimination, eliminate
-from dpipe.model.events import Note, PlannedPass
+from dpipe.model.events import Finding, PlannedPass
 from dpipe.model.records import Drop, PassResult
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.options import Options
@@ -157,7 +157,7 @@ def _say_what_rows_allow(context: Context, gram: Gram, most: int | None) -> None
     if 2 * len(gram.names) <= context.n_rows - 1:
         return
     context.emit(
-        Note(
+        Finding(
             f"{counted(context.n_rows, 'row')} for {counted(len(gram.names), 'column')}: pass 3 "
             f"can only tell what up to {_few(most)} kept columns predict; what would take more "
             "is not claimed.",
@@ -183,7 +183,9 @@ def _say_what_asked_ones_predict(
         by = f"by {terms}" if terms else f"by {counted(one.predictors, 'other column')} asked for"
         name = gram.names[members[one.index]]
         context.emit(
-            Note(f"{name!r} was asked to be kept, though it is {Reason.PREDICTED} {by}.", "warning")
+            Finding(
+                f"{name!r} was asked to be kept, though it is {Reason.PREDICTED} {by}.", "warning"
+            )
         )
 
 

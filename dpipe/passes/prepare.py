@@ -29,7 +29,7 @@ from dpipe.engine.plan import TableShape, plan_ranking
 from dpipe.engine.relevance import measure_relevance, store_targets, warn_of_leaks
 from dpipe.engine.tiling import ranking_blocks
 from dpipe.kernels.ranks import RankedColumn, rank_column
-from dpipe.model.events import Note, PlannedPass
+from dpipe.model.events import Finding, Note, PlannedPass
 from dpipe.model.records import ColumnStatistics, Drop, PassResult
 from dpipe.model.registry import Pass, Reason
 from dpipe.options import Options
@@ -134,7 +134,7 @@ def _tell_rounded(context: Context, prepared: Prepared) -> None:
             "different ones may count as equal; such a column is never called constant or a "
             "duplicate. Store whole numbers of 64 bits in one type in all files."
         )
-        context.emit(Note(text, "warning"))
+        context.emit(Finding(text, "warning"))
 
 
 _COMPARED = 64  # columns that a task compares, unless more have the same fingerprint

@@ -18,7 +18,7 @@ from dpipe.engine.grid import measured_pairs
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.screen import similar_pairs
 from dpipe.engine.tiles import NEAR
-from dpipe.model.events import Note
+from dpipe.model.events import Finding
 from dpipe.model.records import MILLION, Drop, Edges, PassResult
 from dpipe.model.registry import Pass, Reason
 
@@ -59,7 +59,7 @@ def keep_representatives(
     )
     for first, second, value in choice.redundant_keeps:
         context.emit(
-            Note(
+            Finding(
                 f"{first!r} and {second!r} were both asked to be kept, though their {measure} "
                 f"similarity is {value:.3f}.",
                 "warning",

@@ -1,7 +1,7 @@
 """What a run says about itself, collected for run.json.
 
-Covers: notes, the ledger, finished passes and faults as they are told; what a pass cost, for the
-run that takes it over from a checkpoint.
+Covers: notes, the ledger, finished passes and faults as they are told; what a pass found and
+cost, for the run that takes it over from a checkpoint.
 Does not cover: showing any of it while the run lasts (`dpipe.watch.terminal`, `dpipe.watch.board`).
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpipe.model.events import Emit, Event, Fault, MemoryRead, Note, PassDone
+from dpipe.model.events import Emit, Event, Fault, Finding, MemoryRead, Note, PassDone
 from dpipe.model.inventory import stall_file
 from dpipe.model.records import MemoryReading
 from dpipe.runfolder import RunFolder
@@ -39,10 +39,15 @@ class Journal:
         self.faults: list[Fault] = []
         self.files: list[str] = []
         self._shift = 0.0  # of this session's clock, behind the readings of a run before
-        self._counts = (0, 0, 0)
+        self._findings: list[Finding] = []
+        self._counts = (0, 0, 0, 0)
 
     def __call__(self, event: Event) -> None:
         """Collect an event and tell every observer."""
+        if isinstance(event, Finding):
+            if event in self._findings:  # of a pass taken over, and of one that looks again
+                return
+            self._findings.append(event)
         if isinstance(event, Note):
             self.notes.append(event)
         elif isinstance(event, MemoryRead):
@@ -64,13 +69,19 @@ class Journal:
         return shift
 
     def measured(self) -> dict[str, Any]:
-        """What was collected since this was last asked: what a pass cost."""
-        records = (self.readings, self.faults, self.files)
-        counts, self._counts = self._counts, (len(records[0]), len(records[1]), len(records[2]))
+        """What was collected since this was last asked: what a pass found and cost."""
+        ledger, faults, files, findings = self._counts
+        self._counts = (
+            len(self.readings),
+            len(self.faults),
+            len(self.files),
+            len(self._findings),
+        )
         return {
-            "ledger": self.readings[counts[0] :],
-            "faults": [plain_fault(fault) for fault in self.faults[counts[1] :]],
-            "files": self.files[counts[2] :],
+            "ledger": self.readings[ledger:],
+            "faults": [plain_fault(fault) for fault in self.faults[faults:]],
+            "files": self.files[files:],
+            "findings": [dataclasses.asdict(finding) for finding in self._findings[findings:]],
         }
 
     def recall(self, measured: Mapping[str, Any]) -> None:
@@ -78,6 +89,8 @@ class Journal:
         self._read([MemoryReading(**entry) for entry in measured["ledger"]], 0.0)
         self.faults += [Fault(**entry) for entry in measured["faults"]]
         self.files += [name for name in measured["files"] if (self._folder.path / name).exists()]
+        for entry in measured.get("findings", ()):  # an older checkpoint has none
+            self(Finding(**entry))
         self.measured()  # of that pass already, and so of no other
 
     def _keep(self, fault: Fault) -> None:
