@@ -415,7 +415,7 @@ def _in_memory(data: Any) -> Any:
     if isinstance(data, str | os.PathLike):
         raise InputError("DescriptorSelector takes data in memory; dpipe.select takes files too.")
     if hasattr(data, "collect"):
-        kind_of(data)
+        kind_of(data)  # says that a LazyFrame is to be collected
     return as_table(data)
 
 

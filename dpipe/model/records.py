@@ -450,11 +450,8 @@ class TargetRelevance:
 
     def __repr__(self) -> str:
         """One line."""
-        columns, targets = (
-            counted(len(self.columns), "column"),
-            counted(len(self.targets), "target"),
-        )
-        return f"<TargetRelevance: {columns}, {targets}>"
+        columns, targets = len(self.columns), len(self.targets)
+        return f"<TargetRelevance: {counted(columns, 'column')}, {counted(targets, 'target')}>"
 
     @property
     def values(self) -> NDArray[np.float64]:

@@ -47,7 +47,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_TOLD = 5
-_SAID = {"rows": "rows of the decision table"}  # and not of the input
+_SAID = {
+    "rows": "rows of the decision table",  # and not of the input
+    "VIF of columns that pass 3 kept": "inflation factors of columns that pass 3 kept",
+}
 _NO_CHECKSUMS = (
     f"the folder {CHECKPOINT} of the run is gone, and its checksums with it: what the files claim "
     "was recomputed; that they are as the run wrote them was not checked."

@@ -81,7 +81,7 @@ class Journal:
             "ledger": self.readings[ledger:],
             "faults": [plain_fault(fault) for fault in self.faults[faults:]],
             "files": self.files[files:],
-            "findings": [dataclasses.asdict(finding) for finding in self._findings[findings:]],
+            "findings": self._findings[findings:],
         }
 
     def recall(self, measured: Mapping[str, Any]) -> None:

@@ -187,7 +187,7 @@ def _check_inflated(
     """
     first = [name for name in kept if name in claims.asked]
     left = scores.independent(first) + [name for name in kept if name not in claims.asked]
-    claims.compared["inflation factors of columns that pass 3 kept"] = len(left)
+    claims.compared["VIF of columns that pass 3 kept"] = len(left)
     for name, vif in zip(left, scores.inflation(left), strict=True):
         if name not in claims.asked and vif >= limit * (1 + VIF_TOLERANCE):
             yield f"column {name!r} was kept with a VIF of {vif:.6g} (limit {limit:g})"
