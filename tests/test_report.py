@@ -233,14 +233,16 @@ def full_run(path: Path, names: Sequence[str] = ("a", "b", "c", "d", "e")) -> Pa
     )
 
 
-def targeted_run(path: Path, names: Sequence[str] = ("a", "b", "c", "d")) -> Path:
+def targeted_run(
+    path: Path, names: Sequence[str] = ("a", "b", "c", "d"), relevance: float = 0.425
+) -> Path:
     """Four columns and a target: a and b were taken, b for the similar c; d is over the budget."""
     a, b, c, d, *more = names
     over = {"reason": "over budget", "measure": "r2", "threshold": None, "community": None}
     decisions = [
         decision(a, relevance=0.81),
         decision(b, relevance=0.405, reason="representative of 1 column"),
-        dropped(c, b, relevance=0.425),
+        dropped(c, b, relevance=relevance),
         dropped(d, a, 5, value=0.25, relevance=0.4, **over),
         *(dropped(name, a, 5, value=None, relevance=None, **over) for name in more),
         decision("y", decision="target", reason="what is to be predicted"),
@@ -1073,6 +1075,13 @@ def test_tables_of_the_target_and_of_the_budget(browser: Browser, tmp_path: Path
     assert "Of the columns kept the most similar is:" in browser.texts("#asked")[0]
     assert "limit" not in browser.texts("#asked")[0]
     assert browser.complaints() == []
+
+
+@needs_browser
+def test_a_difference_that_rounds_to_nothing_has_no_sign(browser: Browser, tmp_path: Path) -> None:
+    browser.open(write_report(targeted_run(tmp_path, relevance=0.405 - 4e-5)))
+    cells = browser.texts("[data-table=relevance] tr[data-row] td")
+    assert cells[12:18] == ["c", "0.4050", "dropped", "b", "0.4050", "0.0000"]
 
 
 @needs_browser

@@ -31,7 +31,8 @@
 
   const real = (value) => (value === "inf" ? Infinity : value === "-inf" ? -Infinity : value);
   const text = (coded, i) => (coded.code[i] < 0 ? null : coded.table[coded.code[i]]);
-  const minus = (string) => string.replace(/-/g, "−");
+  // What rounds to 0 has no sign.
+  const minus = (string) => string.replace(/-/g, Number(string) === 0 ? "" : "−");
 
   function digits(value) {
     value = real(value);
