@@ -15,19 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dpipe.kernels.gram import RESIDUAL_VARIANCE, TIE, Indices, Matrix, asked_first
+
 LEAST_RIDGE = 0.1
 ROWS_OF_RIDGE = 100
 """The penalty of the regression on the target is worth this many rows, and at least a tenth of a
 column's variance: docs/models.md has what others cost."""
-
-TIE = 1e-6
-"""Relative difference below which two gains count as equal, so that the order decides."""
-
-RESIDUAL_VARIANCE = 1e-10
-"""A column of unit variance with less than this left beside chosen ones adds nothing."""
-
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -125,8 +118,8 @@ def choose_for_target(
     >>> choose_for_target([of], r, np.arange(3), np.zeros(3, bool), 2, 1).indices.tolist()
     [0, 2]
     """
-    order = _asked_first(order, asked)
-    n_asked, count = int(np.count_nonzero(asked)), min(count, len(r))
+    order, n_asked = asked_first(order, asked)
+    count = min(count, len(r))
     parts = [_Forward(regression, order, count) for regression in regressions]
     waiting = np.ones(len(r), dtype=bool)
     steps, gained = [], []
@@ -188,8 +181,8 @@ def choose_for_table(r: Matrix, order: Indices, asked: NDArray[np.bool_], count:
     >>> choose_for_table(r, np.arange(3), np.zeros(3, bool), 1).indices.tolist()
     [1]
     """
-    order = _asked_first(order, asked)
-    n_asked, count = int(np.count_nonzero(asked)), min(count, len(r))
+    order, n_asked = asked_first(order, asked)
+    count = min(count, len(r))
     gram = r[np.ix_(order, order)]
     rest = _Residual(gram, count)
     waiting = np.ones(len(gram), dtype=bool)
@@ -252,11 +245,6 @@ class _Residual:
         self._factor[:, self._rank] = found
         self._rank += 1
         return norm
-
-
-def _asked_first(order: Indices, asked: NDArray[np.bool_]) -> Indices:
-    first = asked[order]
-    return np.concatenate((order[first], order[~first]))
 
 
 def _first_of_largest(gains: Matrix, waiting: NDArray[np.bool_]) -> int:

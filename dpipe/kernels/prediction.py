@@ -22,21 +22,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RESIDUAL_VARIANCE = 1e-10
-"""A column of unit variance with less than this left beside kept ones is their combination."""
+from dpipe.kernels.gram import (
+    RESIDUAL_VARIANCE,
+    TIE,
+    Factor,
+    Indices,
+    Matrix,
+    asked_first,
+    check_gram,
+    factored,
+    largest_first,
+)
 
 CHANCE = 0.01
 """Expected number of claims in a table of independent columns, at most."""
 
-TIE = 1e-6
-"""Relative difference below which two values count as equal, so that the order decides."""
-
-_PANEL = 128  # columns factored before one matrix product applies them
-_NEGLIGIBLE = 1e-6  # coefficients this small beside the largest are rounding
 _SEPARATE = 1e-4  # a predictor with less variance left beside the chosen ones adds only rounding
-
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -183,18 +184,15 @@ def sweep(
     >>> [(column, round(weight, 3)) for column, weight in predictions[0].partners]
     [(0, 0.707), (1, 0.707)]
     """
-    order, n_asked = _asked_first(r, order, asked, rows)
+    check_gram(r, order, asked, rows)
+    order, n_asked = asked_first(order, asked)
     run = _Sweep(r[np.ix_(order, order)], rows[order], threshold, most, few)
     run.go(n_asked)
     return [_renumbered(one, order) for one in run.predictions]
 
 
 class _Sweep:
-    """The sweep in positions: 0 is the first column of the order.
-
-    A left-looking Cholesky factorisation in panels: when a column's turn comes, its residual
-    variance beside the independent columns kept so far stands on the diagonal.
-    """
+    """The sweep in positions: 0 is the first column of the order."""
 
     def __init__(
         self, gram: Matrix, rows: Indices, threshold: float, most: int | None, few: int
@@ -206,42 +204,28 @@ class _Sweep:
         self.few = min(few, self.most)
         self.predictions: list[Prediction] = []
         self.kept = np.zeros(len(gram), dtype=bool)
-        self.basis: list[int] = []
+        self.factor = Factor(gram)
         self.limit = math.log(CHANCE / len(gram)) if len(gram) else 0.0
 
-    def go(self, n_asked: int) -> Matrix:
-        """Decide every column; the first `n_asked` stay. Returns the factor, (p, at least m)."""
-        p = len(self.gram)
-        factor = np.zeros((p, min(p, _PANEL)), order="F")
-        for start in range(0, p, _PANEL):
-            stop = min(start + _PANEL, p)
-            done = len(self.basis)
-            factor = _with_room(factor, done + stop - start)
-            panel = self.gram[start:, start:stop] - (
-                factor[start:, :done] @ factor[start:stop, :done].T
-            )
-            for j in range(start, stop):
-                m = len(self.basis)
-                rest = panel[j - start :, j - start] - factor[j:, done:m] @ factor[j, done:m]
-                left = min(max(float(rest[0]), 0.0), 1.0)
-                claim = None if j < n_asked else self._claim(j, left, factor)
-                if claim is not None:
-                    self.predictions.append(claim)
-                    continue
-                self.kept[j] = True
-                if left >= RESIDUAL_VARIANCE:
-                    factor[j:, m] = rest / math.sqrt(left)
-                    self.basis.append(j)
-        return factor
+    def go(self, n_asked: int) -> None:
+        """Decide every column; the first `n_asked` stay."""
+        for j in range(len(self.gram)):
+            left = self.factor.left(j)
+            claim = None if j < n_asked else self._claim(j, left)
+            if claim is not None:
+                self.predictions.append(claim)
+                continue
+            self.kept[j] = True
+            self.factor.take(j)
 
-    def _claim(self, j: int, left: float, factor: Matrix) -> Prediction | None:
+    def _claim(self, j: int, left: float) -> Prediction | None:
         """What predicts column `j`, of which the kept columns leave `left`; None to keep it."""
-        m = len(self.basis)
+        m = len(self.factor.basis)
         if m == 0 or not _reaches(1 - left, self.threshold):  # what all leave, fewer leave too
             return None
         exact = left < RESIDUAL_VARIANCE
         if (m <= self.most or exact) and self._holds(j, 1 - left, m, m):
-            return self._by_all(j, 1 - left, factor, named=exact or m <= self.few)
+            return self._by_all(j, 1 - left, named=exact or m <= self.few)
         return self._by_few(j)
 
     def _holds(self, j: int, r_squared: float, predictors: int, choices: int) -> bool:
@@ -252,10 +236,11 @@ class _Sweep:
             and log_chance(r_squared, n, predictors, choices) <= self.limit
         )
 
-    def _by_all(self, j: int, r_squared: float, factor: Matrix, named: bool) -> Prediction:
-        basis = np.array(self.basis, dtype=np.int64)
+    def _by_all(self, j: int, r_squared: float, named: bool) -> Prediction:
+        basis = np.array(self.factor.basis, dtype=np.int64)
         m = len(basis)
         if named:
+            factor = self.factor.values
             weights = np.asarray(np.linalg.solve(factor[basis, :m].T, factor[j, :m]))
             return self._by_named(j, r_squared, basis, weights)
         value = adjusted(r_squared, int(self.rows[j]), m)
@@ -275,7 +260,7 @@ class _Sweep:
 
     def _by_named(self, j: int, r_squared: float, members: Indices, weights: Matrix) -> Prediction:
         """The claim of those that have a say: one that was taken early the others may replace."""
-        partners = _largest_first(members, weights)
+        partners = largest_first(members, weights)
         named = np.array([column for column, _ in partners], dtype=np.int64)
         value = adjusted(r_squared, int(self.rows[j]), len(named))
         return self._prediction(j, value, len(named), partners, named)
@@ -363,10 +348,9 @@ def explained(r: Matrix, kept: Indices, others: Indices, rows: Indices) -> tuple
     >>> round(float(values[0]), 2), rank
     (0.63, 1)
     """
-    run = _Sweep(r[np.ix_(kept, kept)], rows[kept], math.inf, None, 0)
-    factor = run.go(len(kept))
-    basis = kept[run.basis]
-    triangle = factor[run.basis, : len(basis)]
+    factor = factored(r[np.ix_(kept, kept)])
+    basis = kept[factor.basis]
+    triangle = factor.values[factor.basis, : len(basis)]
     beside = np.linalg.solve(triangle, r[np.ix_(basis, others)])
     left = np.clip(1 - (beside * beside).sum(axis=0), 0, 1)
     left[left < RESIDUAL_VARIANCE] = 0
@@ -451,36 +435,6 @@ def returning(
 def _reaches(value: float, threshold: float) -> bool:
     """Compared as whole millionths, so that no rounding of sums decides."""
     return round(value, 6) >= round(threshold, 6) if math.isfinite(value) else value > 0
-
-
-def _largest_first(columns: Indices, weights: Matrix) -> tuple[tuple[int, float], ...]:
-    size = np.abs(weights)
-    used = np.flatnonzero(size > _NEGLIGIBLE * size.max())
-    used = used[np.lexsort((columns[used], -np.round(size[used], 9)))]
-    return tuple(zip(columns[used].tolist(), weights[used].tolist(), strict=True))
-
-
-def _with_room(factor: Matrix, columns: int) -> Matrix:
-    """`factor` with at least `columns` columns; it grows by halves, so as to be copied rarely."""
-    if factor.shape[1] >= columns:
-        return factor
-    larger = np.zeros((len(factor), max(columns, factor.shape[1] * 3 // 2)), order="F")
-    larger[:, : factor.shape[1]] = factor
-    return larger
-
-
-def _asked_first(
-    r: Matrix, order: Indices, asked: NDArray[np.bool_], rows: Indices
-) -> tuple[Indices, int]:
-    """`order` with the columns that are asked for ahead, and how many those are."""
-    p = len(r)
-    fits = r.shape == (p, p) and asked.shape == (p,) and rows.shape == (p,)
-    if not fits or not np.array_equal(np.sort(order), np.arange(p)):
-        raise ValueError("r, order, asked and rows must speak of the same columns, each once.")
-    if not np.allclose(np.diagonal(r), 1.0, rtol=0, atol=1e-6):  # NaN fails too
-        raise ValueError("r must be the Gram matrix of columns of norm 1.")
-    first = asked[order]
-    return np.concatenate((order[first], order[~first])), int(np.count_nonzero(first))
 
 
 def _renumbered(one: Prediction, names: Indices) -> Prediction:

@@ -16,16 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RESIDUAL_VARIANCE = 1e-10
-"""A column of unit variance with less than this left beside better ones is their combination."""
+from dpipe.kernels.gram import (
+    PANEL,
+    Factor,
+    Indices,
+    Matrix,
+    asked_first,
+    check_gram,
+    factored,
+    largest_first,
+)
 
 _ROUNDING = 1e-9  # relative; a VIF this close to the threshold reaches it, whoever did the sums
-_NEGLIGIBLE = 1e-6  # coefficients this small beside the largest are rounding
-_PANEL = 128  # columns factored, and downdates held back, before one matrix product applies them
 _DRIFT = 1e-8  # relative error of a VIF that calls for a fresh inverse
-
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,15 @@ class Elimination:
     ----------
     index
         The column, as the matrix counts.
-    kind
-        "combination" (exact, of better columns) or "vif".
     value
-        Its VIF when it was dropped; inf for a combination.
-    r_squared
-        Its R^2 on the columns that were still in: 1 - 1 / VIF, and 1.0 for a combination.
+        Its VIF when it was dropped; inf for an exact combination of better columns.
     partners
         (column, coefficient) of a combination, largest coefficient first, in terms of the
-        unit-norm scores. Empty for "vif".
+        unit-norm scores. Empty for any other.
     """
 
     index: int
-    kind: str
     value: float
-    r_squared: float
     partners: tuple[tuple[int, float], ...]
 
 
@@ -95,40 +92,26 @@ def eliminate(
     >>> a, b = np.eye(4)[:2]
     >>> scores = np.stack([a, b, (a + b) / np.sqrt(2)])
     >>> steps = eliminate(scores @ scores.T, np.arange(3), np.zeros(3, dtype=bool), 10.0)
-    >>> [(step.index, step.kind) for step in steps]
-    [(2, 'combination')]
+    >>> [(step.index, step.value) for step in steps]
+    [(2, inf)]
     >>> [(column, round(weight, 3)) for column, weight in steps[0].partners]
     [(0, 0.707), (1, 0.707)]
     """
-    order, n_keep = _keep_first(r, order, keep)
+    check_gram(r, order, keep)
+    order, n_keep = asked_first(order, keep)
     gram = r[np.ix_(order, order)]
-    factor, basis, dependent = _factor(gram)
-    steps = _combinations(factor, basis, dependent[dependent >= n_keep])
-    del factor
+    basis, steps = _combinations(factored(gram), n_keep)
     n_fixed = int(np.count_nonzero(basis < n_keep))
     inflated = _inflated(gram[np.ix_(basis, basis)], n_fixed, threshold)
     steps += [_renumbered(step, basis) for step in inflated]
     return [_renumbered(step, order) for step in steps]
 
 
-def _keep_first(r: Matrix, order: Indices, keep: NDArray[np.bool_]) -> tuple[Indices, int]:
-    """`order` with the columns of `keep` ahead, and how many those are."""
-    p = len(r)
-    if r.shape != (p, p) or keep.shape != (p,) or not np.array_equal(np.sort(order), np.arange(p)):
-        raise ValueError("r, order and keep must speak of the same columns, each once.")
-    if not np.allclose(np.diagonal(r), 1.0, rtol=0, atol=1e-6):  # NaN fails too
-        raise ValueError("r must be the Gram matrix of columns of norm 1.")
-    first = keep[order]
-    return np.concatenate((order[first], order[~first])), int(np.count_nonzero(first))
-
-
 def _renumbered(step: Elimination, names: Indices) -> Elimination:
     """`step` with every position replaced by what stands there in `names`."""
     return Elimination(
         index=int(names[step.index]),
-        kind=step.kind,
         value=step.value,
-        r_squared=step.r_squared,
         partners=tuple((int(names[column]), weight) for column, weight in step.partners),
     )
 
@@ -136,59 +119,18 @@ def _renumbered(step: Elimination, names: Indices) -> Elimination:
 # Exact combinations
 
 
-def _factor(gram: Matrix) -> tuple[Matrix, Indices, Indices]:
-    """Cholesky factor in order of priority that passes over exact combinations.
-
-    Returns the factor (p, m), one row for every column and one column for each of the m in the
-    basis; the positions of the basis; the positions of the combinations. Left-looking in panels:
-    almost all arithmetic is in one matrix product a panel.
-    """
-    p = len(gram)
-    factor = np.zeros((p, p), order="F")
-    basis: list[int] = []
-    dependent: list[int] = []
-    for start in range(0, p, _PANEL):
-        stop = min(start + _PANEL, p)
-        n_basis = len(basis)
-        panel = gram[start:, start:stop] - factor[start:, :n_basis] @ factor[start:stop, :n_basis].T
-        for j in range(start, stop):
-            m = len(basis)
-            rest = panel[j - start :, j - start] - factor[j:, n_basis:m] @ factor[j, n_basis:m]
-            if rest[0] < RESIDUAL_VARIANCE:
-                dependent.append(j)
-                continue
-            factor[j:, m] = rest / math.sqrt(rest[0])
-            basis.append(j)
-    return (
-        factor[:, : len(basis)],
-        np.array(basis, dtype=np.int64),
-        np.array(dependent, dtype=np.int64),
-    )
-
-
-def _combinations(factor: Matrix, basis: Indices, dependent: Indices) -> list[Elimination]:
-    """What each of the `dependent` columns is made of."""
-    if not dependent.size:
-        return []
+def _combinations(factor: Factor, n_fixed: int) -> tuple[Indices, list[Elimination]]:
+    """The independent columns, and what each of the others but the first `n_fixed` is made of."""
+    basis = np.array(factor.basis, dtype=np.int64)
+    m = len(basis)
+    others = np.setdiff1d(np.arange(n_fixed, len(factor.values)), basis)
     # Row j of the factor is 0 from the first worse column on, so its solution is too.
-    weights = np.linalg.solve(factor[basis].T, factor[dependent].T)
-    return [
-        _combination(int(j), basis, column) for j, column in zip(dependent, weights.T, strict=True)
+    weights = np.linalg.solve(factor.values[basis, :m].T, factor.values[others, :m].T)
+    steps = [
+        Elimination(int(j), math.inf, largest_first(basis, column))
+        for j, column in zip(others, weights.T, strict=True)
     ]
-
-
-def _combination(j: int, basis: Indices, weights: Matrix) -> Elimination:
-    size = np.abs(weights)
-    used = np.flatnonzero(size > _NEGLIGIBLE * size.max())
-    used = used[np.argsort(-size[used], kind="stable")]
-    partners = basis[used]
-    return Elimination(
-        index=j,
-        kind="combination",
-        value=math.inf,
-        r_squared=1.0,
-        partners=tuple(zip(partners.tolist(), weights[used].tolist(), strict=True)),
-    )
+    return basis, steps
 
 
 # Elimination by VIF
@@ -223,7 +165,7 @@ class _RunningInverse:
     """R^-1 of the columns still in, as they leave one by one.
 
     Leaving takes R^-1 -= u u' with u = (R^-1)_d / sqrt((R^-1)_dd). The u are collected and applied
-    `_PANEL` at a time by one matrix product, several times faster than one by one; until then only
+    `PANEL` at a time by one matrix product, several times faster than one by one; until then only
     the diagonal is up to date, which is all the choice of the next column needs.
 
     Where a VIF falls from a great height its digits cancel. The fall says when that could matter;
@@ -250,7 +192,7 @@ class _RunningInverse:
         self._inverse = inverse
         self.vif = np.diagonal(inverse).copy()
         self.inside = np.ones(len(inverse), dtype=bool)
-        self._downdates = np.empty((len(inverse), _PANEL), order="F")
+        self._downdates = np.empty((len(inverse), PANEL), order="F")
         self._waiting = 0
 
     def _row(self, row: int) -> Matrix:
@@ -268,13 +210,7 @@ class _RunningInverse:
         self._waiting += 1
         self.is_fresh = False
         self._settle()
-        return Elimination(
-            index=position,
-            kind="vif",
-            value=vif,
-            r_squared=1 - 1 / vif,
-            partners=(),
-        )
+        return Elimination(position, vif, ())
 
     def _settle(self) -> None:
         """Apply what waits when it is enough, and look after the precision."""
@@ -286,7 +222,7 @@ class _RunningInverse:
                 self.refresh()
                 return
             self._fall_allowed = 2 * float(fall[deepest])
-        if self._waiting == _PANEL:
+        if self._waiting == PANEL:
             left, held = self.inside, self._downdates[self.inside]
             self.members, self._height = self.members[left], height
             inverse = self._inverse[left].compress(left, axis=1)
