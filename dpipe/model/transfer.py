@@ -82,7 +82,8 @@ class Transfer:
     lost
         How many of `absent` are kept columns.
     outside
-        Columns with values outside their range in the run: name, then the old and the new range.
+        Columns with values outside their range in the run, those farthest outside first, in widths
+        of that range: name, then the old and the new range.
     uncompared
         Dropped columns that could not be compared, each with the reason: what stands for it is
         absent, the run promises nothing of it (``--vif-threshold``, ``--max-columns``), it or what
@@ -144,6 +145,7 @@ class Transfer:
                 if not (self._too_few and reason == Reason.TOO_FEW_VALUES)  # said of all at once
             ),
             *_first(f"{name} is absent, or no number" for name in self.absent),
+            *self._wandered,
             *_first(
                 f"{name} ranges from {low:.6g} to {high:.6g}, in the run from {least:.6g} to "
                 f"{most:.6g}"
@@ -151,6 +153,12 @@ class Transfer:
             ),
             *self.why_uncompared,
         )
+
+    @property
+    def _wandered(self) -> tuple[str, ...]:
+        n = len(self.outside)
+        first = ", the farthest first" if n > 1 else ""
+        return (f"outside of the range in the run: {counted(n, 'column')}{first}",) if n else ()
 
     @property
     def _too_few(self) -> bool:

@@ -354,11 +354,16 @@ class _New:
     def outside(
         self, ranges: Mapping[str, tuple[float, float]]
     ) -> list[tuple[str, float, float, float, float]]:
-        """Columns with values that the run did not see."""
+        """Columns with values that the run did not see, the farthest from its range first."""
         found = []
         for name, column in self._prepared.items():
             least, most = ranges.get(name, (math.nan, math.nan))
             low, high = column.statistics.minimum, column.statistics.maximum
             if low < least or high > most:
                 found.append((name, least, most, low, high))
-        return found
+        return sorted(found, key=lambda each: -_beyond(*each[1:]))
+
+
+def _beyond(least: float, most: float, low: float, high: float) -> float:
+    """How far new values lie outside a range, in widths of it."""
+    return max(least - low, high - most) / (most - least) if most > least else math.inf

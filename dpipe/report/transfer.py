@@ -295,4 +295,4 @@ def _name(name: str) -> str:
 
 
 def _value(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
+    return NOTHING if math.isnan(value) else f"{value:z.4f}".replace("-", "\N{MINUS SIGN}")
