@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dpipe.kernels.normal import normal_scores
-from dpipe.kernels.prediction import Prediction, adjusted, explained, log_chance, returning, sweep
+from dpipe.kernels.prediction import (
+    Prediction,
+    adjusted,
+    explained,
+    log_chance,
+    required_r2,
+    returning,
+    sweep,
+)
 from dpipe.kernels.ranks import rank_column
 
 Table = NDArray[np.float64]
@@ -29,7 +37,7 @@ def unit_scores(values: Table) -> Table:
 
 def swept(
     scores: Table,
-    threshold: float = 0.9,
+    threshold: float | Table = 0.9,
     most: int | None = None,
     order: NDArray[np.int64] | None = None,
     asked: Sequence[int] = (),
@@ -233,6 +241,36 @@ def test_nothing_comes_back_while_the_kept_columns_stay() -> None:
     kept = np.setdiff1d(np.arange(30), [one.index for one in gone])
     assert gone
     assert not len(returning(scores @ scores.T, kept, gone, np.full(30, 60), 0.9))
+
+
+def test_each_column_goes_at_a_threshold_of_its_own() -> None:
+    a, b, noise = unit_scores(np.random.default_rng(8).normal(size=(3, 400)))
+    copies = [a, b, a + 0.25 * noise, b + 0.25 * noise]  # R^2 0.94 on what they copy
+    scores = np.stack([one / np.linalg.norm(one) for one in copies])
+    for thresholds, gone in (([0.9] * 4, [2, 3]), ([0.9, 0.9, 0.96, 0.9], [3])):
+        assert [one.index for one in swept(scores, np.array(thresholds))] == gone
+        order = np.array([3, 2, 0, 1])  # 0 and 1 come last
+        expected = [one for one, by in ((0, thresholds[0]), (1, thresholds[1])) if by < 0.93]
+        assert [one.index for one in swept(scores, np.array(thresholds), order=order)] == expected
+
+
+def test_what_comes_back_falls_below_its_own_threshold() -> None:
+    a, b = unit_scores(np.random.default_rng(9).normal(size=(2, 400)))
+    scores = np.stack([a, a, 0.96 * a + 0.28 * b])  # R^2 0.92 of the last on the others
+    scores /= np.linalg.norm(scores, axis=1, keepdims=True)
+    r, rows = scores @ scores.T, np.full(3, 400)
+    gone = [one for one in swept(scores, order=np.array([0, 2, 1])) if one.index == 1]
+    for threshold, back in ((0.9, []), (0.95, [1])):
+        thresholds = np.array([0.99, threshold, 0.99])
+        assert returning(r, np.array([2]), gone, rows, thresholds).tolist() == back
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.88, 0.95, 1.0])
+def test_the_required_r_squared_rises_with_relevance(threshold: float) -> None:
+    required = required_r2(threshold, np.linspace(0, 1, 11))
+    assert required[0] == threshold
+    assert required[-1] == pytest.approx(threshold + (1 - threshold) * 2 / 3, abs=1e-6)
+    assert np.allclose(np.diff(required, n=2), 0, atol=2e-6)  # evenly
 
 
 def test_a_matrix_that_is_no_gram_matrix_is_refused() -> None:

@@ -44,6 +44,14 @@ def by_many() -> pd.DataFrame:
     return table
 
 
+def relevant() -> pd.DataFrame:
+    """Near copies of columns that tell of `y` by degrees; the last columns tell nothing of it."""
+    table, other = independent(6), independent(6, seed=1)
+    copies = {f"near{k}": table[f"c{k}"] + 0.28 * other[f"c{k}"] for k in range(6)}
+    table["y"] = 3 * table["c0"] + 2 * table["c1"] + table["c2"] + 0.5 * table["c3"]
+    return table.assign(**copies)
+
+
 def comes_back() -> pd.DataFrame:
     """`curve` is nearly a function of c1, and predicts `sum` with c0 and c2."""
     table = independent(4)
@@ -54,6 +62,7 @@ def comes_back() -> pd.DataFrame:
 
 RUNS: dict[str, tuple[Callable[[], pd.DataFrame], dict[str, Any]]] = {
     "by many": (by_many, {"target": "y", "passes": (1, 3), "prefer": [f"c{k}" for k in range(8)]}),
+    "by relevance": (relevant, {"target": "y", "passes": (1, 3)}),
     "inflated": (
         by_many,
         {
@@ -100,6 +109,24 @@ def test_a_prediction_by_many_is_that_of_the_columns_kept_before_it(runs: dict[s
     assert row.column == "sum"
     assert row.reason.endswith("kept columns")
     assert record_of(runs["by many"])["order"][:8] == [f"c{k}" for k in range(8)]
+
+
+def test_what_tells_of_the_target_must_be_predicted_better(runs: dict[str, Path]) -> None:
+    report = verify(runs["by relevance"])
+    rows = RunFolder(runs["by relevance"]).read_decisions()
+    relevance = {row.column: row.relevance or 0.0 for row in rows}
+    largest = max(relevance.values())
+    gone = [row for row in rows if row.decision == "dropped"]
+    assert report.compared["drops of pass 3"] == len(gone) >= 2
+    for row in gone:
+        rise = relevance[row.column] / largest * 2 / 3 * (1 - 0.88)
+        assert row.threshold == pytest.approx(0.88 + rise, abs=3e-6)
+        assert row.value >= row.threshold
+    # All six copies share as much with what they copy, R^2 0.93; that of what tells most stays.
+    kept = {row.column for row in rows if row.decision == "kept"}
+    assert {"c0", "near0"} <= kept
+    assert not {"c4", "near4"} <= kept
+    assert not {"c5", "near5"} <= kept
 
 
 def test_an_inflated_column_went_beside_those_before_it(runs: dict[str, Path]) -> None:
@@ -162,6 +189,11 @@ LIES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "by many",
         value_is("predicted", 0.0005),
         r"'sum' is predicted with R.2 0\.9\d+, not ",
+    ),
+    "the threshold of a column that tells nothing": (
+        "by relevance",
+        lambda out: bend_column(out, first_dropped(out, "predicted").column, threshold=0.88 + 1e-4),
+        r"was dropped by r2 at 0\.8801, where pass 3 uses r2 at 0\.88",
     ),
     "more predictors": (
         "by many",

@@ -70,6 +70,17 @@ class Priority:
         relevance = np.array([-self.relevance.get(name, 0) for name in names], dtype=np.int64)
         return np.lexsort((name_places(names), *added[::-1], relevance, favour, asked))
 
+    def relevance_of(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """Relevance of the columns, (n,), in shares of the largest of the whole table.
+
+        Examples
+        --------
+        >>> Priority(relevance={"a": 400_000, "b": 100_000}).relevance_of(["b", "c"]).tolist()
+        [0.25, 0.0]
+        """
+        largest = max(self.relevance.values(), default=0) or 1
+        return np.array([self.relevance.get(name, 0) / largest for name in names])
+
 
 def in_millionths(relevance: Mapping[str, float]) -> dict[str, int]:
     """Relevance in whole millionths, which no difference of rounding can tell apart.

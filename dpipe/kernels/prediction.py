@@ -37,6 +37,9 @@ from dpipe.kernels.gram import (
 CHANCE = 0.01
 """Expected number of claims in a table of independent columns, at most."""
 
+SPARED = 2 / 3
+"""How much less of the most relevant column than of an irrelevant one may stay unexplained."""
+
 _SEPARATE = 1e-4  # a predictor with less variance left beside the chosen ones adds only rounding
 
 
@@ -124,12 +127,37 @@ def _log_binomial(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
+def required_r2(threshold: float, relevance: Matrix) -> Matrix:
+    """The adjusted R^2 at which each column goes: the more it tells of a target, the higher.
+
+    Of a column that tells nothing 1 - `threshold` may stay unexplained, of the one that tells most
+    a third of that: what is lost with a column is as important as the column (docs/models.md).
+
+    Parameters
+    ----------
+    threshold
+        R^2 at which a column goes that tells nothing.
+    relevance
+        (p,) how much each column tells, in shares of what the most relevant one does.
+
+    Returns
+    -------
+    (p,) in whole millionths, as values are compared.
+
+    Examples
+    --------
+    >>> required_r2(0.85, np.array([0.0, 0.5, 1.0])).tolist()
+    [0.85, 0.9, 0.95]
+    """
+    return np.round(1 - (1 - threshold) * (1 - SPARED * relevance), 6)
+
+
 def sweep(
     r: Matrix,
     order: Indices,
     asked: NDArray[np.bool_],
     rows: Indices,
-    threshold: float,
+    threshold: float | Matrix,
     most: int | None,
     few: int = 5,
 ) -> list[Prediction]:
@@ -147,7 +175,7 @@ def sweep(
     rows
         (p,) rows that each column's R^2 may count on: its valid ones.
     threshold
-        Adjusted R^2 at which a column goes.
+        Adjusted R^2 at which a column goes, (p,) or one for all.
     most
         Most kept columns that a prediction may need; None for any number. An exact combination of
         any number goes either way.
@@ -186,7 +214,8 @@ def sweep(
     """
     check_gram(r, order, asked, rows)
     order, n_asked = asked_first(order, asked)
-    run = _Sweep(r[np.ix_(order, order)], rows[order], threshold, most, few)
+    thresholds = np.broadcast_to(threshold, len(r))
+    run = _Sweep(r[np.ix_(order, order)], rows[order], thresholds[order], most, few)
     run.go(n_asked)
     return [_renumbered(one, order) for one in run.predictions]
 
@@ -195,11 +224,11 @@ class _Sweep:
     """The sweep in positions: 0 is the first column of the order."""
 
     def __init__(
-        self, gram: Matrix, rows: Indices, threshold: float, most: int | None, few: int
+        self, gram: Matrix, rows: Indices, thresholds: Matrix, most: int | None, few: int
     ) -> None:
         self.gram = gram
         self.rows = rows
-        self.threshold = threshold
+        self.thresholds = thresholds
         self.most = len(gram) if most is None else most
         self.few = min(few, self.most)
         self.predictions: list[Prediction] = []
@@ -221,7 +250,7 @@ class _Sweep:
     def _claim(self, j: int, left: float) -> Prediction | None:
         """What predicts column `j`, of which the kept columns leave `left`; None to keep it."""
         m = len(self.factor.basis)
-        if m == 0 or not _reaches(1 - left, self.threshold):  # what all leave, fewer leave too
+        if m == 0 or not _reaches(1 - left, self.thresholds[j]):  # fewer leave more
             return None
         exact = left < RESIDUAL_VARIANCE
         if (m <= self.most or exact) and self._holds(j, 1 - left, m, m):
@@ -232,7 +261,7 @@ class _Sweep:
         """Whether the rows of column `j` bear the claim."""
         n = int(self.rows[j])
         return (
-            _reaches(adjusted(r_squared, n, predictors), self.threshold)
+            _reaches(adjusted(r_squared, n, predictors), self.thresholds[j])
             and log_chance(r_squared, n, predictors, choices) <= self.limit
         )
 
@@ -396,7 +425,7 @@ def returning(
     kept: Indices,
     predictions: Sequence[Prediction],
     rows: Indices,
-    threshold: float,
+    threshold: float | Matrix,
     admitted: Callable[[list[int]], list[int]] = list,
 ) -> Indices:
     """Which of the columns that went must come back, so that `kept` and they predict the others.
@@ -406,7 +435,7 @@ def returning(
     r, kept, predictions, rows
         As for `on_selection`.
     threshold
-        R^2 that a column needs to stay away.
+        R^2 that a column needs to stay away, (p,) or one for all.
     admitted
         Which of some columns that fall below it may come back: all, unless something else stands
         for one of them.
@@ -420,11 +449,15 @@ def returning(
     >>> returning(r, np.array([2]), predictions, rows, 0.9).tolist()  # another pass took column 0
     [1]
     """
+    thresholds = np.broadcast_to(threshold, len(r))
     back: list[int] = []
     waiting = list(predictions)
     while waiting:
         values = on_selection(r, np.concatenate([kept, np.array(back, np.int64)]), waiting, rows)
-        fallen = [not _reaches(value, threshold) for value in values.tolist()]
+        fallen = [
+            not _reaches(value, thresholds[one.index])
+            for value, one in zip(values.tolist(), waiting, strict=True)
+        ]
         if not any(fallen):
             break
         back += admitted([one.index for one, fell in zip(waiting, fallen, strict=True) if fell])

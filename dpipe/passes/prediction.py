@@ -24,7 +24,13 @@ from dpipe.engine.machine import Machine
 from dpipe.engine.memory import prediction_bytes
 from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.errors import InputError
-from dpipe.kernels.prediction import Prediction, on_selection, returning, sweep
+from dpipe.kernels.prediction import (
+    Prediction,
+    on_selection,
+    required_r2,
+    returning,
+    sweep,
+)
 from dpipe.kernels.vif import Elimination, eliminate
 from dpipe.model.events import Finding, PlannedPass
 from dpipe.model.records import Drop, PassResult
@@ -48,15 +54,15 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
     gram = gram_of(this, context, prepared, columns)
     order = order_of(prepared, context, gram)
     asked = np.array([name in context.priority.asked for name in gram.names], dtype=bool)
-    most = _most(context)
+    required, most = _required(context, gram.names), _most(context)
     _say_what_rows_allow(context, gram, most)
-    _say_what_asked_ones_predict(context, gram, order, asked, most)
-    predictions = sweep(gram.values, order, asked, gram.rows, options.required_r2, most, _few(most))
+    _say_what_asked_ones_predict(context, gram, order[asked[order]], required, most)
+    predictions = sweep(gram.values, order, asked, gram.rows, required, most, _few(most))
     left = _others(len(gram.names), [one.index for one in predictions])
     inflated = _inflated(context, gram, order, asked, left)
     kept = np.setdiff1d(left, [one.index for one in inflated])
     drops = {
-        gram.names[one.index]: _predicted(this, one, gram, kept, options.required_r2)
+        gram.names[one.index]: _predicted(this, one, gram, kept, float(required[one.index]))
         for one in predictions
     } | {gram.names[one.index]: _strict(this, one, gram, kept, options) for one in inflated}
     follows = any(not drop.predictors for drop in drops.values())
@@ -108,8 +114,8 @@ def review(
         return [index for index in fallen if gram.names[index] not in found]
 
     if context.options.vif_threshold is None and not PASSES[later.number].rations:
-        threshold = context.options.required_r2
-        returning(gram.values, gram.of(kept), predictions, gram.rows, threshold, admitted)
+        required = _required(context, gram.names)
+        returning(gram.values, gram.of(kept), predictions, gram.rows, required, admitted)
     returned = {*kept, *similar} - {*later.kept}
     predictions = [one for one in predictions if gram.names[one.index] not in returned]
     lost = {drop.column: drop for drop in later.drops} | similar
@@ -131,6 +137,11 @@ def _on_selection(
     values = on_selection(gram.values, kept, predictions, gram.rows).tolist()
     names = (gram.names[one.index] for one in predictions)
     return dict(zip(names, values, strict=True))
+
+
+def _required(context: Context, names: Sequence[str]) -> NDArray[np.float64]:
+    """The R^2 at which each column goes."""
+    return required_r2(context.options.required_r2, context.priority.relevance_of(names))
 
 
 def _most(context: Context) -> int | None:
@@ -169,16 +180,14 @@ def _say_what_rows_allow(context: Context, gram: Gram, most: int | None) -> None
 def _say_what_asked_ones_predict(
     context: Context,
     gram: Gram,
-    order: NDArray[np.int64],
-    asked: NDArray[np.bool_],
+    members: NDArray[np.int64],
+    required: NDArray[np.float64],
     most: int | None,
 ) -> None:
-    members = order[asked[order]]
-    part = gram.values[np.ix_(members, members)]
+    part, rows = gram.values[np.ix_(members, members)], gram.rows[members]
     nobody = np.zeros(len(members), dtype=bool)
-    threshold = context.options.required_r2
     places = np.arange(len(members))
-    for one in sweep(part, places, nobody, gram.rows[members], threshold, most, _few(most)):
+    for one in sweep(part, places, nobody, rows, required[members], most, _few(most)):
         terms = _terms([(gram.names[members[k]], weight) for k, weight in one.partners])
         by = f"by {terms}" if terms else f"by {counted(one.predictors, 'other column')} asked for"
         name = gram.names[members[one.index]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpipe.model.records import Decision
+from dpipe.model.records import MILLION, Decision
 from dpipe.options import Options
 from dpipe.verify.checks.budget import check_budget
 from dpipe.verify.checks.claims import OVER_BUDGET, REDUNDANT, Claims, Failures, Rule
@@ -86,20 +86,31 @@ def check_words(claims: Claims) -> Failures:
         if number not in options.pass_numbers:
             yield f"column {name!r} was dropped by pass {number}, which did not run"
             continue
-        expected = _rule(decision, options)
+        expected = _rule(decision, claims)
         if expected is None:
             yield f"column {name!r} was dropped by pass {number} as {decision.reason!r}: no rule"
-        elif (decision.measure, decision.threshold) != expected:
+        elif not _follows(decision, *expected):
             yield (
                 f"column {name!r} was dropped by {decision.measure} at {decision.threshold}, "
                 f"where pass {number} uses {expected[0]} at {expected[1]}"
             )
 
 
-def _rule(decision: Decision, options: Options) -> Rule | None:
+def _rule(decision: Decision, claims: Claims) -> tuple[str | None, float | None] | None:
     """Measure and threshold of the rule a drop names; None when its pass has no such rule."""
-    rules = CHECKS[decision.pass_number or 0].rules(options)
-    return next((rules[text] for text in rules if _gives(decision.reason, text)), None)
+    rules = CHECKS[decision.pass_number or 0].rules(claims.options)
+    for text, (measure, threshold) in rules.items():
+        if _gives(decision.reason, text):
+            own = threshold(claims, decision.column) if callable(threshold) else threshold
+            return measure, own
+    return None
+
+
+def _follows(decision: Decision, measure: str | None, threshold: float | None) -> bool:
+    """Whether a drop has the measure and the threshold of its rule, which is in millionths."""
+    if threshold is None or decision.threshold is None:
+        return (decision.measure, decision.threshold) == (measure, threshold)
+    return decision.measure == measure and abs(decision.threshold - threshold) < 2 / MILLION
 
 
 def _gives(reason: str, text: str) -> bool:

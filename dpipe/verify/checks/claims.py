@@ -7,11 +7,11 @@ Does not cover: the checks (the other modules of this package).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpipe.model.records import Decision
+from dpipe.model.records import MILLION, Decision
 from dpipe.options import Options
 from dpipe.table import Table
 from dpipe.verify.crew import Crew
@@ -37,8 +37,6 @@ OVER_BUDGET = "over budget"
 REDUNDANT = "redundant"
 
 Failures = Iterator[str]
-Rule = tuple[str | None, float | None]
-"""Measure and threshold that a drop for some reason has."""
 
 
 @dataclass
@@ -74,6 +72,7 @@ class Claims:
             if (d.decision == "kept" and d.reason.startswith(CAME_BACK))
             or (d.decision == "dropped" and self.entry(d.column).get("came_back"))
         }
+        self._told = {d.column: round((d.relevance or 0.0) * MILLION) for d in self.decisions}
         self._survivors: dict[int, frozenset[str]] = {}
 
     def dropped_by(self, number: int) -> list[Decision]:
@@ -121,6 +120,12 @@ class Claims:
         }
         return frozenset({*self.survivors(3), *inflated} - self.back)
 
+    def required_r2(self, name: str) -> float:
+        """The R^2 at which pass 3 drops a column: the more it tells of the target, the higher."""
+        share = self._told[name] / max(*self._told.values(), 1)
+        unexplained = 1 - self.options.required_r2
+        return round(1 - unexplained + unexplained * share * 2 / 3, 6)
+
     def entry(self, name: str) -> Mapping[str, Any]:
         """What communities.json has of a dropped column."""
         return self._entries.get(name, {})
@@ -138,3 +143,7 @@ class Claims:
         difference = abs(recorded - computed)
         self.differences[measure] = max(self.differences.get(measure, 0.0), difference)
         return difference
+
+
+Rule = tuple[str | None, float | Callable[[Claims, str], float] | None]
+"""Measure and threshold that a drop for some reason has; it may depend on the column's name."""

@@ -38,7 +38,7 @@ def rules_of_prediction(options: Options) -> dict[str, Rule]:
     """Measure and threshold of every rule of pass 3."""
     rules: dict[str, Rule] = {
         COMBINATION: ("r2", 1.0),
-        PREDICTED: ("r2", options.required_r2),
+        PREDICTED: ("r2", Claims.required_r2),
     }
     if options.vif_threshold is not None:
         rules[INFLATED] = ("vif", options.vif_threshold)
@@ -126,11 +126,11 @@ def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failu
 
     Its drop is not recorded any more, so that is asked of all columns together.
     """
-    limit = claims.options.required_r2
     left = [name for name in sorted(claims.survivors(4)) if name in scores]
     first = [name for name in left if name not in claims.back]
     for name in sorted(claims.back):
         claims.compared["columns that came back"] += 1
+        limit = claims.required_r2(name)
         others = [other for other in left if other != name]
         kept = [other for other in sorted(swept) if other in scores]
         before = scores.adjusted(name, kept)[0] if name in scores else 0.0
@@ -160,7 +160,7 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
         found = on_all
         if named and set(named) <= set(selected):
             found = max(found, scores.adjusted(row.column, named)[1])
-        recorded = entry.get("r2_final", -math.inf)
+        recorded, limit = entry.get("r2_final", -math.inf), claims.required_r2(row.column)
         if math.isfinite(max(found, recorded)):
             off = claims.note("r2_final", recorded, found)
         else:
@@ -170,10 +170,10 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"not {recorded:.6f}"
             )
-        elif claims.promises_prediction and found < claims.options.required_r2 - R2_TOLERANCE:
+        elif claims.promises_prediction and found < limit - R2_TOLERANCE:
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
-                f"below the threshold {claims.options.required_r2:g}"
+                f"below the threshold {limit:g}"
             )
 
 
