@@ -343,6 +343,17 @@ def test_points_fill_their_plot_and_lie_on_the_side_of_the_threshold_that_they_a
     assert all(int(x) >= float(upright[0]) for _, x, _ in points)
 
 
+def test_columns_with_thresholds_of_their_own_share_a_plot() -> None:
+    certificates = tuple(
+        Certificate(f"c{k}", "a", "r2", 0.97, 0.95, threshold, holds=True)
+        for k, threshold in enumerate([0.88, 0.9, 0.94, 1.0, 1.0])
+    )
+    page = render(Transfer(9, 1, certificates, (), (), (), 0, (), ()), "out", 1)
+    titles = re.findall("<figcaption>([^<]+)</figcaption>", page)
+    assert titles == ["r2, threshold 0.88 to 0.94: 3 columns", "r2, threshold 1: 2 columns"]
+    assert page.count('class="limit"') == 4 + 2  # the lowest and the highest, both ways
+
+
 def test_the_page_holds_names_as_text_and_few_rows(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     certificates = tuple(

@@ -23,7 +23,7 @@ from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.model.inventory import entry_of, is_run
 from dpipe.model.transfer import Certificate, Transfer
-from dpipe.report.words import NOTHING, short, shown
+from dpipe.report.words import NOTHING, between, short, shown
 from dpipe.report.write import check_target, replace
 
 MOST_ROWS = 1000
@@ -117,17 +117,17 @@ def _sentence(line: str) -> str:
 def _values(certificates: Sequence[Certificate]) -> str:
     if not certificates:
         return '<p class="hint">No dropped column had a representative to be measured against.</p>'
-    by_measure: dict[tuple[str, float], list[Certificate]] = {}
+    # What goes only where nothing is lost stands apart; R^2 may have a threshold for each column.
+    by_measure: dict[tuple[str, bool], list[Certificate]] = {}
     for each in certificates:
-        by_measure.setdefault((each.measure, each.threshold), []).append(each)
-    drawn = "".join(
-        _scatter(measure, threshold, found) for (measure, threshold), found in by_measure.items()
-    )
+        by_measure.setdefault((each.measure, each.threshold == 1), []).append(each)
+    drawn = "".join(_scatter(measure, found) for (measure, _), found in by_measure.items())
     falling = sorted(certificates, key=_fall, reverse=True)
     return (
         f'<div class="scatters">{drawn}</div><p class="hint">A point is a dropped column, or '
         "several; on the solid line nothing changed, and below the dashed one, the "
-        "threshold, this similarity would not have dropped the column.</p>"
+        "threshold (the lowest and the highest where columns have their own), this similarity "
+        "would not have dropped the column.</p>"
         f"<details><summary>All {len(certificates):,}, the largest fall first</summary>"
         f"{_certificates(falling, '')}</details>"
     )
@@ -139,11 +139,12 @@ def _fall(certificate: Certificate) -> float:
     return math.inf if math.isnan(fall) else fall
 
 
-def _scatter(measure: str, threshold: float, certificates: Sequence[Certificate]) -> str:
+def _scatter(measure: str, certificates: Sequence[Certificate]) -> str:
     """Size of the similarity in the run (across) and on the new data (up), on equal axes."""
     known = [c for c in certificates if not (math.isnan(c.before) or math.isnan(c.now))]
+    limits = [each.threshold for each in certificates]
     axis = _Axis.down_to(
-        min([threshold, *(abs(value) for each in known for value in (each.before, each.now))])
+        min([*limits, *(abs(value) for each in known for value in (each.before, each.now))])
     )
     across, up = axis.across, axis.up
     spots = Counter(
@@ -159,16 +160,21 @@ def _scatter(measure: str, threshold: float, certificates: Sequence[Certificate]
         f'<text x="{_LEFT - 8}" y="{up(at) + 4:.0f}" text-anchor="end">{at:g}</text>'
         for at in axis.ticks
     )
-    title = f"{measure}, threshold {threshold:g}: {counted(len(certificates), 'column')}"
+    title = f"{measure}, threshold {between(limits)}: {counted(len(certificates), 'column')}"
     left_out = len(certificates) - len(known)
     more = f"; without a value: {left_out:,}" if left_out else ""
-    x, y, middle = across(threshold), up(threshold), _TOP + _SIDE / 2
+    middle = _TOP + _SIDE / 2
+    dashed = "".join(
+        f'<line class="limit" x1="{_LEFT}" y1="{up(at):.1f}" x2="{_RIGHT}" y2="{up(at):.1f}"/>'
+        f'<line class="limit" x1="{across(at):.1f}" y1="{_TOP}" x2="{across(at):.1f}" '
+        f'y2="{_BOTTOM}"/>'
+        for at in sorted({min(limits), max(limits)})
+    )
     return f"""<figure><figcaption>{escape(title)}{more}</figcaption>
 <svg viewBox="0 0 {_RIGHT + 20} {_BOTTOM + 48}" role="img" aria-label="{escape(title)}">
 <rect x="{_LEFT}" y="{_TOP}" width="{_SIDE}" height="{_SIDE}"/>
 <line x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>
-<line class="limit" x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}"/>
-<line class="limit" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_BOTTOM}"/>
+{dashed}
 {dots}{ticks}
 <text x="{_LEFT + _SIDE / 2}" y="{_BOTTOM + 38}" text-anchor="middle">in the run</text>
 <text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">on the new data</text>

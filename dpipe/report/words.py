@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dpipe.common.words import counted
@@ -78,28 +78,33 @@ def _why_dropped(
         return "The table has no numeric column to select from."
     if not dropped:
         return "No column was dropped."
-    clauses = Counter(_clause(d, measures) for d in dropped).most_common()
-    if len(clauses) == 1:
-        return f"{count(len(dropped))} dropped: {clauses[0][0]}."
+    alike: dict[tuple[str, str | None], list[Decision]] = defaultdict(list)
+    for decision in dropped:
+        alike[str(decision.cause or decision.reason), decision.measure].append(decision)
+    groups = sorted(alike.values(), key=len, reverse=True)
+    if len(groups) == 1:
+        return f"{count(len(dropped))} dropped: {_clause(dropped, measures)}."
     # A line may break between clauses, not between a number and what it counts.
-    parts = [f"{count(number)}{_STAY}{clause}" for clause, number in clauses]
+    parts = [f"{count(len(group))}{_STAY}{_clause(group, measures)}" for group in groups]
     return f"{count(len(dropped))} dropped: {', '.join(parts)}."
 
 
-def _clause(decision: Decision, measures: Mapping[str, Label]) -> str:
-    """What the headline says of the columns dropped as this one was, without their number."""
-    if decision.cause is None:
-        return f"for another reason ({decision.reason})"
-    limit, symbol = decision.threshold, decision.measure or ""
+def _clause(alike: Sequence[Decision], measures: Mapping[str, Label]) -> str:
+    """What the headline says of columns dropped for one reason, without their number."""
+    first = alike[0]
+    if first.cause is None:
+        return f"for another reason ({first.reason})"
+    symbol = first.measure or ""
+    limits = [d.threshold for d in alike if d.threshold is not None]
     if symbol in measures:
         label = measures[symbol]
         size = f"|{_JOIN}{label.symbol}{_JOIN}|"
         symbol = size if label.signed else label.title.replace(" ", _STAY)
-    return decision.cause.clause.replace(
+    return first.cause.clause.replace(
         " \N{GREATER-THAN OR EQUAL TO} ", f"{_STAY}\N{GREATER-THAN OR EQUAL TO}{_STAY}"
     ).format(
-        limit="the limit" if limit is None else short(limit),
-        percent="the allowed share" if limit is None else f"{short(100 * limit)}{_STAY}%",
+        limit=between(limits) if limits else "the limit",
+        percent=f"{short(100 * limits[0])}{_STAY}%" if limits else "the allowed share",
         symbol=symbol,
     )
 
@@ -141,6 +146,17 @@ def shown(name: str) -> str:
 
 def _in_letters(found: re.Match[str]) -> str:
     return _SHORT.get(found[0], f"\\u{ord(found[0]):04x}")
+
+
+def between(limits: Collection[float]) -> str:
+    """One number, or from where to where several lie.
+
+    Examples
+    --------
+    >>> between([0.95, 0.95]), between([0.9, 0.88, 0.96])
+    ('0.95', '0.88 to 0.96')
+    """
+    return " to ".join(dict.fromkeys((short(min(limits)), short(max(limits)))))
 
 
 def short(value: float) -> str:
