@@ -235,6 +235,25 @@ def test_with_what_comes_back_a_later_selection_predicts_all_that_went(seed: int
         assert max(values) >= 0.9 - 1e-6
 
 
+def test_a_column_that_comes_back_holds_others_that_fell_with_it() -> None:
+    rng = np.random.default_rng(10)
+    base = rng.normal(size=(8, 120))
+    sums = rng.uniform(0.5, 1, size=(12, 8)) @ base + 0.4 * rng.normal(size=(12, 120))
+    scores = unit_scores(np.concatenate([base, sums]))
+    gone = swept(scores)
+    assert [one.index for one in gone] == list(range(8, 20))
+    rows, kept = np.full(20, 120), np.arange(1, 8)  # another pass takes the first
+    values = [adjusted(r_squared(scores, j, kept.tolist()), 120, 7) for j in range(8, 20)]
+    fallen = [j for j, value in enumerate(values, 8) if value < 0.9]
+    expected: list[int] = []
+    for j in fallen:
+        by = [*kept.tolist(), *expected]
+        if adjusted(r_squared(scores, j, by), 120, len(by)) < 0.9:
+            expected.append(j)
+    assert returning(scores @ scores.T, kept, gone, rows, 0.9).tolist() == expected
+    assert 1 <= len(expected) < len(fallen) / 2
+
+
 def test_nothing_comes_back_while_the_kept_columns_stay() -> None:
     scores = unit_scores(mixed(30, 60, 6, 0.2, 6))
     gone = swept(scores, most=3)

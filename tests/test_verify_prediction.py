@@ -179,6 +179,18 @@ def no_order(out: Path) -> None:
     leave(out, RunFolder(out).read_decisions(), {**record_of(out), "order": []})
 
 
+def came_back(name: str) -> Callable[[Path], None]:
+    def bend(out: Path) -> None:
+        bend_column(out, name, reason="came back: a later pass dropped what predicted it")
+        leave(out, RunFolder(out).read_decisions(), {**record_of(out), "returned": ["sum", name]})
+
+    return bend
+
+
+def no_return(out: Path) -> None:
+    leave(out, RunFolder(out).read_decisions(), {**record_of(out), "returned": []})
+
+
 LIES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a smaller R^2 by many": (
         "by many",
@@ -206,18 +218,15 @@ LIES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a larger VIF": ("inflated", value_is("inflated", 0.05), r"had a VIF of \d+\.\d+, not"),
     "a column that never went came back": (
         "came back",
-        lambda out: bend_column(
-            out, "c3", reason="came back: a later pass dropped what predicted it"
-        ),
-        "'c3' cannot have come back",
+        came_back("c3"),
+        "'c3' cannot have come back: pass 3 had no reason",
     ),
     "no later pass dropped anything": (
         "by many",
-        lambda out: bend_column(
-            out, "c2", reason="came back: a later pass dropped what predicted it"
-        ),
-        "'c2' cannot have come back",
+        came_back("c2"),
+        "'c2' cannot have come back: pass 3 had no reason",
     ),
+    "no order of return": ("came back", no_return, "'sum' cannot have come back: run.json does"),
 }
 
 

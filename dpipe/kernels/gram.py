@@ -87,10 +87,10 @@ class Factor:
         self._start, self._applied = start, m
 
 
-def factored(gram: Matrix) -> Factor:
-    """The factor of all columns that are independent of earlier ones."""
+def factored(gram: Matrix, count: int | None = None) -> Factor:
+    """The factor of those of the first `count` columns, or of all, that are independent."""
     factor = Factor(gram)
-    for j in range(len(gram)):
+    for j in range(len(gram) if count is None else count):
         factor.left(j)
         factor.take(j)
     return factor

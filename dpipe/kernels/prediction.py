@@ -430,15 +430,19 @@ def returning(
 ) -> Indices:
     """Which of the columns that went must come back, so that `kept` and they predict the others.
 
+    One comes back where neither `kept` nor those that came back before it predict it: often one
+    that comes back predicts others that fell with it.
+
     Parameters
     ----------
-    r, kept, predictions, rows
+    r, kept, rows
         As for `on_selection`.
+    predictions
+        Answers of `sweep`, from the column most worth having back to the one least so.
     threshold
         R^2 that a column needs to stay away, (p,) or one for all.
     admitted
-        Which of some columns that fall below it may come back: all, unless something else stands
-        for one of them.
+        Which of some columns that must come back may: all, unless something else stands for one.
 
     Examples
     --------
@@ -453,16 +457,35 @@ def returning(
     back: list[int] = []
     waiting = list(predictions)
     while waiting:
-        values = on_selection(r, np.concatenate([kept, np.array(back, np.int64)]), waiting, rows)
+        selection = np.concatenate([kept, np.array(back, dtype=np.int64)])
+        values = on_selection(r, selection, waiting, rows)
         fallen = [
-            not _reaches(value, thresholds[one.index])
+            one.index
             for value, one in zip(values.tolist(), waiting, strict=True)
+            if not _reaches(value, thresholds[one.index])
         ]
-        if not any(fallen):
+        if not fallen:
             break
-        back += admitted([one.index for one, fell in zip(waiting, fallen, strict=True) if fell])
-        waiting = [one for one, fell in zip(waiting, fallen, strict=True) if not fell]
+        missed = _missed(r, selection, fallen, rows, thresholds)
+        back += admitted(missed)
+        waiting = [one for one in waiting if one.index not in missed]
     return np.array(back, dtype=np.int64)
+
+
+def _missed(
+    r: Matrix, selection: Indices, columns: Sequence[int], rows: Indices, thresholds: Matrix
+) -> list[int]:
+    """Which columns, taken in turn, neither a selection nor those taken before predict."""
+    together = np.concatenate([selection, np.array(columns, dtype=np.int64)])
+    factor = factored(r[np.ix_(together, together)], len(selection))
+    missed = []
+    for j, column in enumerate(columns, len(selection)):
+        left = factor.left(j)
+        value = adjusted(1 - left, int(rows[column]), len(factor.basis))
+        if not _reaches(value, thresholds[column]):
+            missed.append(column)
+            factor.take(j)
+    return missed
 
 
 def _reaches(value: float, threshold: float) -> bool:

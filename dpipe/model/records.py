@@ -287,8 +287,8 @@ class PassResult:
     relevance
         How much each column tells of the targets, in [0, 1]; of pass 1 of a run that has targets.
     returned
-        Columns dropped before that came back, in input order; those of them that are similar to a
-        kept one are among the drops.
+        Columns dropped before that came back, in the order they did; those of them that are similar
+        to a kept one are among the drops.
     predicted
         Adjusted R^2 on the columns kept of every column that some of them predict; empty where the
         pass took nothing that matters to it.

@@ -101,29 +101,31 @@ def review(
         return later
     # Some came back before, and may have gone again.
     settled = {*later.kept, *(drop.column for result in (*between, later) for drop in result.drops)}
-    drops = [d for d in mine.drops if d.column in mine.predicted and d.column not in settled]
-    gram = gram_of(this, context, prepared, [*later.kept, *(drop.column for drop in drops)])
-    predictions = [_as_found(drop, gram) for drop in drops]
-    kept, similar = list(later.kept), dict[str, Drop]()
+    drops = {d.column: d for d in mine.drops if d.column in mine.predicted}
+    drops = {name: drop for name, drop in drops.items() if name not in settled}
+    gram = gram_of(this, context, prepared, [*later.kept, *drops])
+    in_order = [gram.names[index] for index in order_of(prepared, context, gram)]
+    predictions = [_as_found(drops[name], gram) for name in in_order if name in drops]
+    kept, returned, similar = list(later.kept), list[str](), dict[str, Drop]()
 
-    def admitted(fallen: list[int]) -> list[int]:
-        names = [gram.names[index] for index in fallen]
+    def admitted(missed: list[int]) -> list[int]:
+        names = [gram.names[index] for index in missed]
         found = drop_similar(PASSES[later.number], context, prepared, names, kept)
+        returned.extend(names)
         similar.update(found)
         kept.extend(name for name in names if name not in found)
-        return [index for index in fallen if gram.names[index] not in found]
+        return [index for index in missed if gram.names[index] not in found]
 
     if context.options.vif_threshold is None and not PASSES[later.number].rations:
         required = _required(context, gram.names)
         returning(gram.values, gram.of(kept), predictions, gram.rows, required, admitted)
-    returned = {*kept, *similar} - {*later.kept}
     predictions = [one for one in predictions if gram.names[one.index] not in returned]
     lost = {drop.column: drop for drop in later.drops} | similar
     return dataclasses.replace(
         later,
         kept=_in_order(prepared, kept),
         drops=tuple(lost[name] for name in _in_order(prepared, lost)),
-        returned=_in_order(prepared, returned),
+        returned=tuple(returned),
         predicted=_on_selection(gram, gram.of(kept), predictions),
     )
 

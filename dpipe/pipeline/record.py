@@ -123,6 +123,7 @@ def _record(run: Finished) -> dict[str, Any]:
         "passes": journal.passes,
         "near_threshold": {done.number: done.near_threshold for done in run.results},
         "order": [name for done in run.results for name in done.order],
+        "returned": [name for done in run.results for name in done.returned],
         "chosen": [step for done in run.results for step in done.chosen],
         "ledger": journal.readings,
         "notes": journal.notes,

@@ -196,6 +196,7 @@ def _claims(
         communities=folder.read_communities(),
         chosen=run.get("chosen", ()),
         order=run.get("order", ()),
+        returned=run.get("returned", ()),
         drawn=drawn,
     )
 

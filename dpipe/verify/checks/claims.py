@@ -55,6 +55,7 @@ class Claims:
     communities: Mapping[str, Any]
     chosen: Sequence[Mapping[str, Any]] = ()
     order: Sequence[str] = ()
+    returned: Sequence[str] = ()
     crew: Crew = field(default_factory=Crew)
     drawn: frozenset[str] | None = None
     compared: dict[str, int] = field(default_factory=lambda: defaultdict(int))

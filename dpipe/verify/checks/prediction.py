@@ -124,11 +124,17 @@ def _check_unnamed(
 def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failures:
     """What pass 3 kept predicts a column that came back, and what a later pass left does not.
 
-    Its drop is not recorded any more, so that is asked of all columns together.
+    Its drop is not recorded any more, so that is asked of all columns together. What a later pass
+    left are the columns that it kept with those that came back before, some of which it may have
+    dropped for good, and those of the end: with more predictors an adjusted R^2 may fall.
     """
+    if missing := claims.back - {*claims.returned}:
+        yield f"column {min(missing)!r} cannot have come back: run.json does not say when"
+        return
     left = [name for name in sorted(claims.survivors(4)) if name in scores]
     first = [name for name in left if name not in claims.back]
-    for name in sorted(claims.back):
+    order = [name for name in claims.returned if name in claims.back]
+    for place, name in enumerate(order):
         claims.compared["columns that came back"] += 1
         limit = claims.required_r2(name)
         others = [other for other in left if other != name]
@@ -137,7 +143,10 @@ def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failu
         if not claims.dropped_by(4) or before < limit - R2_TOLERANCE:
             yield f"column {name!r} cannot have come back: pass 3 had no reason to drop it"
             continue
-        after = min(scores.adjusted(name, some)[1] for some in (first, others))
+        sooner = [other for other in order[:place] if other in scores]
+        stays = [other for other in sooner if other in left]
+        stages = (first, [*first, *sooner], [*first, *stays], others)
+        after = min(scores.adjusted(name, stage)[1] for stage in stages)
         if after >= limit + R2_TOLERANCE:
             yield (
                 f"column {name!r} cannot have come back: the selection predicts it with R^2 "
