@@ -169,11 +169,12 @@ def _in_order(prepared: Prepared, names: Collection[str]) -> tuple[str, ...]:
 def _say_what_rows_allow(context: Context, gram: Gram, most: int | None) -> None:
     if 2 * len(gram.names) <= context.n_rows - 1:
         return
+    few = f"what up to {_few(most)} kept columns predict"
+    told = few if most is not None else f"{few}, or all of them while they are few enough"
+    rows, columns = counted(context.n_rows, "row"), counted(len(gram.names), "column")
     context.emit(
         Finding(
-            f"{counted(context.n_rows, 'row')} for {counted(len(gram.names), 'column')}: pass 3 "
-            f"can only tell what up to {_few(most)} kept columns predict; what would take more "
-            "is not claimed.",
+            f"{rows} for {columns}: pass 3 claims {told}; more cannot be told from so few rows.",
             "notice",
         )
     )
