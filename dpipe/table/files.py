@@ -275,15 +275,20 @@ def _parse(path: str, raw: bytes) -> ParquetReader:
         reader.open(pa.BufferReader(b"PAR1" + raw), pre_buffer=False)
         return reader
     except NotImplementedError as error:
-        raise BadFile(
-            path,
-            f"has a column of a type that Arrow cannot read ({first_line(error)}); write the file "
-            "again with that column cast, as by polars.col(...).cast(polars.Int64)",
-        ) from error
+        raise of_unknown_type(path, error) from error
     except STORAGE_ERRORS as error:
         raise BadFile(
             path, f"is damaged: its footer cannot be read ({first_line(error)})"
         ) from error
+
+
+def of_unknown_type(path: str, error: NotImplementedError) -> BadFile:
+    """What to say of a file whose schema Arrow refuses: it is whole, and others read it."""
+    return BadFile(
+        path,
+        f"has a column of a type that Arrow cannot read ({first_line(error)}); write the file "
+        "again with that column cast, as by polars.col(...).cast(polars.Int64)",
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -34,6 +34,7 @@ from dpipe.table.files import (
     StorageOptions,
     fetch,
     modified,
+    of_unknown_type,
     reason_of,
 )
 from dpipe.table.formats import Format, codec_of, format_of
@@ -299,6 +300,8 @@ def _write_arrow(path: str, local: str, target: str) -> None:
             raise BadFile(path, "is empty (0 bytes)")
         try:
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        except NotImplementedError as error:
+            raise of_unknown_type(path, error) from error
         except STORAGE_ERRORS as error:
             raise BadFile(path, "is not a Feather or Arrow IPC file, or is truncated") from error
         try:
