@@ -25,7 +25,7 @@ import dpipe
 from dpipe.common.words import counted, quoted
 from dpipe.errors import InputError
 from dpipe.options import DECLARED, Options
-from dpipe.session import FEW_CELLS, current_client, threads_here, within_task
+from dpipe.session import FEW_CELLS, current_client, threads_here, within_joblib, within_task
 from dpipe.table.frames import stream_names
 from dpipe.table.inputs import Kind, as_table, kind_of, with_columns
 
@@ -69,7 +69,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
     Where it computes: on `client`; else on the current Dask client; else, without `workers`, in
     threads of this process for up to 16 million cells and on worker processes beyond. In a task of
-    Dask, as joblib's backend "dask" makes them, threads of the worker do. The selection is the same
+    Dask, as joblib's backend "dask" makes them, threads of the worker do, and in a process of
+    joblib's own, as `n_jobs` makes them, its threads for any table. The selection is the same
     everywhere, and the one `dpipe.select` makes.
 
     Parameters
@@ -249,7 +250,8 @@ class DescriptorSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         chosen = self.client is not None or self.workers is not None or self.device == "gpu"
         # A task must not wait for the cluster that it runs on, as one of joblib's Dask backend.
         offered = current_client() is not None and not within_task()
-        if chosen or n_cells > FEW_CELLS or offered:
+        many = n_cells > FEW_CELLS and not within_joblib()
+        if chosen or many or offered:
             yield self.client
             return
         with threads_here() as client:

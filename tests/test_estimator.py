@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 from conftest import ROOT
+from joblib.externals.loky import ProcessPoolExecutor
 from sklearn.base import clone
 from sklearn.feature_selection import SelectorMixin
 from sklearn.impute import SimpleImputer
@@ -26,7 +27,7 @@ from tables import mixed_table
 
 import dpipe
 from dpipe import estimator
-from dpipe.errors import InputError
+from dpipe.errors import InputError, ResourceError
 from dpipe.estimator import DescriptorSelector
 from dpipe.session import current_client, threads_here
 
@@ -155,6 +156,23 @@ def test_fit__computes_in_threads_within_a_task(client: Any) -> None:
 
     expected = DescriptorSelector(passes=(1, 2)).fit(NARROW).selected_
     assert client.submit(fit, NARROW).result(timeout=120) == expected
+
+
+def test_fit__computes_in_threads_within_a_process_of_joblib() -> None:
+    """Which can start no workers: they would end at once, not knowing how it was started."""
+
+    def fit(frame: pd.DataFrame, **given: Any) -> tuple[str, ...] | str:
+        estimator.FEW_CELLS = 0  # as of a large table
+        try:
+            return DescriptorSelector(passes=(1, 2), **given).fit(frame).selected_
+        except ResourceError as error:
+            return str(error)
+
+    asked = [{}, {"workers": 1}]
+    with ProcessPoolExecutor(max_workers=1) as pool:  # what joblib's Parallel has, but it ends
+        here, there = [pool.submit(fit, NARROW, **given).result() for given in asked]
+    assert here == DescriptorSelector(passes=(1, 2)).fit(NARROW).selected_
+    assert "this process is one that joblib started" in there
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars"])

@@ -46,6 +46,7 @@ from dpipe.session.local import (
     warn_when_overcommitted,
 )
 from dpipe.session.session import Session
+from dpipe.session.spawn import within_joblib
 from dpipe.session.worker import PlainWorker
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "session_for",
     "threads_here",
     "use_session",
+    "within_joblib",
     "within_task",
 ]
 

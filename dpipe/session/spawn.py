@@ -1,6 +1,6 @@
 """Starting processes from this one: what stands against it, in words for whoever called.
 
-Covers: a daemon, a script read from standard input, a script without a guard.
+Covers: a daemon, a process of joblib's, a script read from standard input or without a guard.
 Does not cover: starting them (`dpipe.session.local`).
 """
 
@@ -35,12 +35,32 @@ def check_that_processes_can_start() -> None:
             "no others (as those of multiprocessing.Pool and of Dask's workers are): call dpipe "
             f"in the main process, {ELSEWHERE}."
         )
+    if within_joblib():
+        raise ResourceError(
+            "the workers could not be started, because this process is one that joblib started (as "
+            "n_jobs of scikit-learn does), of which no others can start: call dpipe in the main "
+            f"process, {ELSEWHERE}."
+        )
     script = _script()
     if script is not None and not script.exists():
         raise ResourceError(
             f"the workers could not be started, because each of them reads the script again and "
             f"there is no file {script.name}: save it in a file and run that, {ELSEWHERE}."
         )
+
+
+def within_joblib() -> bool:
+    """Whether this process was started by loky, as joblib does.
+
+    Python tells a new process how its parent was started, and it ends where it does not know that.
+
+    Examples
+    --------
+    >>> within_joblib()
+    False
+    """
+    known: list[str | None] = [None, *multiprocessing.get_all_start_methods()]
+    return multiprocessing.get_start_method(allow_none=True) not in known
 
 
 def advice() -> str:
