@@ -38,7 +38,10 @@ cells = pa.array([np.nan, np.nan, *x[2:]])
 arrow = table.assign(y=pd.Series(pd.arrays.ArrowExtensionArray(cells)))
 ranks = arrow.y.rank()
 by_corr, by_rank = arrow.corr("spearman").loc["x", "y"], arrow.x.rank().corr(ranks)
-print(f"NaN in a column of Arrow: rank {ranks[0]}, isna {arrow.y.isna()[0]}; rho {by_corr:.3f}, by rank() {by_rank:.3f}")
+print(
+    f"NaN in a column of Arrow: rank {ranks[0]}, isna {arrow.y.isna()[0]}; "
+    f"rho {by_corr:.3f}, by rank() {by_rank:.3f}"
+)
 changed |= not (by_corr > 0.999 and by_rank < 0.5 and not arrow.y.isna().any())
 sys.exit(changed)
 PYTHON
