@@ -2,7 +2,8 @@
 
 Covers: plain lines where output is piped, live lines on a (recorded) terminal, the three levels of
 verbosity, the summary, and that names cannot steer the terminal.
-Does not cover: which events a run emits (see `test_pipeline`), or the words after it (`test_cli`).
+Does not cover: which events a run emits (see `test_pipeline`), or the words after it
+(`test_cli_runs`).
 """
 
 from __future__ import annotations

@@ -32,13 +32,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from commands import invoke
 from distributed import Client, LocalCluster, Security, get_client
 from packaging.version import Version
 
 import dpipe
 from dpipe import session as session_module
-from dpipe.cli import main
 from dpipe.errors import DpipeError, ResourceError
 from dpipe.model.events import Event, Note, StageStarted
 from dpipe.options import Options
@@ -65,10 +64,6 @@ def write_table(path: Path, rows: int = 200) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_table(tmp_path / "data.parquet")
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], prog_name="dpipe")
 
 
 # Who can reach an own cluster
