@@ -226,6 +226,14 @@ def client(cluster: object) -> Iterator[object]:
         yield client
 
 
+@pytest.fixture
+def heard() -> Any:
+    """What a session tells, for `emit`: a list that collects it."""
+    from sessions import Heard
+
+    return Heard()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of large real tables beside the checkout, for tests that profit from them."""

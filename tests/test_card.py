@@ -2,7 +2,7 @@
 
 Covers: fakes of what a driver and CuPy raise, the process that tries CuPy, products' precision,
 a full card: smaller tiles with the same answer, or one sentence.
-Does not cover: kernels on a device (`test_gpu`), choosing a device (`test_session`).
+Does not cover: kernels on a device (`test_gpu`), choosing a device (`test_session_devices`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What `dpipe doctor` finds.
 
 Covers: a look at a real cluster, and what is called a problem.
-Does not cover: how findings are printed (`test_cli`), refusals of a session (`test_session`).
+Does not cover: how findings are printed (`test_cli_runs`), refusals of a session
+(`test_session_start`, `test_session_connections`).
 """
 
 from __future__ import annotations
