@@ -1,0 +1,93 @@
+"""The processes of verify: how many, with how much memory, and that none outlives its work.
+
+Covers: limits of memory, processes that are killed, interrupted or left alone.
+Does not cover: what they find (`test_verify`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from dpipe.errors import ResourceError
+from dpipe.options import parse_size
+from dpipe.verify.crew import Crew, cores, crew_for
+
+
+def test_memory_that_is_too_little_is_refused_with_a_size_that_is_enough_when_typed() -> None:
+    for rows, columns in ((10**3, 5), (10**7, 60), (10**6, 2000)):
+        with pytest.raises(ResourceError, match="verifying") as refused:
+            crew_for(rows, columns, 4, 2**27)
+        (named,) = re.findall("--memory-limit to at least ([^ ]+)[.]$", str(refused.value))
+        assert crew_for(rows, columns, 4, parse_size(named)).workers == 1
+
+
+def test_processes_are_as_many_as_memory_cores_and_columns_allow() -> None:
+    assert crew_for(1000, 60, None, 2**40).workers == 1  # it would take longer to start them
+    assert crew_for(1000, 60, 3, 2**40).workers == 3
+    assert crew_for(10**7, 60, None, 2**40).workers == cores()
+    assert crew_for(10**7, 2, 64, 2**40).workers == 2
+    assert crew_for(10**7, 60, 64, 3 * 2**30).workers == 2
+
+
+def test_a_process_that_is_killed_ends_in_one_sentence() -> None:
+    before = set(multiprocessing.active_children())  # workers of the cluster of other tests
+    with (
+        pytest.raises(ResourceError, match=r"one of the 2 processes .* was killed"),
+        Crew(2) as crew,
+    ):
+        list(crew.each(kill_itself, [()]))
+    assert set(multiprocessing.active_children()) <= before
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_interrupt_ends_the_processes_at_once() -> None:
+    def sleeping() -> Iterator[tuple[float]]:
+        yield (1000.0,)
+        raise KeyboardInterrupt
+
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt), Crew(2) as crew:
+        list(crew.each(time.sleep, sleeping()))
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_processes_end_with_the_one_that_started_them_and_hear_no_ctrl_c(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from dpipe.verify.crew import Crew\n"
+        "if __name__ == '__main__':\n"
+        "    with Crew(2) as crew:\n"
+        "        pids = list(crew.each(os.getpid, [()] * 4))\n"
+        "        for pid in set(pids): os.kill(pid, signal.SIGINT)\n"
+        "        assert list(crew.each(abs, [(-1,)] * 8)) == [1] * 8\n"
+        "        print(*set(pids), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert pids
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(60)
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
