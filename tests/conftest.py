@@ -234,6 +234,18 @@ def heard() -> Any:
     return Heard()
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser with nothing open yet, for tests that are marked `needs_browser`."""
+    from pages import Browser
+
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    try:
+        yield browser
+    finally:
+        browser.driver.quit()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of large real tables beside the checkout, for tests that profit from them."""

@@ -11,7 +11,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import distributed
 import pytest
 from distributed import Client, LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
+from pages import Browser, needs_browser
 
 from dpipe.engine.submit import run_tasks
 from dpipe.model.events import (
@@ -42,7 +43,6 @@ from dpipe.session import Session, attach_session
 from dpipe.watch.board import Board, page
 from dpipe.watch.scheduler import page_link, recorded, shown
 from tests.tables import mixed_table, write_parts
-from tests.test_report import Browser, needs_browser
 
 
 def run_stage(client: Client, name: str) -> list[Any]:
@@ -288,13 +288,6 @@ class BrokenScheduler:
     @property
     def client(self) -> Client:
         raise RuntimeError("closed")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.driver.quit()
 
 
 @needs_browser
