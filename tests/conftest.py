@@ -246,6 +246,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         browser.driver.quit()
 
 
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """The file system behind memory:// URLs, empty before and after."""
+    from dirty import memory_files
+
+    with memory_files() as system:
+        yield system
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of large real tables beside the checkout, for tests that profit from them."""

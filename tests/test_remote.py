@@ -2,7 +2,7 @@
 
 Covers: a whole run through the command line with input, output and scratch on a local S3 server;
 refused credentials and endless throttling as one sentence; secrets in no output; copies to a URL.
-Does not cover: reading by fsspec in detail (`test_table`, with memory://).
+Does not cover: reading by fsspec in detail (`test_table_sources`, with memory://).
 
 The server is moto, in this process; without moto and s3fs these tests are skipped.
 """

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -24,12 +23,6 @@ from dpipe.options import Options
 from dpipe.table import copy_columns, open_table, read_block
 
 PLAIN = Options()
-
-
-@pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
-    with dirty.memory_files() as system:
-        yield system
 
 
 def test_copy_mirrors_the_input(tmp_path: Path) -> None:
