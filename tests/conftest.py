@@ -255,6 +255,14 @@ def memory() -> Iterator[Any]:
         yield system
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Any:
+    """A run folder with nothing in it."""
+    from dpipe.runfolder import RunFolder
+
+    return RunFolder(tmp_path / "out").create()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of large real tables beside the checkout, for tests that profit from them."""

@@ -3,7 +3,7 @@
 Covers: where own clusters listen, planted pickles and paths, names that are attacks, schedulers
 without and with TLS, what a guest leaves alone, the rules that keep it so.
 Does not cover: credentials (see `test_remote`), damaged files (see `test_fuzz`), the parts by
-themselves (see `test_runfolder`, `test_report`, `test_session`).
+themselves (see `test_runfolder_files`, `test_report`, `test_session`).
 """
 
 from __future__ import annotations
