@@ -46,6 +46,18 @@ def test_headline_says_how_many_stay_and_why_the_others_were_dropped() -> None:
     assert passed == "3 more columns were not compared: 1 identifier, 2 not numeric."
 
 
+def test_headline_tells_of_columns_with_thresholds_of_their_own_together() -> None:
+    limits = [0.9, 0.88, 0.96, 0.91]
+    predicted = [
+        dropped(f"p{limit}", "a", 3, reason="predicted", measure="r2", threshold=limit)
+        for limit in limits
+    ]
+    _, why, _ = headline([decision("a"), *predicted, dropped("r", "a")])
+    assert "4\N{NO-BREAK SPACE}predicted by columns that stay" in why
+    assert why.count("predicted") == 1
+    assert "0.88 to 0.96" in why
+
+
 def test_headline_does_not_say_a_number_twice() -> None:
     _, why, _ = headline([decision("a"), dropped("b", "a"), dropped("c", "a")])
     assert why.startswith("2 dropped: redundant (")

@@ -124,7 +124,8 @@ INVENTORY = (
         "fingerprint of the input, seeds, measures "
         "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
         "computed it), faults survived; `order`, in which pass 3 went through the columns, where "
-        "many of them predict one; with `--max-columns` `chosen`: the columns in the order "
+        "many of them predict one; `returned`, the columns that came back, in the order they "
+        "did; with `--max-columns` `chosen`: the columns in the order "
         "they were taken, each with the share of the variance of the table, and of the target in "
         "the rows where it is known, that it and those before it explain",
     ),
