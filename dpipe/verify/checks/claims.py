@@ -6,6 +6,7 @@ Does not cover: the checks (the other modules of this package).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,11 @@ class Claims:
             if (d.decision == "kept" and d.reason.startswith(CAME_BACK))
             or (d.decision == "dropped" and self.entry(d.column).get("came_back"))
         }
-        self._told = {d.column: round((d.relevance or 0.0) * MILLION) for d in self.decisions}
+        known = {d.column: d.relevance or 0.0 for d in self.decisions}
+        self._told = {  # one that is no number is found by another check
+            name: round(told * MILLION) if math.isfinite(told) else 0
+            for name, told in known.items()
+        }
         self._survivors: dict[int, frozenset[str]] = {}
 
     def dropped_by(self, number: int) -> list[Decision]:
