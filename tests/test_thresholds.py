@@ -161,6 +161,9 @@ def test_pass_4_after_pass_3_keeps_what_it_keeps_in_a_run(
     entries = itertools.chain(*RunFolder(again.folder).read_communities().values())
     gone_again = {entry["column"] for entry in entries if entry.get("came_back")}
     predicted = {d.column for d in again.decisions if d.pass_number == 3} | back | gone_again
+    record = RunFolder(again.folder).read_run()
+    assert set(record["returned"]) == back | gone_again
+    assert record["passes"][-1]["n_back"] == len(record["returned"])
     assert predicted
     assert not predicted & set(kept)
     if threshold == 0.45:

@@ -148,7 +148,7 @@ def test_what_came_back_is_told_beside_what_the_pass_itself_kept(runs: dict[str,
     asked = run.what_if(0.6, 4)
     assert set(run.selected).difference(asked.kept) == {"sum"}
     kept = len(run.selected)
-    told = f"1 of 1 column that pass 3 dropped came back in this run, which kept {kept}."
+    told = f"1 of 1 column that pass 3 dropped came back to stay in this run, which kept {kept}."
     assert asked.left_open == told
 
 

@@ -157,7 +157,7 @@ class PassDone:
     reused
         Whether a checkpoint answered for it.
     n_back
-        Of the columns it kept those that a pass before had dropped.
+        Columns of a pass before that came back; some of them it may have dropped for good.
     """
 
     number: int

@@ -136,7 +136,7 @@ class Run:
                         len(saved.result.kept),
                         seconds,
                         reused is not None,
-                        len(set(saved.result.kept).difference(columns)),
+                        len(saved.result.returned),
                     )
                 )
                 columns = saved.result.kept

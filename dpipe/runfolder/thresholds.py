@@ -193,8 +193,8 @@ class FinishedPass:
         if self._back and threshold == self.threshold:
             dropped = counted(len(self._predicted), "column")
             return (
-                f"{len(self._back):,} of {dropped} that pass 3 dropped came back in this run, "
-                f"which kept {n_kept + len(self._back):,}."
+                f"{len(self._back):,} of {dropped} that pass 3 dropped came back to stay in this "
+                f"run, which kept {n_kept + len(self._back):,}."
             )
         *others, last = (number for number in self._passes if number >= self.number)
         if others:
