@@ -39,7 +39,10 @@ from dpipe.options.kinds import (
 __all__ = ["DECLARED", "EXTRA_KEYS", "Option", "Options", "Section", "options_from", "parse_size"]
 
 _R2_WITH_TARGET = 0.88
-"""With a target the columns that tell most of it stay, and the rest may be predicted less well."""
+"""With a target the columns that tell most of it stay, and the rest may be predicted less well.
+
+Not where a number of columns is asked for: what pass 5 chooses from costs nothing (docs/models.md).
+"""
 
 _R2_OF_FEW_ROWS = 0.9
 """The least without a target, where few rows cannot tell more (docs/models.md)."""
@@ -149,10 +152,11 @@ class Options:
     r2_threshold: float | None = _redundancy(
         None,
         _SHARE,
-        "adjusted R^2 at which kept columns predict a column; by default 0.95, with a target 0.88",
+        "adjusted R^2 at which kept columns predict a column; by default 0.95, 0.88 with a target "
+        "and without --max-columns",
         more="with a target that of a column that tells nothing of it: the more one tells, the "
-        "higher, up to two thirds of the way to 1; without a target and of fewer than 300 rows "
-        "1 - 15/rows, but at least 0.9",
+        "higher, up to two thirds of the way to 1; 1 - 15/rows instead of 0.95 of fewer than 300 "
+        "rows, but at least 0.9",
         affects=3,
     )
     most_predictors: int | None = _redundancy(
@@ -344,13 +348,16 @@ class Options:
         [0.9, 0.925, 0.95]
         >>> Options(target=("y",)).resolved(10**6).r2_threshold
         0.88
+        >>> Options(target=("y",), max_columns=50).resolved(10**6).r2_threshold
+        0.95
         """
         changes: dict[str, Any] = {}
         if self.min_valid is None:
             changes["min_valid"] = max(min(n_rows, 10), min(n_rows // 2, 100))
         if self.r2_threshold is None:
             reached = max(_R2_OF_FEW_ROWS, round(1 - _R2_ROWS / max(n_rows, 1), 3))
-            usual = _R2_WITH_TARGET if self.target else min(reached, _R2_WITHOUT_TARGET)
+            follows = bool(self.target) and self.max_columns is None
+            usual = _R2_WITH_TARGET if follows else min(reached, _R2_WITHOUT_TARGET)
             changes["r2_threshold"] = usual
         return self.replace(**changes)
 
