@@ -464,9 +464,9 @@ def returning(
             for value, one in zip(values.tolist(), waiting, strict=True)
             if not _reaches(value, thresholds[one.index])
         ]
-        if not fallen:
+        missed = _missed(r, selection, fallen, rows, thresholds) if fallen else []
+        if not missed:  # also where two ways to one R^2 round to either side of the threshold
             break
-        missed = _missed(r, selection, fallen, rows, thresholds)
         back += admitted(missed)
         waiting = [one for one in waiting if one.index not in missed]
     return np.array(back, dtype=np.int64)
