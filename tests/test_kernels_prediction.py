@@ -13,16 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dpipe.kernels.explained import explained, on_selection, returning
 from dpipe.kernels.normal import normal_scores
-from dpipe.kernels.prediction import (
-    Prediction,
-    adjusted,
-    explained,
-    log_chance,
-    required_r2,
-    returning,
-    sweep,
-)
+from dpipe.kernels.prediction import Prediction, adjusted, log_chance, required_r2, sweep
 from dpipe.kernels.ranks import rank_column
 
 Table = NDArray[np.float64]
@@ -198,18 +191,30 @@ def test_the_bound_on_chance_is_never_below_the_f_test(
 def test_what_the_kept_columns_explain_is_that_of_least_squares() -> None:
     scores = unit_scores(mixed(30, 100, 6, 0.4, 8))
     kept, others = np.arange(0, 30, 3), np.array([1, 2, 28])
-    values, rank = explained(scores @ scores.T, kept, others, np.full(30, 100))
+    values = explained(scores @ scores.T, kept, others, np.full(30, 100))
     expected = [adjusted(r_squared(scores, j, kept.tolist()), 100, 10) for j in others.tolist()]
-    assert rank == 10
     assert values == pytest.approx(expected, abs=1e-9)
 
 
 def test_dependent_kept_columns_count_once_in_what_they_explain() -> None:
     scores = unit_scores(mixed(4, 50, 2, 0.4, 9))
     doubled = np.concatenate([scores[:3], scores[:3], scores[3:]])
-    values, rank = explained(doubled @ doubled.T, np.arange(6), np.array([6]), np.full(7, 50))
-    assert rank == 3
+    values = explained(doubled @ doubled.T, np.arange(6), np.array([6]), np.full(7, 50))
     assert values[0] == pytest.approx(adjusted(r_squared(scores, 3, [0, 1, 2]), 50, 3), abs=1e-9)
+
+
+@pytest.mark.parametrize("first", [0, 4, 10])
+def test_the_first_of_the_kept_columns_may_explain_more_than_all(first: int) -> None:
+    scores = unit_scores(mixed(14, 14, 3, 0.4, 11))
+    kept, others = np.arange(1, 11), np.array([0, 11, 13])
+    counts = np.full(3, first)
+    values = explained(scores @ scores.T, kept, others, np.full(14, 14), counts)
+    for j, value in zip(others.tolist(), values.tolist(), strict=True):
+        expected = max(
+            adjusted(r_squared(scores, j, kept[:count].tolist()), 14, count)
+            for count in (first, 10)
+        )
+        assert value == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.integers(0, 10**6))
@@ -221,12 +226,13 @@ def test_with_what_comes_back_a_later_selection_predicts_all_that_went(seed: int
         [j for j in range(20) if j not in {one.index for one in gone} and not lost[j]], np.int64
     )
     gram, rows = scores @ scores.T, np.full(20, 120)
-    back = returning(gram, kept, gone, rows, 0.9).tolist()
-    selection = [*kept.tolist(), *back]
+    back = returning(gram, np.arange(20), kept, gone, rows, 0.9).tolist()
+    selection = sorted([*kept.tolist(), *back])
     for one in gone:
         if one.index in back:
             continue
-        sets = [selection, [column for column, _ in one.partners]]
+        before = [column for column in selection if column < one.index]
+        sets = [selection, before, [column for column, _ in one.partners]]
         values = [
             adjusted(r_squared(scores, one.index, predictors), 120, len(predictors))
             for predictors in sets
@@ -250,7 +256,7 @@ def test_a_column_that_comes_back_holds_others_that_fell_with_it() -> None:
         by = [*kept.tolist(), *expected]
         if adjusted(r_squared(scores, j, by), 120, len(by)) < 0.9:
             expected.append(j)
-    assert returning(scores @ scores.T, kept, gone, rows, 0.9).tolist() == expected
+    assert returning(scores @ scores.T, np.arange(20), kept, gone, rows, 0.9).tolist() == expected
     assert 1 <= len(expected) < len(fallen) / 2
 
 
@@ -259,7 +265,24 @@ def test_nothing_comes_back_while_the_kept_columns_stay() -> None:
     gone = swept(scores, most=3)
     kept = np.setdiff1d(np.arange(30), [one.index for one in gone])
     assert gone
-    assert not len(returning(scores @ scores.T, kept, gone, np.full(30, 60), 0.9))
+    assert not len(returning(scores @ scores.T, np.arange(30), kept, gone, np.full(30, 60), 0.9))
+
+
+def test_nothing_comes_back_because_rows_are_fewer_than_the_kept_columns() -> None:
+    rng = np.random.default_rng(12)
+    base = rng.normal(size=(8, 40))
+    sums = base.sum(axis=0) + 0.1 * rng.normal(size=(2, 40))
+    scores = unit_scores(np.concatenate([base, sums, rng.normal(size=(45, 40))]))
+    r, order, rows = scores @ scores.T, np.arange(55), np.full(55, 40)
+    gone = swept(scores)
+    assert [(one.index, one.predictors, one.partners) for one in gone] == [(8, 8, ()), (9, 8, ())]
+    kept = np.setdiff1d(order, [8, 9])
+    assert explained(r, kept, np.array([8, 9]), rows).tolist() == [-math.inf, -math.inf]
+    stated = [one.r_squared for one in gone]
+    assert on_selection(r, order, kept, gone, rows) == pytest.approx(stated, abs=1e-9)
+    assert not len(returning(r, order, kept, gone, rows, 0.9))
+    for lost, back in ((54, []), (0, [8])):  # a column that predicts nothing, one that does
+        assert returning(r, order, kept[kept != lost], gone, rows, 0.9).tolist() == back
 
 
 def test_each_column_goes_at_a_threshold_of_its_own() -> None:
@@ -279,9 +302,10 @@ def test_what_comes_back_falls_below_its_own_threshold() -> None:
     scores /= np.linalg.norm(scores, axis=1, keepdims=True)
     r, rows = scores @ scores.T, np.full(3, 400)
     gone = [one for one in swept(scores, order=np.array([0, 2, 1])) if one.index == 1]
+    order = np.array([0, 2, 1])
     for threshold, back in ((0.9, []), (0.95, [1])):
         thresholds = np.array([0.99, threshold, 0.99])
-        assert returning(r, np.array([2]), gone, rows, thresholds).tolist() == back
+        assert returning(r, order, np.array([2]), gone, rows, thresholds).tolist() == back
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.88, 0.95, 1.0])

@@ -56,9 +56,9 @@ class Gram:
     targets: int = 0
 
     def of(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Places of the columns among those named, in the order of their names."""
+        """Places of the columns among those named, as they are named."""
         place = {name: index for index, name in enumerate(self.names)}
-        return np.array([place[name] for name in sorted(names) if name in place], dtype=np.int64)
+        return np.array([place[name] for name in names if name in place], dtype=np.int64)
 
     def among(self, names: Sequence[str]) -> Gram:
         """The same of all of some columns; one that is not in it shares nothing with any."""

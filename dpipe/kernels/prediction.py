@@ -1,10 +1,10 @@
 """Which columns the kept ones predict, in one pass through an order of columns.
 
-Covers: the sweep that keeps a column unless kept ones predict it, what that claim needs in rows,
-and how well a given set of columns predicts the others. Host arrays only: one p x p Gram matrix,
-however many rows it came from.
-Does not cover: the Gram matrix itself, the order (see `dpipe.passes`), the strict elimination by
-variance inflation (see `dpipe.kernels.vif`).
+Covers: the sweep that keeps a column unless kept ones predict it, and what that claim needs in
+rows. Host arrays only: one p x p Gram matrix, however many rows it came from.
+Does not cover: the Gram matrix itself, the order (see `dpipe.passes`), what a later selection
+predicts (see `dpipe.kernels.explained`), the strict elimination by variance inflation (see
+`dpipe.kernels.vif`).
 See also: docs/statistics.md, with every formula and its source.
 
 A claim is either *by few* (at most a handful of kept columns, found by forward selection and named)
@@ -16,7 +16,6 @@ many sets of them, is not made.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +29,6 @@ from dpipe.kernels.gram import (
     Matrix,
     asked_first,
     check_gram,
-    factored,
     largest_first,
 )
 
@@ -250,7 +248,7 @@ class _Sweep:
     def _claim(self, j: int, left: float) -> Prediction | None:
         """What predicts column `j`, of which the kept columns leave `left`; None to keep it."""
         m = len(self.factor.basis)
-        if m == 0 or not _reaches(1 - left, self.thresholds[j]):  # fewer leave more
+        if m == 0 or not reached(1 - left, self.thresholds[j]):  # fewer leave more
             return None
         exact = left < RESIDUAL_VARIANCE
         if (m <= self.most or exact) and self._holds(j, 1 - left, m, m):
@@ -261,7 +259,7 @@ class _Sweep:
         """Whether the rows of column `j` bear the claim."""
         n = int(self.rows[j])
         return (
-            _reaches(adjusted(r_squared, n, predictors), self.thresholds[j])
+            reached(adjusted(r_squared, n, predictors), self.thresholds[j])
             and log_chance(r_squared, n, predictors, choices) <= self.limit
         )
 
@@ -351,145 +349,14 @@ class _Forward:
         return True
 
 
-def explained(r: Matrix, kept: Indices, others: Indices, rows: Indices) -> tuple[Matrix, int]:
-    """How well all of `kept` together predict each of `others`, adjusted.
-
-    Parameters
-    ----------
-    r
-        (p, p) Gram matrix as for `sweep`.
-    kept, others
-        Indices into r, in an order that does not depend on the input's.
-    rows
-        (p,) rows that each column's R^2 may count on.
-
-    Returns
-    -------
-    (others,) adjusted R^2, minus infinity where the rows leave no freedom, and the number of
-    independent columns among `kept`.
+def reached(value: float, threshold: float) -> bool:
+    """Whether an R^2 reaches a threshold, as whole millionths, so that no rounding of sums decides.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> values, rank = explained(
-    ...     np.array([[1.0, 0.8], [0.8, 1.0]]), np.array([0]), np.array([1]), np.array([50, 50])
-    ... )
-    >>> round(float(values[0]), 2), rank
-    (0.63, 1)
+    >>> reached(0.8999996, 0.9), reached(-math.inf, 0.0)
+    (True, False)
     """
-    factor = factored(r[np.ix_(kept, kept)])
-    basis = kept[factor.basis]
-    triangle = factor.values[factor.basis, : len(basis)]
-    beside = np.linalg.solve(triangle, r[np.ix_(basis, others)])
-    left = np.clip(1 - (beside * beside).sum(axis=0), 0, 1)
-    left[left < RESIDUAL_VARIANCE] = 0
-    values = [
-        adjusted(1 - rest, int(n), len(basis)) for rest, n in zip(left, rows[others], strict=True)
-    ]
-    return np.array(values), len(basis)
-
-
-def on_selection(
-    r: Matrix, kept: Indices, predictions: Sequence[Prediction], rows: Indices
-) -> NDArray[np.float64]:
-    """The best adjusted R^2 of each column that went, on the columns of a later selection.
-
-    Parameters
-    ----------
-    r, rows
-        As for `sweep`.
-    kept
-        The selection, as indices into r.
-    predictions
-        Answers of `sweep`.
-
-    Returns
-    -------
-    (predictions,) R^2 on all of `kept`, or that of its own few predictors where all of these are
-    among `kept` and it is larger: many predictors cost degrees of freedom.
-    """
-    others = np.array([one.index for one in predictions], dtype=np.int64)
-    values, _ = explained(r, kept, others, rows)
-    present = set(kept.tolist())
-    stated = [
-        one.r_squared
-        if one.partners and all(column in present for column, _ in one.partners)
-        else -math.inf
-        for one in predictions
-    ]
-    return np.maximum(values, stated)
-
-
-def returning(
-    r: Matrix,
-    kept: Indices,
-    predictions: Sequence[Prediction],
-    rows: Indices,
-    threshold: float | Matrix,
-    admitted: Callable[[list[int]], list[int]] = list,
-) -> Indices:
-    """Which of the columns that went must come back, so that `kept` and they predict the others.
-
-    One comes back where neither `kept` nor those that came back before it predict it: often one
-    that comes back predicts others that fell with it.
-
-    Parameters
-    ----------
-    r, kept, rows
-        As for `on_selection`.
-    predictions
-        Answers of `sweep`, from the column most worth having back to the one least so.
-    threshold
-        R^2 that a column needs to stay away, (p,) or one for all.
-    admitted
-        Which of some columns that must come back may: all, unless something else stands for one.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> r = np.array([[1.0, 0.99, 0.0], [0.99, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    >>> rows = np.full(3, 100)
-    >>> predictions = sweep(r, np.arange(3), np.zeros(3, bool), rows, 0.9, None)
-    >>> returning(r, np.array([2]), predictions, rows, 0.9).tolist()  # another pass took column 0
-    [1]
-    """
-    thresholds = np.broadcast_to(threshold, len(r))
-    back: list[int] = []
-    waiting = list(predictions)
-    while waiting:
-        selection = np.concatenate([kept, np.array(back, dtype=np.int64)])
-        values = on_selection(r, selection, waiting, rows)
-        fallen = [
-            one.index
-            for value, one in zip(values.tolist(), waiting, strict=True)
-            if not _reaches(value, thresholds[one.index])
-        ]
-        missed = _missed(r, selection, fallen, rows, thresholds) if fallen else []
-        if not missed:  # also where two ways to one R^2 round to either side of the threshold
-            break
-        back += admitted(missed)
-        waiting = [one for one in waiting if one.index not in missed]
-    return np.array(back, dtype=np.int64)
-
-
-def _missed(
-    r: Matrix, selection: Indices, columns: Sequence[int], rows: Indices, thresholds: Matrix
-) -> list[int]:
-    """Which columns, taken in turn, neither a selection nor those taken before predict."""
-    together = np.concatenate([selection, np.array(columns, dtype=np.int64)])
-    factor = factored(r[np.ix_(together, together)], len(selection))
-    missed = []
-    for j, column in enumerate(columns, len(selection)):
-        left = factor.left(j)
-        value = adjusted(1 - left, int(rows[column]), len(factor.basis))
-        if not _reaches(value, thresholds[column]):
-            missed.append(column)
-            factor.take(j)
-    return missed
-
-
-def _reaches(value: float, threshold: float) -> bool:
-    """Compared as whole millionths, so that no rounding of sums decides."""
     return round(value, 6) >= round(threshold, 6) if math.isfinite(value) else value > 0
 
 

@@ -98,7 +98,8 @@ INVENTORY = (
         "for each kept column its alternatives with pass, measure and value, and the chain where "
         "a representative was itself dropped later; of a column that others predict "
         "`n_predictors`, where few or exact `predictors` (names and coefficients), and `r2_final`, "
-        "the adjusted R^2 on the final selection; "
+        "the adjusted R^2 on the final selection, or on a part of it where that is larger "
+        "(docs/statistics.md); "
         "`relevance` where the run has a target; `came_back` of a column that a later pass "
         "dropped after pass 3 had",
     ),
@@ -124,7 +125,7 @@ INVENTORY = (
         "fingerprint of the input, seeds, measures "
         "(title and symbol, their pass), plan, seconds and memory of each pass (of the run that "
         "computed it), faults survived; `order`, in which pass 3 went through the columns, where "
-        "many of them predict one; `returned`, the columns that came back, in the order they "
+        "it dropped any; `returned`, the columns that came back, in the order they "
         "did; with `--max-columns` `chosen`: the columns in the order "
         "they were taken, each with the share of the variance of the table, and of the target in "
         "the rows where it is known, that it and those before it explain",

@@ -295,7 +295,7 @@ class PassResult:
     chosen
         The columns kept in the order they were taken, of a pass that keeps a number of them.
     order
-        The columns in the order the pass went through them, where a drop follows from it.
+        The columns in the order the pass went through them, where it dropped any.
     """
 
     number: int

@@ -32,7 +32,7 @@ from dpipe.kernels.budget import (
     choose_for_target,
     ridge_for,
 )
-from dpipe.kernels.prediction import explained
+from dpipe.kernels.explained import explained
 from dpipe.model.events import Finding, PlannedPass
 from dpipe.model.records import Drop, PassResult, Step
 from dpipe.model.registry import Pass, Reason
@@ -138,9 +138,9 @@ def _whose(context: Context, parts: Sequence[Gram]) -> str:
 
 def _drops(this: Pass, gram: Gram, kept: set[str], dropped: Sequence[str]) -> list[Drop]:
     """What goes, with the adjusted R^2 of each column on those that stay."""
-    left, others = gram.of(sorted(kept)), gram.of(dropped)
+    left, others = gram.of(sorted(kept)), gram.of(sorted(dropped))
     if len(left) and len(others):
-        values = explained(gram.values, left, others, gram.rows)[0]
+        values = explained(gram.values, left, others, gram.rows)
     else:
         values = np.zeros(len(others))
     known = dict(zip((gram.names[index] for index in others), values.tolist(), strict=True))

@@ -24,13 +24,8 @@ from dpipe.engine.machine import Machine
 from dpipe.engine.memory import prediction_bytes
 from dpipe.engine.plan import TableShape, plan_grid
 from dpipe.errors import InputError
-from dpipe.kernels.prediction import (
-    Prediction,
-    on_selection,
-    required_r2,
-    returning,
-    sweep,
-)
+from dpipe.kernels.explained import on_selection, returning
+from dpipe.kernels.prediction import Prediction, required_r2, sweep
 from dpipe.kernels.vif import Elimination, eliminate
 from dpipe.model.events import Finding, PlannedPass
 from dpipe.model.records import Drop, PassResult
@@ -65,14 +60,13 @@ def run(this: Pass, context: Context, prepared: Prepared, columns: Sequence[str]
         gram.names[one.index]: _predicted(this, one, gram, kept, float(required[one.index]))
         for one in predictions
     } | {gram.names[one.index]: _strict(this, one, gram, kept, options) for one in inflated}
-    follows = any(not drop.predictors for drop in drops.values())
     return PassResult(
         this.number,
         this.name,
         tuple(name for name in columns if name not in drops),
         tuple(drops[name] for name in columns if name in drops),
-        predicted=_on_selection(gram, kept, predictions),
-        order=tuple(gram.names[index] for index in order) if follows else (),
+        predicted=_on_selection(gram, order, kept, predictions),
+        order=tuple(gram.names[index] for index in order) if drops else (),
     )
 
 
@@ -104,8 +98,9 @@ def review(
     drops = {d.column: d for d in mine.drops if d.column in mine.predicted}
     drops = {name: drop for name, drop in drops.items() if name not in settled}
     gram = gram_of(this, context, prepared, [*later.kept, *drops])
-    in_order = [gram.names[index] for index in order_of(prepared, context, gram)]
-    predictions = [_as_found(drops[name], gram) for name in in_order if name in drops]
+    order = gram.of(mine.order)
+    place = {name: index for index, name in enumerate(gram.names)}
+    predictions = [_as_found(drops[name], place) for name in mine.order if name in drops]
     kept, returned, similar = list(later.kept), list[str](), dict[str, Drop]()
 
     def admitted(missed: list[int]) -> list[int]:
@@ -118,7 +113,8 @@ def review(
 
     if context.options.vif_threshold is None and not PASSES[later.number].rations:
         required = _required(context, gram.names)
-        returning(gram.values, gram.of(kept), predictions, gram.rows, required, admitted)
+        left = gram.of(kept)
+        returning(gram.values, order, left, predictions, gram.rows, required, admitted)
     predictions = [one for one in predictions if gram.names[one.index] not in returned]
     lost = {drop.column: drop for drop in later.drops} | similar
     return dataclasses.replace(
@@ -126,17 +122,20 @@ def review(
         kept=_in_order(prepared, kept),
         drops=tuple(lost[name] for name in _in_order(prepared, lost)),
         returned=tuple(returned),
-        predicted=_on_selection(gram, gram.of(kept), predictions),
+        predicted=_on_selection(gram, order, gram.of(kept), predictions),
     )
 
 
 def _on_selection(
-    gram: Gram, kept: NDArray[np.int64], predictions: Sequence[Prediction]
+    gram: Gram,
+    order: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    predictions: Sequence[Prediction],
 ) -> dict[str, float]:
     """The R^2 of each column that went, on the columns that stay."""
     if not predictions:
         return {}
-    values = on_selection(gram.values, kept, predictions, gram.rows).tolist()
+    values = on_selection(gram.values, order, kept, predictions, gram.rows).tolist()
     names = (gram.names[one.index] for one in predictions)
     return dict(zip(names, values, strict=True))
 
@@ -276,9 +275,8 @@ def _terms(predictors: Sequence[tuple[str, float]]) -> str:
     return " and ".join([", ".join(terms[:-1]), terms[-1]] if len(terms) > 1 else terms)
 
 
-def _as_found(drop: Drop, gram: Gram) -> Prediction:
-    """The prediction that a drop records, of columns that are not in the matrix at -1."""
-    place: Mapping[str, int] = {name: index for index, name in enumerate(gram.names)}
+def _as_found(drop: Drop, place: Mapping[str, int]) -> Prediction:
+    """The prediction that a drop records, of columns that have no place at -1."""
     return Prediction(
         place[drop.column],
         drop.value or 0.0,

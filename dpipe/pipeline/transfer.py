@@ -16,10 +16,13 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from dpipe.choice.rules import first_broken
 from dpipe.engine.context import Context, Prepared
@@ -28,7 +31,7 @@ from dpipe.engine.grid import measured_pairs
 from dpipe.engine.measures import fusion_of
 from dpipe.engine.screen import similar_pairs
 from dpipe.errors import InputError
-from dpipe.kernels.prediction import explained
+from dpipe.kernels.explained import explained
 from dpipe.model.events import Emit, Event
 from dpipe.model.records import Decision, Role, reaches
 from dpipe.model.registry import PASSES, Pass, Reason
@@ -86,7 +89,8 @@ def transfer(
         finished = RunFolder(here)
         decisions = {each.column: each for each in finished.read_decisions()}
         ranges = {each.name: (each.minimum, each.maximum) for each in finished.read_statistics()}
-        options = _options_of(finished.read_run(), options or Options())
+        record = finished.read_run()
+        options = _options_of(record, options or Options())
 
     def emit(event: Event) -> None:
         for observer in observers:
@@ -119,7 +123,7 @@ def transfer(
         predicted = _predicted(dropped, options, finished)
         certificates = (
             *new.certificates([each for each in dropped if _measure_of(each) is not None]),
-            *new.predictions(kept, predicted, decisions),
+            *new.predictions(kept, predicted, decisions, record.get("order") or ()),
         )
         answer = Transfer(
             n_rows=n_rows,
@@ -257,24 +261,38 @@ class _New:
         kept: Sequence[str],
         predicted: Mapping[str, _Predicted],
         decisions: Mapping[str, Decision],
+        order: Sequence[str],
     ) -> list[Certificate]:
-        """Dropped columns beside what the kept ones predict of them, where the rows can tell."""
-        left = {name for name in kept if self._varies(name)}
-        names = sorted(filter(self._varies, predicted))  # as `gram.of` gives their places
+        """Dropped columns beside what the kept ones predict of them, where the rows can tell.
+
+        As `dpipe.kernels.explained.on_selection` does: on all kept ones, on those that come before
+        the column in the order of the run, or on the few that the drop names.
+        """
+        place = {name: index for index, name in enumerate(order)}
+
+        def rank(name: str) -> tuple[int, str]:
+            return place.get(name, len(place)), name
+
+        left = sorted(filter(self._varies, kept), key=rank)
+        names = sorted(filter(self._varies, predicted), key=rank)
         if not left or not names:
             return []
         this = next(each for each in PASSES.values() if Reason.PREDICTED in each.reasons)
         gram = gram_of(this, self._context, self._prepared, [*left, *names])
+        first = [  # runs have not always recorded an order
+            bisect(left, rank(name), key=rank) if name in place else len(left) for name in names
+        ]
 
-        def r_squared(of: Sequence[str], by: Collection[str]) -> list[float]:
-            values, _ = explained(gram.values, gram.of(sorted(by)), gram.of(of), gram.rows)
+        def r_squared(of: Sequence[str], by: Sequence[str], first: Sequence[int]) -> list[float]:
+            by_places, places = gram.of(by), gram.of(of)
+            values = explained(gram.values, by_places, places, gram.rows, np.array(first))
             return list(map(float, values))
 
         found = []
-        for name, value in zip(names, r_squared(names, left), strict=True):
+        for name, value in zip(names, r_squared(names, left, first), strict=True):
             few = predicted[name].few
-            if few and left.issuperset(few):  # which cost fewer degrees of freedom than all
-                value = max(value, *r_squared([name], few))
+            if few and set(left).issuperset(few):  # which cost fewer degrees of freedom than all
+                value = max(value, *r_squared([name], few, [len(few)]))
             if math.isfinite(value):
                 before = predicted[name].value
                 found.append(self._certificate(decisions[name], "r2", before, max(value, 0.0)))

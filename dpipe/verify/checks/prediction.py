@@ -146,7 +146,7 @@ def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failu
         sooner = [other for other in order[:place] if other in scores]
         stays = [other for other in sooner if other in left]
         stages = (first, [*first, *sooner], [*first, *stays], others)
-        after = min(scores.adjusted(name, stage)[1] for stage in stages)
+        after = min(_on_selection(claims, scores, [name], stage)[name] for stage in stages)
         if after >= limit + R2_TOLERANCE:
             yield (
                 f"column {name!r} cannot have come back: the selection predicts it with R^2 "
@@ -157,16 +157,15 @@ def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failu
 def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) -> Failures:
     """The R^2 of every drop on the columns kept in the end, which must reach the threshold.
 
-    It is that on all of them, or on the few that the drop names where that is larger: many
-    predictors cost degrees of freedom.
+    Where it is larger it is that on the few that the drop names.
     """
     selected = [name for name in sorted(claims.selected) if name in scores]
-    names = [row.column for row in predicted]
-    for row, on_all in zip(predicted, scores.all_adjusted(names, selected), strict=True):
+    on_selection = _on_selection(claims, scores, [row.column for row in predicted], selected)
+    for row in predicted:
         claims.compared["predictions by the selection"] += 1
         entry = claims.entry(row.column)
         named = list(entry.get("predictors", {}))
-        found = on_all
+        found = on_selection[row.column]
         if named and set(named) <= set(selected):
             found = max(found, scores.adjusted(row.column, named)[1])
         recorded, limit = entry.get("r2_final", -math.inf), claims.required_r2(row.column)
@@ -184,6 +183,20 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"below the threshold {limit:g}"
             )
+
+
+def _on_selection(
+    claims: Claims, scores: Scores, names: Sequence[str], selected: Sequence[str]
+) -> dict[str, float]:
+    """The adjusted R^2 of columns on a selection, or on those of it before them in the order.
+
+    The larger of the two: many predictors cost degrees of freedom.
+    """
+    on_all = dict(zip(names, scores.all_adjusted(names, selected), strict=True))
+    members = {*names, *selected}
+    order = [name for name in claims.order if name in members and name in scores]
+    before = scores.in_turn(order, {*selected}, {*names})
+    return {name: max(on_all[name], before.get(name, (-math.inf, 0))[0]) for name in names}
 
 
 def _check_inflated(
