@@ -324,7 +324,7 @@ def test_the_two_commands_of_the_readme() -> None:
         'python -m pip install . && dpipe run "examples/nci/*.parquet" '
         "--target tpsa_reference --output-dir out"
     )
-    assert test == 'python -m pip install ".[test]" && python -m pytest -n 2 --dist worksteal'
+    assert test == 'python -m pip install ".[test]" && python -m pytest -n 3 --dist worksteal'
     assert list((ROOT / "examples" / "nci").glob("*.parquet"))
 
 
