@@ -137,12 +137,8 @@ def own_process(module: str, *arguments: str, environment: dict[str, str] | None
 
 
 def command(words: Sequence[str], checkout: Path) -> tuple[float, float]:
-    """Seconds of a command of dpipe, and CPU seconds of all the processes that it starts.
-
-    Those that outlive their parents become this one's (Linux), so that they are counted.
-    """
-    ctypes.CDLL(None).prctl(_ADOPT, 1, 0, 0, 0)
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    """Seconds of a command of dpipe, and CPU seconds of all the processes that it starts."""
+    spent, start = cpu_of_children(), time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "dpipe", *words],
         env={**os.environ, "PYTHONPATH": str(checkout)},
@@ -153,10 +149,25 @@ def command(words: Sequence[str], checkout: Path) -> tuple[float, float]:
     took = time.perf_counter() - start
     if done.returncode not in (0, 4):  # 4: the selection does not hold
         done.check_returncode()
-    while psutil.Process().children():
-        os.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return took, spent()
+
+
+def cpu_of_children() -> Callable[[], float]:
+    """What tells how many CPU seconds the processes took that this one started from here on.
+
+    It waits until all have ended. Those that outlive their parents, as the server that workers are
+    forked from, become this one's (Linux), so that they are counted.
+    """
+    ctypes.CDLL(None).prctl(_ADOPT, 1, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+
+    def spent() -> float:
+        while psutil.Process().children():
+            os.wait()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return spent
 
 
 def worker_env() -> dict[str, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import finish, machine, median, parser, show
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.common import ROOT, cpu_of_children, finish, machine, median, parser, show
 
 
 def folder_of_files(parent: Path, files: int, rows: int, columns: int) -> Path:
@@ -46,7 +43,7 @@ def folder_of_files(parent: Path, files: int, rows: int, columns: int) -> Path:
 
 def pass_1(folder: Path, checkout: Path) -> tuple[float, float]:
     """Seconds of pass 1, and CPU seconds of the whole command."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = cpu_of_children()
     with tempfile.TemporaryDirectory() as out:
         words = [sys.executable, "-m", "dpipe", "run", str(folder), "--output-dir", out]
         subprocess.run(
@@ -56,9 +53,7 @@ def pass_1(folder: Path, checkout: Path) -> tuple[float, float]:
             check=True,
         )
         passes = json.loads((Path(out) / "run.json").read_text())["passes"]
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return passes[0]["seconds"], cpu
+    return passes[0]["seconds"], spent()
 
 
 def decode(folder: Path) -> tuple[float, float]:

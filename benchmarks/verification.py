@@ -9,7 +9,6 @@ gets what they have together.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,13 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import finish, machine, median, parser, show, table
+from benchmarks.common import cpu_of_children, finish, machine, median, parser, show, table
 from dpipe.options.kinds import parse_size
 
 
 def measured(*words: str) -> tuple[float, float, int]:
     """Seconds, CPU seconds and peak memory of a dpipe command with all its processes."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    spent, start = cpu_of_children(), time.perf_counter()
     peak, ended = 0, threading.Event()
     with subprocess.Popen([sys.executable, "-m", "dpipe", *words], stdout=subprocess.DEVNULL) as p:
 
@@ -37,13 +36,12 @@ def measured(*words: str) -> tuple[float, float, int]:
         watcher = threading.Thread(target=watch)
         watcher.start()
         code = p.wait()
+        took = time.perf_counter() - start
         ended.set()
         watcher.join()
     if code:
         raise SystemExit(f"dpipe {words[0]} ended with {code}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.perf_counter() - start, cpu, peak
+    return took, spent(), peak
 
 
 def _resident(pid: int) -> int:
