@@ -1,4 +1,4 @@
-"""The sweep of pass 3 against least squares, the F test, and tables whose answer is known."""
+"""The sweep of pass 3 and what a selection predicts: least squares, the F test, known answers."""
 
 from __future__ import annotations
 
