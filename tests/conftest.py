@@ -226,6 +226,15 @@ def client(cluster: object) -> Iterator[object]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def here() -> Iterator[Any]:
+    """A client of threads of this process: for runs whose subject is not the workers."""
+    from dpipe.session import threads_here
+
+    with threads_here() as client:
+        yield client
+
+
 @pytest.fixture
 def heard() -> Any:
     """What a session tells, for `emit`: a list that collects it."""

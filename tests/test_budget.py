@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +42,10 @@ from dpipe.rankstore import (
     write_block,
 )
 from dpipe.runfolder import RunFolder
-from dpipe.session import threads_here
 from dpipe.verify import verify
 
 N = 240
 QUIET: dict[str, Any] = {"restart": "never", "passes": (1, 2, 3)}
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Any]:
-    with threads_here() as client:
-        yield client
 
 
 def frame() -> pd.DataFrame:

@@ -142,7 +142,12 @@ def test_select__real_mordred_decisions_are_those_of_pandas(
     names = [name for name in frame.columns if name in set(chosen)]
     excluded = [name for name in frame.columns if name not in set(chosen)]
     result = dpipe.select(
-        folder, client=client, passes=[1, 2], exclude=excluded, output_dir=tmp_path / "run"
+        folder,
+        client=client,
+        restart="never",
+        passes=[1, 2],
+        exclude=excluded,
+        output_dir=tmp_path / "run",
     )
     check_real_decisions(frame[names], result)
 
@@ -153,7 +158,12 @@ def test_select__example_decisions_are_those_of_pandas(client: Any, tmp_path: Pa
     chosen = list(frame.columns[::6])
     excluded = [name for name in frame.columns if name not in chosen]
     result = dpipe.select(
-        folder, client=client, passes=[1, 2], exclude=excluded, output_dir=tmp_path / "run"
+        folder,
+        client=client,
+        restart="never",
+        passes=[1, 2],
+        exclude=excluded,
+        output_dir=tmp_path / "run",
     )
     check_real_decisions(frame[chosen], result)
 
@@ -179,6 +189,7 @@ def test_select__pairs_that_miss_rows_for_a_reason_are_measured_on_the_rest(
     run = dpipe.select(
         tmp_path / "table.parquet",
         client=client,
+        restart="never",
         passes=(1, 4),
         nonlinear_threshold=0.7,
         pairs_from=0.4,
@@ -274,7 +285,11 @@ def test_select__own_ranks_that_mislead_are_ranked_again(
     assert frame["low"].corr(frame["high"], method="spearman") == pytest.approx(1)
     write_parts(table, tmp_path / "table")
     result = dpipe.select(
-        tmp_path / "table", client=client, passes=[1, 2], output_dir=tmp_path / "run"
+        tmp_path / "table",
+        client=client,
+        restart="never",
+        passes=[1, 2],
+        output_dir=tmp_path / "run",
     )
     check_certificate(frame, result)
     assert len(result.selected) == 4
@@ -368,7 +383,12 @@ def test_select__writes_the_reduced_table_when_asked(
 ) -> None:
     def run(**options: Any) -> Selection:
         return dpipe.select(
-            table_folder, client=client, output_dir=tmp_path / "run", passes=[1, 2], **options
+            table_folder,
+            client=client,
+            restart="never",
+            output_dir=tmp_path / "run",
+            passes=[1, 2],
+            **options,
         )
 
     result = run(write_table=True, id_columns=["flag"])
@@ -404,7 +424,12 @@ def test_select__columns_whose_types_do_not_meet_are_left_out_of_the_reduced_tab
         frame.to_parquet(data / f"{name}.parquet")
     notes: list[Event] = []
     result = dpipe.select(
-        data, client=client, output_dir=tmp_path / "run", write_table=True, observers=[notes.append]
+        data,
+        client=client,
+        restart="never",
+        output_dir=tmp_path / "run",
+        write_table=True,
+        observers=[notes.append],
     )
     assert result.selected == ("x",)
     assert list(pd.read_parquet(tmp_path / "run" / "table")) == ["x", "label"]
@@ -624,7 +649,12 @@ def test_select__pairs_near_the_threshold_are_listed_on_both_sides(
     rho = frame.corr("spearman").to_numpy()[np.triu_indices(30, 1)]
     threshold = float(np.median(rho))
     dpipe.select(
-        frame, client=client, passes=(1, 2), spearman_threshold=threshold, output_dir=tmp_path
+        frame,
+        client=client,
+        restart="never",
+        passes=(1, 2),
+        spearman_threshold=threshold,
+        output_dir=tmp_path,
     )
     listed = [value for _, _, value in RunFolder(tmp_path).read_run()["near_threshold"]["2"]]
     near = rho[np.abs(rho - threshold) <= 0.005]

@@ -132,7 +132,7 @@ def test_a_run_on_s3_chooses_what_a_local_run_chooses(
 ) -> None:
     data = tmp_path / "data.parquet"
     pq.write_table(table(), data)
-    here = run([data], Options(), output_dir=tmp_path / "here", client=client)
+    here = run([data], Options(restart="never"), output_dir=tmp_path / "here", client=client)
     words = [
         *("run", "s3://bucket/data/", "--output-dir", "there", *SMALL, "--verbose"),
         *("--storage-options", json.dumps(options), "--scratch-dir", "s3://bucket/scratch"),
@@ -415,7 +415,7 @@ def test_notes_of_a_run_hold_no_secret(tmp_path: Path, client: Any) -> None:
     events: list[Event] = []
     run(
         [data],
-        Options(passes=(1, 2)),
+        Options(passes=(1, 2), restart="never"),
         output_dir=tmp_path / "out",
         client=client,
         observers=(events.append,),

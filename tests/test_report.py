@@ -243,7 +243,9 @@ def test_page_of_a_real_run(tmp_path: Path, client: Any) -> None:
     columns["flat"] = np.zeros(400)
     columns["holes"] = np.where(rng.random(400) < 0.1, np.nan, rng.normal(size=400))
     pq.write_table(pa.table(columns), tmp_path / "table.parquet")
-    result = dpipe.select(tmp_path / "table.parquet", client=client, output_dir=tmp_path / "run")
+    result = dpipe.select(
+        tmp_path / "table.parquet", client=client, restart="never", output_dir=tmp_path / "run"
+    )
 
     page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert f"24 columns in, {len(result.selected)} kept" in page.text

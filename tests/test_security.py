@@ -161,13 +161,14 @@ def test_nothing_in_a_run_folder_is_unpickled(
     signed: bool, data: Path, tmp_path: Path, client: Any
 ) -> None:
     out, evidence = tmp_path / "out", tmp_path / "evidence"
-    run([data], Options(sample_rows=150), output_dir=out, client=client)
+    options = Options(sample_rows=150, restart="never")
+    run([data], options, output_dir=out, client=client)
     assert set_traps(out, evidence) >= 5
     if signed:
         sign_again(out / "checkpoint")
-    for options in (Options(sample_rows=150), Options(sample_rows=150, spearman_threshold=0.9)):
+    for again in (options, options.replace(spearman_threshold=0.9)):
         with contextlib.suppress(DpipeError):
-            run([data], options, output_dir=out, client=client)
+            run([data], again, output_dir=out, client=client)
         set_traps(out, evidence)
     for look in (verify, write_report):
         with contextlib.suppress(DpipeError):
@@ -197,7 +198,8 @@ def test_a_manifest_cannot_lead_outside(
 ) -> None:
     out, victim = tmp_path / "out", tmp_path / "victim.txt"
     victim.write_text("mine")
-    run([data], Options(passes=(1, 2)), output_dir=out, client=client)
+    options = Options(passes=(1, 2), restart="never")
+    run([data], options, output_dir=out, client=client)
     manifest = out / "checkpoint" / "manifest.json"
     content = json.loads(manifest.read_text())
     name = str(victim) if absolute else "../victim.txt"
@@ -205,7 +207,7 @@ def test_a_manifest_cannot_lead_outside(
     manifest.write_text(json.dumps(content))
     assert invoke("verify", out).exit_code == 2
     with contextlib.suppress(DpipeError):
-        run([data], Options(passes=(1, 2)), output_dir=out, client=client)
+        run([data], options, output_dir=out, client=client)
     with contextlib.suppress(DpipeError):
         RunFolder(out).prune_results(())
     assert victim.read_text() == "mine"
@@ -308,7 +310,7 @@ def test_a_run_on_an_open_scheduler_warns(
     data: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Event] = []
-    options = Options(passes=(1, 2))
+    options = Options(passes=(1, 2), restart="never")
     run([data], options, output_dir=tmp_path / "here", client=client, observers=(told.append,))
     assert not [e for e in told if isinstance(e, Note) and e.level == "warning"]
     monkeypatch.setattr("dpipe.session.attach.scheduler_address", lambda _: "tcp://10.0.0.1:8786")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from dpipe.errors import InputError
 from dpipe.estimator import DescriptorSelector
 from dpipe.model.events import Note
 from dpipe.options import Options
-from dpipe.session import threads_here
 from dpipe.table import open_table
 from dpipe.table.target import read_target
 from dpipe.verify import verify
@@ -29,12 +27,6 @@ from dpipe.verify import verify
 N = 300
 WIDTH = 1 - 1 / np.sqrt(2)
 """Of the Gaussian kernel on ranks, as docs/statistics.md gives it."""
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Any]:
-    with threads_here() as client:
-        yield client
 
 
 def table(seed: int = 0) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from dpipe.model.events import Note
 from dpipe.options import Options
 from dpipe.runfolder import RunFolder
 from dpipe.selection import Selection
-from dpipe.session import threads_here
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
 FLOOR = 0.4
@@ -35,12 +33,6 @@ WHOLE: dict[str, Any] = {**OPTIONS, "spearman_threshold": 0.98, "r2_threshold": 
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("thresholds") / "table"
     return write_parts(mixed_table(600, families=3), folder, parts=2)
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Any]:
-    with threads_here() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

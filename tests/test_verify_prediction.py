@@ -7,7 +7,7 @@ Does not cover: the other passes (`test_verify`), the number of columns (`test_b
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,9 @@ from bending import bend_column, bend_entry, leave, record_of
 import dpipe
 from dpipe.errors import VerificationError
 from dpipe.runfolder import RunFolder
-from dpipe.session import threads_here
 from dpipe.verify import verify
 
 N = 500
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Any]:
-    with threads_here() as client:
-        yield client
 
 
 def independent(count: int, seed: int = 0) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from dpipe.kernels.draws import rdc_draws
 from dpipe.model.records import Decision
 from dpipe.options import Options
 from dpipe.runfolder import RunFolder
-from dpipe.session import threads_here
 from dpipe.table import open_table
 from dpipe.verify import verify
 from dpipe.verify.checks.claims import RELEVANCE_TOLERANCE
@@ -31,12 +30,6 @@ Array = NDArray[np.float64]
 Rows = tuple[Decision, ...]
 N = 260
 SEED = 4
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Any]:
-    with threads_here() as client:
-        yield client
 
 
 def frame(n: int = N) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from dpipe.verify import verify
 
 @pytest.mark.parametrize("weights", ["hsic=1", "rdc=1", "dcor=1"])
 def test_columns_that_differ_outside_of_a_draw_alone_lose_nothing_to_each_other(
-    client: Any, tmp_path: Path, weights: str
+    here: Any, tmp_path: Path, weights: str
 ) -> None:
     base = np.random.default_rng(0).normal(size=61)
     frame = pd.DataFrame({"base": base, "count": np.round(2 * np.abs(base))})
@@ -38,7 +38,7 @@ def test_columns_that_differ_outside_of_a_draw_alone_lose_nothing_to_each_other(
     chosen: dict[str, Any] = {"weights": weights, "nonlinear_rows": 39, "passes": (1, 4)}
     seed = next(seed for seed in range(1000) if not _drawn(source, chosen, seed, gaps))
     chosen |= {"seed": seed, "nonlinear_threshold": 0.2, "min_valid": 10}
-    selection = dpipe.select(source, client=client, output_dir=tmp_path / "out", **chosen)
+    selection = dpipe.select(source, client=here, output_dir=tmp_path / "out", **chosen)
     assert len(selection.selected) == 1
     verify(tmp_path / "out")
     recorded = pd.read_parquet(tmp_path / "out" / DECISIONS)["value"].max()
@@ -49,7 +49,7 @@ def test_columns_that_differ_outside_of_a_draw_alone_lose_nothing_to_each_other(
 
 @pytest.mark.parametrize("seed", [3, 8])
 def test_columns_that_hardly_vary_in_some_directions_hold(
-    client: Any, tmp_path: Path, seed: int
+    here: Any, tmp_path: Path, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     counts = {}
@@ -60,12 +60,12 @@ def test_columns_that_hardly_vary_in_some_directions_hold(
     chosen = {"passes": (1, 4), "variance_threshold": 0, "nonlinear_threshold": 0.5}
     chosen |= {"weights": "rdc=1", "rdc_degree": 12}
     out = tmp_path / "out"
-    dpipe.select(tmp_path / "table.parquet", client=client, output_dir=out, **chosen)
+    dpipe.select(tmp_path / "table.parquet", client=here, output_dir=out, **chosen)
     assert verify(out).compared["drops of pass 4"] > 5
 
 
 def test_distance_correlation_of_a_column_with_many_equal_values_holds(
-    client: Any, tmp_path: Path
+    here: Any, tmp_path: Path
 ) -> None:
     rows = np.arange(33.0)
     frame = pd.DataFrame({"tied": np.maximum(rows, 8), "noisy": rows})
@@ -73,7 +73,7 @@ def test_distance_correlation_of_a_column_with_many_equal_values_holds(
     pq.write_table(pa.table(frame), tmp_path / "table.parquet")
     chosen = {"passes": (1, 4), "weights": "dcor=1", "nonlinear_threshold": 0.5}
     out = tmp_path / "out"
-    dpipe.select(tmp_path / "table.parquet", client=client, output_dir=out, **chosen)
+    dpipe.select(tmp_path / "table.parquet", client=here, output_dir=out, **chosen)
     assert verify(out).differences["dcor"] < 1e-6
 
 
@@ -96,10 +96,10 @@ def _drawn(source: Path, chosen: Mapping[str, Any], seed: int, rows: np.ndarray)
         {"passes": [1]},
     ],
 )
-def test_runs_of_the_pipeline_hold(client: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_runs_of_the_pipeline_hold(here: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     source = write_parts(mixed_table(1000), tmp_path / "table")
     options = {"min_valid": 50, "nonlinear_threshold": 0.75} | changes
-    dpipe.select(source, client=client, output_dir=tmp_path / "out", **options)
+    dpipe.select(source, client=here, output_dir=tmp_path / "out", **options)
     write_parts(mixed_table(10), tmp_path / "table" / "added later", parts=1)
     report = verify(tmp_path / "out")
     assert report.n_rows == changes.get("sample_rows", 1000)
