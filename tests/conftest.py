@@ -9,6 +9,7 @@ Does not cover: references and data made by tests (they stand beside the tests t
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shlex
 import shutil
@@ -24,11 +25,21 @@ import hypothesis
 import psutil
 import pytest
 
+from dpipe.common.environment import ONE_THREAD
+
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "dpipe" / "kernels"
 
 # A program of its own, which plans tiny tiles and breaks `open` as soon as it is imported.
 collect_ignore = ["faulty.py"]
+
+# The threads of a linear algebra library read it as they are loaded, here and now. On matrices as
+# small as those of tests they wait for each other, busily. What tests start finds no variable set.
+with pytest.MonkeyPatch.context() as patch:
+    for variable, value in ONE_THREAD.items():
+        patch.setenv(variable, value)
+    for library in ("numpy", "scipy.linalg"):
+        importlib.import_module(library)
 
 # Shared runners stall for seconds, so time says nothing about a test: laws are checked, not speed.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=30)

@@ -17,6 +17,7 @@ pytest.importorskip("ipykernel", reason="notebooks need a kernel")
 
 import nbformat
 
+from dpipe.common.environment import ONE_THREAD
 from notebooks import refresh
 
 NEEDS = {"03_model.ipynb": ("rdkit", "sklearn"), "02_memory.ipynb": ("matplotlib",)}
@@ -31,10 +32,12 @@ def test_there_are_four() -> None:
 @each_notebook
 # The client of Jupyter warns of its own ways; what a cell does wrong is an error all the same.
 @pytest.mark.filterwarnings("default:::jupyter_client", "default:::zmq", "default:::nbclient")
-def test_it_runs(path: Path) -> None:
+def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS.get(path.name, ()):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
+    for variable, value in ONE_THREAD.items():  # more would only wait for each other
+        monkeypatch.setenv(variable, value)
     refresh.execute(path)
 
 
