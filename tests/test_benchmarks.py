@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,24 @@ EXAMPLE = str(ROOT / "examples" / "nci" / "part-00000.parquet")
 PEERS = "dpipe,dpipe command,scipy,pandas,polars"
 
 
+@pytest.fixture
+def benchmark_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., str]:
+    """Run a script in this process, which has imported what it needs; returns what it prints."""
+
+    def call(name: str, *arguments: str) -> str:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("DPIPE_BENCHMARK_DATA", str(tmp_path / "data"))
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        importlib.import_module(f"benchmarks.{name}").main()
+        return capsys.readouterr().out
+
+    return call
+
+
 def benchmark(name: str, *arguments: str, folder: Path) -> str:
+    """Run a script in a process of its own, which those need that count what processes take."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     environment = {**os.environ, "DPIPE_BENCHMARK_DATA": str(folder / "data")}
     done = subprocess.run(
@@ -33,58 +52,84 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("peers", ["--rows=500", "--columns=6", f"--peers={PEERS}"]),
-        ("limit", ["--rows=3000", "--columns=8", "--nonlinear-rows=1000"]),
+        ("limit", ["--rows=3000", "--columns=8", "--nonlinear-rows=1000", "--workers=1"]),
         ("scaling", ["--rows=600", "--columns=8", "--steps=1", "--workers=1"]),
         ("big", ["--rows=3000", "--columns=12"]),
-        ("text", ["--rows=600,900", "--columns=8"]),
-        ("leak", ["--rows=600", "--columns=8"]),
+        ("text", ["--rows=600", "--columns=8"]),
+        ("leak", ["--rows=600", "--columns=8", "--calls=1"]),
         ("target", ["--rows=600", "--columns=8"]),
+        ("guest", ["--rows=10000", "--columns=8", "--calls=1"]),
+        ("service", ["--rows=600", "--columns=8"]),
+    ],
+)
+def test_benchmarks__run_small(
+    name: str, more: list[str], benchmark_here: Callable[..., str], tmp_path: Path
+) -> None:
+    figures = tmp_path / "figures.json"
+    out = benchmark_here(name, *QUICK[name], *more, f"--json={figures}")
+    assert "| -- |" in out
+    assert json.loads(figures.read_text())["machine"].count("dpipe") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("peers", ["--rows=500", "--columns=6", f"--peers={PEERS}"]),
         ("verification", ["--rows=3000", "--columns=8"]),
         ("nonlinear", ["--rows=600", "--columns=8", f"--other={ROOT}"]),
         ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),
         ("cluster", ["--memory=2GiB", "--rows=200000"]),
-        ("guest", ["--rows=10000", "--columns=8"]),
-        ("service", ["--rows=600", "--columns=8"]),
     ],
 )
-def test_benchmarks__run_small(name: str, more: list[str], tmp_path: Path) -> None:
+def test_benchmarks__run_small_in_processes_of_their_own(
+    name: str, more: list[str], tmp_path: Path
+) -> None:
     figures = tmp_path / "figures.json"
     out = benchmark(name, *QUICK[name], *more, f"--json={figures}", folder=tmp_path)
     assert "| -- |" in out
     assert json.loads(figures.read_text())["machine"].count("dpipe") == 1
 
 
-def test_benchmarks__whatif_finds_the_answers_of_fresh_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", QUICK)
+def test_benchmarks__are_programs(name: str) -> None:
+    text = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+    assert text.endswith('\n\n\nif __name__ == "__main__":\n    main()\n')
+
+
+def test_benchmarks__whatif_finds_the_answers_of_fresh_runs(
+    benchmark_here: Callable[..., str], tmp_path: Path
+) -> None:
     from benchmarks.common import table
 
     figures = tmp_path / "figures.json"
     small = str(table(tmp_path, 400, 24, missing=0.1, copies=0.4))
-    benchmark(
+    benchmark_here(
         "whatif", small, "--thresholds=2", "--columns=50", "--pairs=300", f"--json={figures}",
-        folder=tmp_path,
     )  # fmt: skip
     answers = json.loads(figures.read_text())["answers"]
     assert [line[-1] for line in answers] == ["2 of 2"] * 3
 
 
-def test_benchmarks__transfer_runs_small_and_agrees_with_pandas(tmp_path: Path) -> None:
+def test_benchmarks__transfer_runs_small_and_agrees_with_pandas(
+    benchmark_here: Callable[..., str], tmp_path: Path
+) -> None:
     figures = tmp_path / "figures.json"
-    benchmark(
+    benchmark_here(
         "transfer", "--rows=800", "--columns=24", "--repeats=1", f"--json={figures}",
-        folder=tmp_path,
     )  # fmt: skip
     assert json.loads(figures.read_text())["off pandas"] < 1e-9
 
 
-def test_benchmarks__reach_runs_small_and_finds_what_was_planted(tmp_path: Path) -> None:
+def test_benchmarks__reach_runs_small_and_finds_what_was_planted(
+    benchmark_here: Callable[..., str], tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     values = {f"c{place}": rng.normal(size=60) for place in range(8)}
     pq.write_table(pa.table({**values, "y": values["c1"] + values["c2"]}), tmp_path / "t.parquet")
     figures = tmp_path / "figures.json"
-    benchmark(
+    benchmark_here(
         "reach", "--shapes=150x300", f"--table={tmp_path}/t.parquet", "--target=y", "--budget=2",
-        "--repeats=1", "--folds=2", f"--json={figures}", folder=tmp_path,
+        "--repeats=1", "--folds=2", f"--json={figures}",
     )  # fmt: skip
     ((few,), (chosen,)) = json.loads(figures.read_text())["reach"]
     assert few["independent: dropped"] == 0
@@ -102,12 +147,13 @@ def test_benchmarks__ranking_runs_small(tmp_path: Path) -> None:
 OURS = ("dpipe", "dpipe command")
 
 
-def test_benchmarks__downstream_runs_small(tmp_path: Path) -> None:
+def test_benchmarks__downstream_runs_small(
+    benchmark_here: Callable[..., str], tmp_path: Path
+) -> None:
     figures = tmp_path / "figures.json"
-    benchmark(
+    benchmark_here(
         "downstream", EXAMPLE, "--target=tpsa_reference", "--leave-out=id,smiles,[A-Z]*,rdkit_*",
         "--setting=passes: [1]", "--folds=2", "--repeats=1", "--trees=3", f"--json={figures}",
-        folder=tmp_path,
     )  # fmt: skip
     found = json.loads(figures.read_text())["folds"]
     for every, first, full, targeted in zip(
@@ -118,15 +164,17 @@ def test_benchmarks__downstream_runs_small(tmp_path: Path) -> None:
         assert full["score"] <= 1
 
 
-def test_benchmarks__downstream_selects_by_rows_without_the_target_too(tmp_path: Path) -> None:
+def test_benchmarks__downstream_selects_by_rows_without_the_target_too(
+    benchmark_here: Callable[..., str], tmp_path: Path
+) -> None:
     figures = tmp_path / "figures.json"
     table = pq.read_table(EXAMPLE).to_pandas()
     table.loc[::3, "tpsa_reference"] = np.nan
     table.to_parquet(tmp_path / "part.parquet")
-    out = benchmark(
+    out = benchmark_here(
         "downstream", str(tmp_path / "part.parquet"), "--target=tpsa_reference", "--all-rows",
         "--leave-out=id,smiles,[A-Z]*,rdkit_*", "--folds=2", "--repeats=1", "--trees=3",
-        "--columns=5", f"--json={figures}", folder=tmp_path,
+        "--columns=5", f"--json={figures}",
     )  # fmt: skip
     assert f"{table['tpsa_reference'].notna().sum()} of {len(table)} rows" in out
     found = json.loads(figures.read_text())["folds"]
