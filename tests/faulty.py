@@ -83,6 +83,7 @@ if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
     # Bokeh takes two seconds of a run, for Dask's own pages and report: a hundred runs go without.
     sys.modules["distributed.dashboard.scheduler"] = None  # type: ignore[assignment]
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # which igraph loads to draw
     from distributed.scheduler import Scheduler
 
     from dpipe import pipeline
