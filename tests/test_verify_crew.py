@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import threadpoolctl
 from conftest import ROOT
 
 from dpipe.errors import ResourceError
@@ -91,3 +92,32 @@ def test_processes_end_with_the_one_that_started_them_and_hear_no_ctrl_c(tmp_pat
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(pid).wait(60)
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from dpipe.verify.crew import Crew\n"
+        "with Crew(2) as crew:\n"
+        "    print(list(crew.each(abs, [(-1,)])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    told = "the processes of the verification could not be started: a script must call dpipe under"
+    assert told in done.stderr.splitlines()[-1]
+
+
+def test_linear_algebra_takes_one_thread_here_too_while_there_is_one_process() -> None:
+    def threads() -> set[int]:
+        found = threadpoolctl.threadpool_info()
+        return {each["num_threads"] for each in found if each["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(2):
+        with Crew():
+            assert threads() == {1}
+        assert threads() == {2}

@@ -28,6 +28,7 @@ from distributed import Client, LocalCluster, Worker
 from distributed.comm.core import CommClosedError
 from distributed.deploy.cluster import Cluster
 
+from dpipe.common.spawn import within_joblib
 from dpipe.device import card
 from dpipe.errors import InputError
 from dpipe.model.events import Emit, Note, silent
@@ -46,7 +47,6 @@ from dpipe.session.local import (
     warn_when_overcommitted,
 )
 from dpipe.session.session import Session
-from dpipe.session.spawn import within_joblib
 from dpipe.session.worker import PlainWorker
 
 __all__ = [

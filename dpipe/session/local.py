@@ -33,6 +33,7 @@ from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
 from dpipe.common.environment import interrupts_blocked, interrupts_put_off, worker_environment
+from dpipe.common.spawn import advice, check_that_processes_can_start
 from dpipe.common.temporary import OwnedFolder
 from dpipe.common.words import first_line, sized
 from dpipe.errors import InputError, ResourceError
@@ -40,7 +41,6 @@ from dpipe.model.events import Emit, Note
 from dpipe.options import Options
 from dpipe.session.device import LocalWorkers
 from dpipe.session.forkserver import serve_workers
-from dpipe.session.spawn import advice, check_that_processes_can_start
 from dpipe.session.worker import QuietShutdown, give_memory_back
 
 GRACE_SECONDS = 2.0

@@ -22,7 +22,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from dpipe.common.environment import interrupts_blocked, worker_environment
+from dpipe.common.spawn import GUARD, check_that_processes_can_start, lacks_guard
 from dpipe.common.words import counted, sized, typed_size
 from dpipe.errors import ResourceError
 
@@ -57,10 +60,21 @@ class Crew:
         self.room = room
         self._context = _Recording()
         self._pool: ProcessPoolExecutor | None = None
+        self._limits: threadpool_limits | None = None
 
     def __enter__(self) -> Crew:
-        """The crew itself; processes start when there is something to do."""
-        if self.workers > 1:
+        """The crew itself; processes start when there is something to do.
+
+        Raises
+        ------
+        ResourceError
+            When this process can start no others.
+        """
+        if self.workers == 1:
+            # Threads of BLAS would only wait for each other, busily: the products are small.
+            self._limits = threadpool_limits(1)
+        else:
+            check_that_processes_can_start()
             self._pool = ProcessPoolExecutor(
                 self.workers, mp_context=self._context, initializer=_end_with_parent
             )
@@ -73,6 +87,9 @@ class Crew:
                 process.kill()
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+        if self._limits is not None:
+            self._limits.restore_original_limits()
+            self._limits = None
 
     def each(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
         """``function(*task)`` of every task, in order; few are under way at a time.
@@ -80,7 +97,7 @@ class Crew:
         Raises
         ------
         ResourceError
-            When a process was killed.
+            When a process was killed, or could not start.
         """
         if self._pool is None:
             for task in tasks:
@@ -96,6 +113,10 @@ class Crew:
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
+            if lacks_guard():
+                raise ResourceError(
+                    f"the processes of the verification could not be started: {GUARD}."
+                ) from None
             raise ResourceError(
                 f"one of the {self.workers} processes of the verification was "
                 "killed, most often for lack of memory; take fewer --workers or a smaller "

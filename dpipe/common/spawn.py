@@ -1,7 +1,7 @@
 """Starting processes from this one: what stands against it, in words for whoever called.
 
 Covers: a daemon, a process of joblib's, a script read from standard input or without a guard.
-Does not cover: starting them (`dpipe.session.local`).
+Does not cover: starting them (`dpipe.session.local`, `dpipe.verify.crew`).
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def within_joblib() -> bool:
 
 def advice() -> str:
     """What to do when workers did not start although nothing stood against it."""
+    return GUARD if lacks_guard() else "see what they wrote to the terminal, or try fewer --workers"
+
+
+def lacks_guard() -> bool:
+    """Whether processes would run the script that this one runs, from its first line on."""
     script = _script()
-    if script is not None and "__main__" not in script.read_text("utf-8", errors="replace"):
-        return GUARD
-    return "see what they wrote to the terminal, or try fewer --workers"
+    return script is not None and "__main__" not in script.read_text("utf-8", errors="replace")
 
 
 def _script() -> Path | None:
