@@ -209,6 +209,7 @@ def test_a_pair_without_a_value_is_not_compared(
         {"nonlinear_threshold": 0.6, "target": "base0"},
         {"max_columns": 6},
         {"vif_threshold": 5.0},
+        {"passes": (1, 2), "nonlinear_threshold": 0.3},
     ],
 )
 def test_a_selection_holds_on_the_data_it_was_made_from(

@@ -36,7 +36,7 @@ from dpipe.model.events import Emit, Event
 from dpipe.model.records import Decision, Role, reaches
 from dpipe.model.registry import PASSES, Pass, Reason
 from dpipe.model.transfer import Certificate, Redundant, Transfer
-from dpipe.options import DECLARED, Options, options_from
+from dpipe.options import DECLARED, Options, Section, options_from
 from dpipe.passes import prepare
 from dpipe.rankstore import temporary_store
 from dpipe.runfolder import RunFolder, mirror
@@ -147,7 +147,8 @@ def transfer(
 def _options_of(record: Mapping[str, Any], given: Options) -> Options:
     """What decides as the run had it, where to compute as the caller wants it."""
     stored = options_from(record.get("options") or {})
-    here = {name: getattr(given, name) for name, each in DECLARED.items() if each.affects is None}
+    workers = [name for name, each in DECLARED.items() if each.section is Section.WORKERS]
+    here = {name: getattr(given, name) for name in workers}
     # New data seldom has as many rows as the run, or the target, which decides nothing here.
     min_valid = stored.min_valid if given.min_valid is None else given.min_valid
     return stored.replace(**here, target=(), min_valid=min_valid)
