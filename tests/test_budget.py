@@ -43,6 +43,7 @@ from dpipe.rankstore import (
 )
 from dpipe.runfolder import RunFolder
 from dpipe.verify import verify
+from dpipe.verify.checks.claims import R2_TOLERANCE
 
 N = 240
 QUIET: dict[str, Any] = {"restart": "never", "passes": (1, 2, 3)}
@@ -252,6 +253,23 @@ def test_more_columns_than_rows_leave_no_r_squared(tmp_path: Path, here: Any) ->
 
 
 NAMES = [f"c{place:02d}" for place in range(12)]
+
+
+def test_verify_allows_for_what_hardly_any_degree_of_freedom_makes_of_rounding(
+    tmp_path: Path, here: Any
+) -> None:
+    rng = np.random.default_rng(150)
+    table = pd.DataFrame(rng.normal(size=(150, 260)), columns=[f"b{k}" for k in range(260)])
+    for k in range(10):
+        three = table.iloc[:, k] + table.iloc[:, k + 1] + table.iloc[:, k + 2]
+        table[f"s{k}"] = three + 0.1 * rng.normal(size=150)
+    table["y"] = table["b0"] + 0.5 * rng.normal(size=150)
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    options: dict[str, Any] = {"target": "y", "passes": (1, 3), "max_columns": 148}
+    out = tmp_path / "out"
+    dpipe.select(tmp_path / "t.parquet", client=here, output_dir=out, restart="never", **options)
+    report = verify(out)
+    assert R2_TOLERANCE < report.differences["r2"] < 1e-4  # of R^2 itself 1e-7
 
 
 def partly() -> pd.DataFrame:

@@ -78,6 +78,12 @@ class Scores:
             self._adjusted(name, rest, independent) for name, rest in zip(names, left, strict=True)
         ]
 
+    def multiples(self, names: Sequence[str], predictors: Sequence[str]) -> list[float]:
+        """How many times the error of R^2 an adjusted one on the same others, or on some, has."""
+        independent = len(self.independent(predictors))
+        rows = [self._n_valid[self._place[name]] for name in names]
+        return [(n - 1) / max(n - 1 - independent, 1) for n in rows]
+
     def inflation(self, names: Sequence[str]) -> Floats:
         """Variance inflation factor of each column beside the others; all infinite if dependent."""
         part = self.vectors(names)

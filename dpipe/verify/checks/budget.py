@@ -14,7 +14,13 @@ import numpy as np
 
 from dpipe.common.words import counted
 from dpipe.verify.budget import Fit, Targets, of_table, of_targets, targets_of
-from dpipe.verify.checks.claims import R2_TOLERANCE, SPEARMAN_TOLERANCE, Claims, Failures
+from dpipe.verify.checks.claims import (
+    R2_TOLERANCE,
+    SPEARMAN_TOLERANCE,
+    Claims,
+    Failures,
+    r2_tolerance,
+)
 from dpipe.verify.columns import RankedColumns
 from dpipe.verify.prediction import Scores
 
@@ -64,12 +70,14 @@ def _check_rest(claims: Claims, scores: Scores) -> Failures:
         return
     names = [row.column for row in drops]
     similar = np.abs(scores.vectors(names).T @ scores.vectors(selected))
-    found = scores.all_adjusted(names, selected)
-    for row, value, near in zip(drops, found, similar, strict=True):
+    found = zip(
+        scores.all_adjusted(names, selected), scores.multiples(names, selected), strict=True
+    )
+    for row, (value, multiple), near in zip(drops, found, similar, strict=True):
         claims.compared["drops of pass 5"] += 1
         recorded = -math.inf if row.value is None else row.value
         finite = math.isfinite(max(value, recorded))
-        if finite and not claims.note("r2", recorded, value) <= R2_TOLERANCE:
+        if finite and not claims.note("r2", recorded, value) <= r2_tolerance(multiple):
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {value:.6f}, "
                 f"not {recorded:.6f}"

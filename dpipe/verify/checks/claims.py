@@ -23,6 +23,8 @@ DEGREE_TOLERANCE = 1e-3
 """With ``--rdc-degree``: what rounding makes of directions in which a column hardly varies."""
 R2_TOLERANCE = 1e-5
 """Of an R^2, from ranks stored in float32 and columns that are nearly dependent."""
+R2_ROUNDING = 1e-6
+"""The part of it that adjusting for many predictors multiplies, by rows over degrees of freedom."""
 VIF_TOLERANCE = 1e-5
 """Relative; a VIF of v also loses v times `VIF_ROUNDING`, for the same reason."""
 VIF_ROUNDING = 1e-8
@@ -149,6 +151,11 @@ class Claims:
         difference = abs(recorded - computed)
         self.differences[measure] = max(self.differences.get(measure, 0.0), difference)
         return difference
+
+
+def r2_tolerance(multiple: float) -> float:
+    """Of an adjusted R^2 that has so many times the error of R^2 itself."""
+    return max(R2_TOLERANCE, R2_ROUNDING * multiple)
 
 
 Rule = tuple[str | None, float | Callable[[Claims, str], float] | None]

@@ -26,6 +26,7 @@ from dpipe.verify.checks.claims import (
     Claims,
     Failures,
     Rule,
+    r2_tolerance,
 )
 from dpipe.verify.columns import RankedColumns
 from dpipe.verify.prediction import Scores
@@ -160,8 +161,9 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
     Where it is larger it is that on the few that the drop names.
     """
     selected = [name for name in sorted(claims.selected) if name in scores]
-    on_selection = _on_selection(claims, scores, [row.column for row in predicted], selected)
-    for row in predicted:
+    names = [row.column for row in predicted]
+    on_selection = _on_selection(claims, scores, names, selected)
+    for row, multiple in zip(predicted, scores.multiples(names, selected), strict=True):
         claims.compared["predictions by the selection"] += 1
         entry = claims.entry(row.column)
         named = list(entry.get("predictors", {}))
@@ -173,12 +175,12 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
             off = claims.note("r2_final", recorded, found)
         else:
             off = 0.0  # the rows leave no freedom, and nothing is recorded
-        if off > R2_TOLERANCE:
+        if off > r2_tolerance(multiple):
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"not {recorded:.6f}"
             )
-        elif claims.promises_prediction and found < limit - R2_TOLERANCE:
+        elif claims.promises_prediction and found < limit - r2_tolerance(multiple):
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"below the threshold {limit:g}"
