@@ -26,11 +26,12 @@ from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 from sessions import TWO, Heard
 
+from dpipe.common import spawn
 from dpipe.common.environment import interrupts_put_off
 from dpipe.errors import InputError, ResourceError
 from dpipe.model.events import silent
 from dpipe.options import Options
-from dpipe.session import device, local, open_session, spawn
+from dpipe.session import device, local, open_session
 
 
 def test_by_default_every_cpu_gets_a_worker() -> None:
@@ -103,7 +104,7 @@ def test_processes_that_cannot_start_others_say_why(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("arguments", [["-"], ["-c"]])
 def test_a_script_from_standard_input_is_told_apart(arguments: list[str]) -> None:
     """Workers read a script again; one that `python -c` was given they do without."""
-    script = "from dpipe.session import spawn; spawn.check_that_processes_can_start()"
+    script = "from dpipe.common import spawn; spawn.check_that_processes_can_start()"
     done = subprocess.run(
         [sys.executable, *arguments, *([script] if arguments == ["-c"] else [])],
         input=script if arguments == ["-"] else None,

@@ -137,7 +137,8 @@ def test_vif_and_r_squared_are_those_of_statsmodels_on_normal_scores(tmp_path: P
     np.testing.assert_allclose(found, 1 - 1 / np.array(expected), rtol=0, atol=1e-9)
     several = scores.all_adjusted(names[:2], names[2:])
     by_hand = [adjusted_by_hand(values, name, names[2:]) for name in names[:2]]
-    np.testing.assert_allclose(several, by_hand, rtol=0, atol=1e-9)
+    np.testing.assert_allclose([value for value, _ in several], by_hand, rtol=0, atol=1e-9)
+    assert {predictors for _, predictors in several} == {len(names) - 2}
 
 
 def test_ranks_and_facts(tmp_path: Path) -> None:

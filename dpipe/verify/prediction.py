@@ -71,18 +71,23 @@ class Scores:
         left, independent = self._left([name], predictors)
         return 1 - left[0], self._adjusted(name, left[0], independent)
 
-    def all_adjusted(self, names: Sequence[str], predictors: Sequence[str]) -> list[float]:
-        """The adjusted R^2 of each of many columns on the same others."""
+    def all_adjusted(
+        self, names: Sequence[str], predictors: Sequence[str]
+    ) -> list[tuple[float, int]]:
+        """The adjusted R^2 of each of many columns on the same others, and their number.
+
+        Columns that others determine do not count.
+        """
         left, independent = self._left(names, predictors)
         return [
-            self._adjusted(name, rest, independent) for name, rest in zip(names, left, strict=True)
+            (self._adjusted(name, rest, independent), independent)
+            for name, rest in zip(names, left, strict=True)
         ]
 
-    def multiples(self, names: Sequence[str], predictors: Sequence[str]) -> list[float]:
-        """How many times the error of R^2 an adjusted one on the same others, or on some, has."""
-        independent = len(self.independent(predictors))
-        rows = [self._n_valid[self._place[name]] for name in names]
-        return [(n - 1) / max(n - 1 - independent, 1) for n in rows]
+    def multiple(self, name: str, predictors: int) -> float:
+        """How many times the error of R^2 one has that is adjusted for so many predictors."""
+        n = self._n_valid[self._place[name]]
+        return (n - 1) / max(n - 1 - predictors, 1)
 
     def inflation(self, names: Sequence[str]) -> Floats:
         """Variance inflation factor of each column beside the others; all infinite if dependent."""

@@ -70,14 +70,13 @@ def _check_rest(claims: Claims, scores: Scores) -> Failures:
         return
     names = [row.column for row in drops]
     similar = np.abs(scores.vectors(names).T @ scores.vectors(selected))
-    found = zip(
-        scores.all_adjusted(names, selected), scores.multiples(names, selected), strict=True
-    )
-    for row, (value, multiple), near in zip(drops, found, similar, strict=True):
+    found = scores.all_adjusted(names, selected)
+    for row, (value, predictors), near in zip(drops, found, similar, strict=True):
         claims.compared["drops of pass 5"] += 1
         recorded = -math.inf if row.value is None else row.value
         finite = math.isfinite(max(value, recorded))
-        if finite and not claims.note("r2", recorded, value) <= r2_tolerance(multiple):
+        tolerance = r2_tolerance(scores.multiple(row.column, predictors))
+        if finite and not claims.note("r2", recorded, value) <= tolerance:
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {value:.6f}, "
                 f"not {recorded:.6f}"

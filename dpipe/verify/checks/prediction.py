@@ -111,14 +111,15 @@ def _check_unnamed(
         claims.compared["drops of pass 3"] += 1
         name, recorded = row.column, row.value or 0.0
         adjusted, predictors = found[name]
+        tolerance = r2_tolerance(scores.multiple(name, predictors))
         count = claims.entry(name).get("n_predictors", 0)
         if not count:
             yield f"column {name!r} does not say how many columns predict it"
-        elif math.isinf(adjusted) or claims.note("r2", recorded, adjusted) > R2_TOLERANCE:
+        elif math.isinf(adjusted) or claims.note("r2", recorded, adjusted) > tolerance:
             yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, not {recorded:.6f}"
         elif predictors != count:
             yield f"column {name!r} is predicted by {counted(predictors, 'column')}, not {count:,}"
-        elif adjusted < (row.threshold or 0.0) - R2_TOLERANCE:
+        elif adjusted < (row.threshold or 0.0) - tolerance:
             yield f"column {name!r} is predicted with R^2 {adjusted:.6f}, below the threshold"
 
 
@@ -147,8 +148,10 @@ def _check_back(claims: Claims, scores: Scores, swept: Collection[str]) -> Failu
         sooner = [other for other in order[:place] if other in scores]
         stays = [other for other in sooner if other in left]
         stages = (first, [*first, *sooner], [*first, *stays], others)
-        after = min(_on_selection(claims, scores, [name], stage)[name] for stage in stages)
-        if after >= limit + R2_TOLERANCE:
+        after, predictors = min(
+            _on_selection(claims, scores, [name], stage)[name] for stage in stages
+        )
+        if after >= limit + r2_tolerance(scores.multiple(name, predictors)):
             yield (
                 f"column {name!r} cannot have come back: the selection predicts it with R^2 "
                 f"{after:.6f}"
@@ -161,26 +164,27 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
     Where it is larger it is that on the few that the drop names.
     """
     selected = [name for name in sorted(claims.selected) if name in scores]
-    names = [row.column for row in predicted]
-    on_selection = _on_selection(claims, scores, names, selected)
-    for row, multiple in zip(predicted, scores.multiples(names, selected), strict=True):
+    on_selection = _on_selection(claims, scores, [row.column for row in predicted], selected)
+    for row in predicted:
         claims.compared["predictions by the selection"] += 1
         entry = claims.entry(row.column)
         named = list(entry.get("predictors", {}))
-        found = on_selection[row.column]
+        found, predictors = on_selection[row.column]
         if named and set(named) <= set(selected):
-            found = max(found, scores.adjusted(row.column, named)[1])
+            by_named = scores.adjusted(row.column, named)[1], len(named)
+            found, predictors = max((found, predictors), by_named)
         recorded, limit = entry.get("r2_final", -math.inf), claims.required_r2(row.column)
         if math.isfinite(max(found, recorded)):
             off = claims.note("r2_final", recorded, found)
         else:
             off = 0.0  # the rows leave no freedom, and nothing is recorded
-        if off > r2_tolerance(multiple):
+        tolerance = r2_tolerance(scores.multiple(row.column, predictors))
+        if off > tolerance:
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"not {recorded:.6f}"
             )
-        elif claims.promises_prediction and found < limit - r2_tolerance(multiple):
+        elif claims.promises_prediction and found < limit - tolerance:
             yield (
                 f"the selection predicts column {row.column!r} with R^2 {found:.6f}, "
                 f"below the threshold {limit:g}"
@@ -189,16 +193,16 @@ def _check_final(claims: Claims, predicted: Sequence[Decision], scores: Scores) 
 
 def _on_selection(
     claims: Claims, scores: Scores, names: Sequence[str], selected: Sequence[str]
-) -> dict[str, float]:
+) -> dict[str, tuple[float, int]]:
     """The adjusted R^2 of columns on a selection, or on those of it before them in the order.
 
-    The larger of the two: many predictors cost degrees of freedom.
+    The larger of the two, and how many predictors it is of: many cost degrees of freedom.
     """
     on_all = dict(zip(names, scores.all_adjusted(names, selected), strict=True))
     members = {*names, *selected}
     order = [name for name in claims.order if name in members and name in scores]
     before = scores.in_turn(order, {*selected}, {*names})
-    return {name: max(on_all[name], before.get(name, (-math.inf, 0))[0]) for name in names}
+    return {name: max(on_all[name], before.get(name, (-math.inf, 0))) for name in names}
 
 
 def _check_inflated(
