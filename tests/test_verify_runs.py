@@ -103,3 +103,31 @@ def test_runs_of_the_pipeline_hold(here: Any, tmp_path: Path, changes: dict[str,
     write_parts(mixed_table(10), tmp_path / "table" / "added later", parts=1)
     report = verify(tmp_path / "out")
     assert report.n_rows == changes.get("sample_rows", 1000)
+
+
+@pytest.mark.parametrize("others", [0, 3])
+@pytest.mark.parametrize("seed", [1, 10])
+def test_a_pair_that_a_draw_puts_in_doubt_is_measured(
+    seed: int, others: int, here: Any, tmp_path: Path
+) -> None:
+    # Ranks of all rows have no mean of 0 in the rows drawn, those of the rows a pair shares do.
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=106)
+    y = x**2 + 0.5 * x + 0.6 * rng.normal(size=106)
+    y[[60, 102]] = np.nan
+    noise = {f"n{place}": rng.normal(size=106) for place in range(others)}
+    pd.DataFrame({"x": x, "y": y, **noise}).to_parquet(tmp_path / "t.parquet")
+    settings = {"passes": (1, 4), "nonlinear_rows": 74, "min_valid": 10, "restart": "never"}
+
+    def dropped(threshold: float, where: str) -> list[dpipe.Decision]:
+        run = dpipe.select(
+            tmp_path / "t.parquet", client=here, output_dir=tmp_path / where,
+            nonlinear_threshold=threshold, pairs_from=threshold, **settings,
+        )  # fmt: skip
+        return [row for row in run.decisions if row.decision == "dropped"]
+
+    (row,) = dropped(0.35, "low")
+    assert row.value is not None
+    (again,) = dropped(row.value - 0.001, "close")
+    assert again.value == row.value
+    verify(tmp_path / "close")

@@ -74,11 +74,17 @@ class Common:
 
     @property
     def shift(self) -> Array:
-        """(b_i, b_j) how far the first two functions of both moved, added up."""
+        """(b_i, b_j) how far the first two functions of both moved, added up.
+
+        0 where no row is lost. Ranks have a mean of 0, which those of drawn rows need not have:
+        once they are ranked again, they do.
+        """
         xp = namespace(self.left)
-        moved = (self.left - self.own_left, self.right - self.own_right)
-        one, other = (xp.sqrt((side[:, :2] ** 2).sum(axis=1)) for side in moved)
-        return one + other.T
+        one, other = (
+            xp.sqrt(there[:, 0] ** 2 + (there[:, 1] - own[:, 1]) ** 2)
+            for there, own in ((self.left, self.own_left), (self.right, self.own_right))
+        )
+        return xp.where(self.partial, one + other.T, 0.0)
 
 
 def common(moments: Moments, left: Marginals, right: Marginals) -> Common | None:
@@ -88,18 +94,20 @@ def common(moments: Moments, left: Marginals, right: Marginals) -> Common | None
     """
     if isinstance(moments, ListMoments):
         return None
-    if moments.sum_i.shape[2] == 1 and moments.sum_j.shape[2] == 1:
-        return None
     xp = namespace(moments.product)
-    count = xp.maximum(moments.count, 1)
     n_i, n_j = (xp.asarray(side.count) for side in (left, right))
+    partial = (moments.count < n_i[:, None]) | (moments.count < n_j[None, :])
+    # Sums for one other column are those of all others, or of a tile of one pair.
+    if moments.sum_i.shape[2] == moments.sum_j.shape[2] == 1 and not bool(partial.any()):
+        return None
+    count = xp.maximum(moments.count, 1)
     own_i, own_j = (xp.asarray(side.mean[:, : 2 * DEGREE, None]) for side in (left, right))
     return Common(
         _means(moments.sum_i / count[:, None, :], left),
         _means(moments.sum_j / count.T[:, None, :], right),
         own_i,
         own_j,
-        (moments.count < n_i[:, None]) | (moments.count < n_j[None, :]),
+        partial,
     )
 
 
