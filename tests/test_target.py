@@ -461,3 +461,14 @@ def test_workers_that_stay_do_not_take_one_run_for_another(tmp_path: Path, here:
     assert "even" in left
     assert "close" not in left
     assert {name: first[name] for name in left} == {name: second[name] for name in left}
+
+
+def test_values_where_names_are_wanted_are_told_apart(here: Any) -> None:
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=list("abc"))
+    for values in (table["a"] + 1, [0.5, 1.5]):
+        with pytest.raises(
+            InputError, match=r"names of columns, and DescriptorSelector\.fit\(X, y"
+        ):
+            dpipe.select(table, target=values, client=here)
+    with pytest.raises(InputError, match=r"no such column \(did you mean 'a'\?\)\.$"):
+        dpipe.select(table, target="A", client=here)

@@ -83,9 +83,10 @@ def check_options(options: Options, known: Mapping[str, object]) -> None:
     for option in ("id_columns", "exclude", "keep", "target"):
         for name in getattr(options, option):
             if name not in known:
+                values = _gives_values(name) if option == "target" else ""
                 raise InputError(
                     f"--{option.replace('_', '-')} names {name!r}, but the table has no such "
-                    f"column{_needs_file(name, known) or nearest(name, known)}."
+                    f"column{_needs_file(name, known) or values or nearest(name, known)}."
                 )
     excluded = frozenset(options.exclude)
     both = [name for name in options.id_columns if name in excluded]
@@ -115,6 +116,15 @@ def _needs_file(name: str, known: Iterable[str]) -> str:
     if meant is None:
         return ""
     return f"; if you mean {meant!r}, write it into a file, one name a line, and give @FILE"
+
+
+def _gives_values(name: str) -> str:
+    """The hint where `name` is a number, as if the values of a target were given; else nothing."""
+    try:
+        float(name)
+    except ValueError:
+        return ""
+    return "; it takes the names of columns, and DescriptorSelector.fit(X, y) takes values"
 
 
 class Roles:
