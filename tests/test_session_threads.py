@@ -63,6 +63,22 @@ def test_threads_in_this_process_do_not_complain_of_their_end(
     assert ("during heartbeat" in caplog.text) == heard
 
 
+def test_deadlines_that_the_end_of_threads_misses_are_no_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(
+        asyncio.BaseEventLoop,
+        "default_exception_handler",
+        lambda _, told: heard.append(str(told["exception"])),
+    )
+    with threads_here(dashboard=False) as client:
+        loop = client.loop.asyncio_loop
+    for error in (TimeoutError("Timeout"), ValueError("which is news")):
+        loop.call_exception_handler({"message": "never retrieved", "exception": error})
+    assert heard == ["which is news"]
+
+
 def test_few_cells_get_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "visible_cards", lambda: 0)
     told: list[Any] = []

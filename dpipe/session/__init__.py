@@ -44,6 +44,7 @@ from dpipe.session.device import choose_local_device, local_workers
 from dpipe.session.local import (
     StartedCluster,
     forget_closed_schedulers,
+    say_nothing_of_missed_deadlines,
     warn_when_overcommitted,
 )
 from dpipe.session.session import Session
@@ -321,6 +322,7 @@ def threads_here(*, dashboard: bool = True) -> Iterator[Client]:
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
+            say_nothing_of_missed_deadlines(client.loop)
             try:
                 yield client
             finally:
