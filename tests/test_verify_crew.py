@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -91,6 +92,20 @@ def test_processes_end_with_the_one_that_started_them_and_hear_no_ctrl_c(tmp_pat
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(pid).wait(60)
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+
+
+def test_a_process_that_may_start_no_others_is_told_what_it_can_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    daemon = SimpleNamespace(daemon=True)
+    monkeypatch.setattr("multiprocessing.current_process", lambda: daemon)
+    with (
+        pytest.raises(ResourceError, match=r"is a daemon.* or with one process \(workers=1 "),
+        Crew(2),
+    ):
+        pass
+    with Crew() as crew:
+        assert list(crew.each(abs, [(-1,)])) == [1]
 
 
 def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:

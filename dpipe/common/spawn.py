@@ -17,8 +17,13 @@ ELSEWHERE = "or use a running cluster (client= in Python, --scheduler on the com
 GUARD = 'a script must call dpipe under if __name__ == "__main__"'
 
 
-def check_that_processes_can_start() -> None:
+def check_that_processes_can_start(elsewhere: str = ELSEWHERE) -> None:
     """Refuse what cannot work, before a worker is started and waited for.
+
+    Parameters
+    ----------
+    elsewhere
+        What else whoever called can do, as the end of a sentence.
 
     Raises
     ------
@@ -33,19 +38,19 @@ def check_that_processes_can_start() -> None:
         raise ResourceError(
             "the workers could not be started, because this process is a daemon, which may start "
             "no others (as those of multiprocessing.Pool and of Dask's workers are): call dpipe "
-            f"in the main process, {ELSEWHERE}."
+            f"in the main process, {elsewhere}."
         )
     if within_joblib():
         raise ResourceError(
             "the workers could not be started, because this process is one that joblib started (as "
             "n_jobs of scikit-learn does), of which no others can start: call dpipe in the main "
-            f"process, {ELSEWHERE}."
+            f"process, {elsewhere}."
         )
     script = _script()
     if script is not None and not script.exists():
         raise ResourceError(
             f"the workers could not be started, because each of them reads the script again and "
-            f"there is no file {script.name}: save it in a file and run that, {ELSEWHERE}."
+            f"there is no file {script.name}: save it in a file and run that, {elsewhere}."
         )
 
 

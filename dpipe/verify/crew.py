@@ -41,6 +41,7 @@ ROW_BYTES = 80
 READ_BYTES = 24
 """Bytes a row of each column that is read at a time."""
 
+_ALONE = "or with one process (workers=1 in Python, --workers 1 on the command line)"
 _SMALL_CELLS = 2**24  # takes less time than starting processes
 
 
@@ -71,10 +72,10 @@ class Crew:
             When this process can start no others.
         """
         if self.workers == 1:
-            # Threads of BLAS would only wait for each other, busily: the products are small.
+            # Threads of BLAS would wait for each other, busily: nearly all products are small.
             self._limits = threadpool_limits(1)
         else:
-            check_that_processes_can_start()
+            check_that_processes_can_start(_ALONE)
             self._pool = ProcessPoolExecutor(
                 self.workers, mp_context=self._context, initializer=_end_with_parent
             )
