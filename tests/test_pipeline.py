@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_select__same_answer_whatever_the_tiles_and_workers(
             assert one.value == pytest.approx(other.value, rel=1e-5)
 
 
+def select_of(
+    folder: Path, frame: pd.DataFrame, names: Sequence[str], client: Any, out: Path
+) -> Selection:
+    """What passes 1 and 2 decide on some columns of a real table."""
+    excluded = [name for name in frame.columns if name not in set(names)]
+    return dpipe.select(
+        folder,
+        client=client,
+        restart="never",
+        passes=[1, 2],
+        exclude=excluded,
+        output_dir=out / "run",
+    )
+
+
 def test_select__real_mordred_decisions_are_those_of_pandas(
     shared_data: Path, client: Any, tmp_path: Path
 ) -> None:
@@ -140,32 +156,14 @@ def test_select__real_mordred_decisions_are_those_of_pandas(
     )
     chosen = np.random.default_rng(4).choice(frame.columns, 160, replace=False)
     names = [name for name in frame.columns if name in set(chosen)]
-    excluded = [name for name in frame.columns if name not in set(chosen)]
-    result = dpipe.select(
-        folder,
-        client=client,
-        restart="never",
-        passes=[1, 2],
-        exclude=excluded,
-        output_dir=tmp_path / "run",
-    )
-    check_real_decisions(frame[names], result)
+    check_real_decisions(frame[names], select_of(folder, frame, names, client, tmp_path))
 
 
 def test_select__example_decisions_are_those_of_pandas(client: Any, tmp_path: Path) -> None:
     folder = ROOT / "examples" / "nci"
     frame = pd.read_parquet(sorted(folder.glob("*.parquet"))).drop(columns=["id", "smiles"])
     chosen = list(frame.columns[::6])
-    excluded = [name for name in frame.columns if name not in chosen]
-    result = dpipe.select(
-        folder,
-        client=client,
-        restart="never",
-        passes=[1, 2],
-        exclude=excluded,
-        output_dir=tmp_path / "run",
-    )
-    check_real_decisions(frame[chosen], result)
+    check_real_decisions(frame[chosen], select_of(folder, frame, chosen, client, tmp_path))
 
 
 def test_select__pairs_that_miss_rows_for_a_reason_are_measured_on_the_rest(
