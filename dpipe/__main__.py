@@ -11,10 +11,10 @@ def program(name: str | None = None) -> None:
 
     What it takes is imported here: each worker process imports the script that it was started from.
     """
-    # igraph imports Matplotlib where there is one, which takes as long as all passes over a small
-    # table; no command draws with either.
-    sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
     try:
+        from dpipe.common.spared import spare_imports
+
+        spare_imports()
         from dpipe.cli import main
         from dpipe.common.environment import own_this_process
     except KeyboardInterrupt:  # nothing has begun that could tell of it

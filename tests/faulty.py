@@ -83,12 +83,12 @@ if __name__ == "__main__":
     os.environ[CLIENT] = str(os.getpid())
     # Bokeh takes two seconds of a run, for Dask's own pages and report: a hundred runs go without.
     sys.modules["distributed.dashboard.scheduler"] = None  # type: ignore[assignment]
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # which igraph loads to draw
     from distributed.scheduler import Scheduler
 
     from dpipe import pipeline
     from dpipe.cli import main
     from dpipe.common.environment import own_this_process
+    from dpipe.common.spared import spare_imports
     from dpipe.engine.machine import Limits
 
     small = Limits(
@@ -97,4 +97,5 @@ if __name__ == "__main__":
     pipeline.run = functools.partial(pipeline.run, limits=small)  # type: ignore[assignment]
     Scheduler.performance_report = no_report
     own_this_process()  # as the program does
+    spare_imports()
     main()

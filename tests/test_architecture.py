@@ -136,6 +136,39 @@ def test_a_worker_that_reads_numbers_imports_no_pandas(tmp_path: Path) -> None:
     assert not {"pandas", "matplotlib", "bokeh", "igraph"} & set(done.stdout.split())
 
 
+def test_the_program_refuses_packages_that_others_import_in_passing() -> None:
+    code = (
+        "import importlib.util, sys\n"
+        "from dpipe.common.spared import spare_imports\n"
+        "spare_imports()\n"
+        "import igraph, pyarrow\n"
+        "assert pyarrow.array([1, None]).null_count == 1\n"
+        "assert importlib.util.find_spec('pandas')  # as Bokeh asks\n"
+        "assert igraph.Graph(2, [(0, 1)]).ecount() == 1\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+        "import pandas"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert not {"pandas", "matplotlib"} & set(done.stdout.split())
+    *_, last = done.stderr.splitlines()
+    assert last == "ModuleNotFoundError: the program dpipe does without pandas."
+
+
+def test_a_whole_run_of_the_program_imports_neither(tmp_path: Path) -> None:
+    folder = write_parts(mixed_table(200), tmp_path / "parts")
+    words = ["run", folder, "--output-dir", tmp_path / "out", "--workers", "1", "--min-valid", "50"]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dpipe", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("| ")[2].strip() for line in done.stderr.splitlines()}
+    assert {"igraph", "pyarrow.lib", "bokeh.models"} <= imported
+    assert not {name for name in imported if name.startswith(("pandas.", "matplotlib."))}
+
+
 def test_every_name_the_package_offers_can_be_had() -> None:
     import dpipe
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from tables import mixed_table, write_parts
 
 import dpipe
@@ -160,6 +164,38 @@ def test_pass_4_after_pass_3_keeps_what_it_keeps_in_a_run(
     assert not predicted & set(kept)
     if threshold == 0.45:
         assert gone_again  # a what-if that left this out would be wrong
+
+
+def test_processes_that_share_the_answers_give_the_same(run: Selection, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing, sys\n"
+        "from dpipe.common.environment import own_this_process, worker_environment\n"
+        "from dpipe.runfolder import thresholds\n"
+        "from dpipe.session.forkserver import serve_workers\n"
+        "if __name__ == '__main__':\n"
+        "    own_this_process()\n"
+        "    passes = thresholds.passes_of(sys.argv[1])\n"
+        "    alone = [thresholds.table_of(each) for each in passes]\n"
+        "    with thresholds.helpers(passes) as processes:\n"
+        "        assert processes is None, 'there is no server'\n"
+        "    serve_workers(worker_environment())\n"
+        "    thresholds.cores = lambda: 2\n"
+        "    for few in (10**6, 0):\n"
+        "        thresholds.FEW_PAIRS = few\n"
+        "        with thresholds.helpers(passes) as processes:\n"
+        "            assert (processes is None) == bool(few)\n"
+        "            shared = [thresholds.table_of(each, 20, processes) for each in passes]\n"
+        "            assert shared == alone\n"
+        "            started = len(multiprocessing.active_children())\n"
+        "            assert started == (0 if few else 2), started\n"
+        "    assert not multiprocessing.active_children()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", run.folder],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
 
 
 def test_a_finished_run_is_opened_by_its_folder(run: Selection) -> None:

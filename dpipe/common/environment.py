@@ -2,7 +2,7 @@
 
 Covers: variables that must be set before a worker loads NumPy, the signal that a worker ignores;
 signals that wait until workers have started; whether the process that starts them is dpipe's own.
-Does not cover: starting workers (`dpipe.session`, `dpipe.verify.crew`).
+Does not cover: starting workers (`dpipe.session`, `dpipe.common.processes`).
 
 Figures: 1e6 random float64 ranked on a Zen 4 core took 80 ms of CPU time with Dask's defaults,
 67 ms with `KEEP_PAGES`, 36 ms without AVX-512 sorting, 25 ms with both; a matrix product is

@@ -1,7 +1,7 @@
 """Starting processes from this one: what stands against it, in words for whoever called.
 
 Covers: a daemon, a process of joblib's, a script read from standard input or without a guard.
-Does not cover: starting them (`dpipe.session.local`, `dpipe.verify.crew`).
+Does not cover: starting them (`dpipe.session.local`, `dpipe.common.processes`).
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpipe.common.plain import restored
+from dpipe.common.processes import Processes
 from dpipe.errors import InputError
 from dpipe.model.events import Note, PassDone, PlannedPass
 from dpipe.model.inventory import PAIRS, RANK_SAMPLE, RUN, STATISTICS, matrix_files
 from dpipe.model.records import ColumnStatistics, Decision, MemoryReading, Step
 from dpipe.runfolder import RunFolder
-from dpipe.runfolder.thresholds import FinishedPass, WhatIf, passes_of, table_of
+from dpipe.runfolder.thresholds import FinishedPass, WhatIf, helpers, passes_of, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,19 +230,21 @@ def _curves(run: RunFolder, troubles: list[str]) -> tuple[Curve, ...]:
     """A curve for each pass that compared pairs, of fewer points where the pairs are many."""
 
     def read() -> tuple[Curve, ...]:
-        return tuple(map(_curve, passes_of(run.path)))
+        passes = passes_of(run.path)
+        with helpers(passes) as processes:
+            return tuple(_curve(finished, processes) for finished in passes)
 
     return _read(run, PAIRS, read, "other thresholds are", troubles) or ()
 
 
-def _curve(finished: FinishedPass) -> Curve:
+def _curve(finished: FinishedPass, processes: Processes | None) -> Curve:
     parts = next((parts for most, parts in _PARTS if finished.n_pairs <= most), _FEWEST_PARTS)
     return Curve(
         finished.number,
         finished.threshold,
         finished.columns,
         finished.kept,
-        table_of(finished, parts),
+        table_of(finished, parts, processes),
     )
 
 

@@ -12,25 +12,34 @@ pass 2, and what it would take back after another one of pass 4, takes a run.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpipe.choice.certificate import came_back
 from dpipe.choice.priority import Priority, in_millionths
 from dpipe.choice.redundant import decide_at
+from dpipe.choice.representatives import Choice
+from dpipe.common.processes import Processes, cores, serves
 from dpipe.common.words import counted
 from dpipe.errors import InputError
 from dpipe.kernels.measure import MARGIN
 from dpipe.model.records import Decision, Pairs
 from dpipe.model.registry import PASSES, Pass
 from dpipe.runfolder import RunFolder
+
+MOST_HELPERS = 8
+"""Processes that share the answers: there are twenty to a hundred, some of which take longest."""
+FEW_PAIRS = 2**12
+"""Pairs whose answers one process has before others have imported what they need."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class FinishedPass:
             raise InputError(f"{folder} holds no pass {number} that has a threshold of pairs.")
         self._passes = tuple(n for n, entry in PASSES.items() if _ran(entry, self._options))
         every = self._folder.read_decisions()
-        entries = itertools.chain.from_iterable(self._folder.read_communities().values())
+        entries = chain.from_iterable(self._folder.read_communities().values())
         self._came_back = {d.column for d in every if came_back(d)} | {
             entry["column"] for entry in entries if entry.get("came_back")
         }
@@ -158,28 +167,53 @@ class FinishedPass:
         InputError
             When the run left no pairs down to there.
         """
-        measure, pairs = self._stored
-        if math.isinf(pairs.floor):
+        return self.at_each([threshold])[0]
+
+    def at_each(
+        self, thresholds: Sequence[float], processes: Processes | None = None
+    ) -> tuple[WhatIf, ...]:
+        """What the pass would keep at each threshold, asked in this process or in some others.
+
+        Raises
+        ------
+        InputError
+            When the run left no pairs down to one of them.
+        """
+        for threshold in thresholds:
+            self._check(threshold)
+        tasks = ((threshold,) for threshold in thresholds)
+        each = starmap if processes is None else processes.each
+        return tuple(map(self._answer, thresholds, each(self._decide, tasks)))
+
+    def _check(self, threshold: float) -> None:
+        if math.isinf(self.floor):
             raise InputError(f"pass {self.number} of the run in {self._where} compared no columns.")
         if not 0 <= threshold <= 1:
             raise InputError(f"a threshold must be between 0 and 1, not {threshold:g}.")
-        if threshold < pairs.floor:
+        if threshold < self.floor:
             raise InputError(
-                f"the run lists the pairs of pass {self.number} from {pairs.floor:g} on: a "
+                f"the run lists the pairs of pass {self.number} from {self.floor:g} on: a "
                 f"threshold of {threshold:g} takes a run with a lower --pairs-from."
             )
-        _, choice = decide_at(
-            threshold,
-            self.columns,
-            pairs.edges,
+
+    @cached_property
+    def _decide(self) -> Callable[[float], tuple[NDArray[np.int64], Choice]]:
+        """How the pass decides; other processes can call it."""
+        return partial(
+            decide_at,
+            columns=self.columns,
+            edges=self._stored[1].edges,
             seed=self._options["seed"],
             library=self._options["leiden"],
             priority=self._priority,
             n_missing=[decision.n_missing or 0 for decision in self._decisions],
         )
+
+    def _answer(self, threshold: float, decided: tuple[NDArray[np.int64], Choice]) -> WhatIf:
+        measure, pairs = self._stored
         margin = MARGIN[self._options["precision"]]
         close = ~pairs.exact & (np.abs(np.abs(pairs.edges.value) - threshold) <= margin)
-        kept = tuple(self.columns[index] for index in choice.kept.tolist())
+        kept = tuple(self.columns[index] for index in decided[1].kept.tolist())
         return WhatIf(
             self.number,
             measure,
@@ -222,7 +256,20 @@ def passes_of(folder: str | Path) -> tuple[FinishedPass, ...]:
     return tuple(each for each in finished if math.isfinite(each.floor))
 
 
-def table_of(finished: FinishedPass, parts: int = 20) -> tuple[WhatIf, ...]:
+@contextmanager
+def helpers(passes: Sequence[FinishedPass]) -> Iterator[Processes | None]:
+    """Processes that share the tables of these passes; None where this one is done sooner."""
+    number = min(cores(), MOST_HELPERS)
+    if serves() and number > 1 and sum(finished.n_pairs for finished in passes) >= FEW_PAIRS:
+        with Processes(number, forked=True) as processes:
+            yield processes
+    else:
+        yield None
+
+
+def table_of(
+    finished: FinishedPass, parts: int = 20, processes: Processes | None = None
+) -> tuple[WhatIf, ...]:
     """The pass at its own threshold, and at every such part of 1 that its pairs reach down to."""
     steps = {round(step / parts, 6) for step in range(1, parts) if step / parts >= finished.floor}
-    return tuple(finished.at(threshold) for threshold in sorted(steps | {finished.threshold}))
+    return finished.at_each(sorted(steps | {finished.threshold}), processes)

@@ -22,6 +22,7 @@ import dask
 import distributed.utils
 
 from dpipe.common.environment import owns_this_process
+from dpipe.common.processes import say_that_it_serves
 
 IMPORTED = (
     "distributed.nanny",
@@ -45,6 +46,7 @@ def serve_workers(environment: Mapping[str, str]) -> None:
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     with _environment({**environment, **path}):
         forkserver.ensure_running()
+    say_that_it_serves()
 
 
 @contextlib.contextmanager
