@@ -80,17 +80,25 @@ def _extra_value(name: str, value: Any) -> Any:
         raise InputError(f"{flag(name)}: {error}") from None
 
 
-def split(text: str) -> list[str]:
+def split(name: str, text: str) -> list[str]:
     """Parts of a comma list; a part that begins with @ names a file and is kept whole.
+
+    Raises
+    ------
+    InputError
+        When there is none, most likely because a variable of the shell is not set.
 
     Examples
     --------
-    >>> split("a, b"), split("@names, and more.txt")
+    >>> split("keep", "a, b"), split("keep", "@names, and more.txt")
     (['a', 'b'], ['@names, and more.txt'])
     """
     if text.startswith("@"):
         return [text]
-    return [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        options_from({name: text})  # says so
+    return parts
 
 
 def with_names_of_files(name: str, value: Any) -> Any:
@@ -115,7 +123,7 @@ def with_names_of_files(name: str, value: Any) -> Any:
     """
     if name not in DECLARED or not isinstance(DECLARED[name].kind, Names):
         return value
-    parts = split(value) if isinstance(value, str) else value
+    parts = split(name, value) if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         return value
     expanded: list[Any] = []

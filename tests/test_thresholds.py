@@ -248,6 +248,8 @@ def test_bad_wishes_are_refused_in_a_sentence(run: Selection, tmp_path: Path) ->
     for wrong in (2, -1, math.nan, math.inf):
         with pytest.raises(InputError, match=f"must be between 0 and 1, not {wrong}"):
             run.what_if(wrong)
+    with pytest.raises(InputError, match=r"must be a number, not '0\.9'"):
+        run.what_if("0.9")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="holds no pass 3"):
         run.what_if(0.9, 3)
     with pytest.raises(InputError, match="not as 'excel'"):

@@ -75,7 +75,8 @@ def _from_line(given: Mapping[str, Any]) -> dict[str, Any]:
             values[name] = storage_options_from(value)
         elif name in DECLARED and isinstance(value, tuple):
             names = isinstance(DECLARED[name].kind, Names)
-            values[name] = [p for text in value for p in split(text)] if names else ",".join(value)
+            parts = (p for text in value for p in split(name, text))
+            values[name] = [*parts] if names else ",".join(value)
     return values
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from dpipe.errors import InputError
 from dpipe.model.registry import FIRST, usual_passes
 
+_UNSET = "perhaps a variable of the shell is not set"
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -173,6 +174,11 @@ class Choice(Text):
 
     words: tuple[str, ...] = ()
 
+    def convert(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+
     def fault(self, value: str) -> str:
         if value in self.words:
             return ""
@@ -214,6 +220,8 @@ class Names(Kind):
 
     def convert(self, value: Any) -> tuple[str, ...]:
         names = tuple(map(str, _parts(value)))
+        if isinstance(value, str) and not names:
+            raise InputError(f"{value!r} names no column; {_UNSET}.")
         for name in names:
             name.encode()  # what is no text in any encoding is the name of no column
         return names
@@ -222,7 +230,8 @@ class Names(Kind):
         return ",".join(value)
 
     def schema(self) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        text = {"type": "string", "pattern": r"[^,\s]"}
+        return {"anyOf": [text, {"type": "array", "items": {"type": "string"}}]}
 
 
 @dataclass(frozen=True)
@@ -371,10 +380,7 @@ def parse_size(text: str | int | float) -> int:
 def _named(text: str) -> str:
     """`text`, unless it is empty: a variable of the shell that is not set would go unnoticed."""
     if not text:
-        raise InputError(
-            "the name of a file, folder or address is empty; perhaps a variable of the shell is "
-            "not set."
-        )
+        raise InputError(f"the name of a file, folder or address is empty; {_UNSET}.")
     return text
 
 

@@ -185,9 +185,11 @@ class FinishedPass:
         each = starmap if processes is None else processes.each
         return tuple(map(self._answer, thresholds, each(self._decide, tasks)))
 
-    def _check(self, threshold: float) -> None:
+    def _check(self, threshold: Any) -> None:
         if math.isinf(self.floor):
             raise InputError(f"pass {self.number} of the run in {self._where} compared no columns.")
+        if not isinstance(threshold, int | float | np.number):
+            raise InputError(f"a threshold must be a number, not {threshold!r}.")
         if not 0 <= threshold <= 1:
             raise InputError(f"a threshold must be between 0 and 1, not {threshold:g}.")
         if threshold < self.floor:
