@@ -127,7 +127,7 @@ def drifts() -> Iterator[Dirt]:
     """Tables whose files disagree about a column."""
     real = pa.array([1.5, None, 3.25])
     whole = pa.array([1, 2, None], pa.int64())
-    widened = [("'x'", "a.parquet", "b.parquet", "read as double")]
+    widened = [("'x'", "a.parquet", "b.parquet", "read as numbers")]
     conflict = [("'x'", "a.parquet", "b.parquet", "not numeric")]
     yield _two("int then double", whole, real, notes=widened)
     yield _two("double then int", real, whole, notes=widened)
@@ -276,7 +276,7 @@ def coerced_columns() -> Iterator[Dirt]:
         pa.array([1.5]),
         pa.array(["2.5", None]),
         options=options,
-        notes=[("'x'", "read as double"), *read],
+        notes=[("'x'", "read as numbers"), *read],
     )
     yield _two(
         "a bad first file is outvoted",

@@ -92,6 +92,13 @@ def test_arrays__keep_their_type(dtype: Any) -> None:
     np.testing.assert_array_equal(values, [[0, 1], [1, 1]])
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">i4", ">u8"])
+def test_frames_may_have_bytes_in_the_order_of_another_machine(dtype: str) -> None:
+    table, values = opened(pd.DataFrame({"x": np.array([3, 1, 2], dtype=dtype)}))
+    assert table.column("x").dtype in {"double", "int32", "uint64"}
+    np.testing.assert_array_equal(values, [[3, 1, 2]])
+
+
 @given(
     arrays(
         np.float64,

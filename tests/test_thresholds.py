@@ -7,11 +7,15 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -21,11 +25,14 @@ from tables import mixed_table, write_parts
 import dpipe
 from dpipe.choice.certificate import came_back
 from dpipe.cli import main
+from dpipe.common.processes import Processes
 from dpipe.engine import grid
 from dpipe.errors import InputError
 from dpipe.model.events import Note
 from dpipe.options import Options
-from dpipe.runfolder import RunFolder
+from dpipe.report import results
+from dpipe.report.results import read_results
+from dpipe.runfolder import RunFolder, thresholds
 from dpipe.selection import Selection
 
 OPTIONS: dict[str, Any] = {"restart": "never", "min_valid": 50, "nonlinear_threshold": 0.6}
@@ -196,6 +203,38 @@ def test_processes_that_share_the_answers_give_the_same(run: Selection, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("free", "number"), [(2**40, 8), (2 * 320 * 5_000_000 * 3 + 100, 3), (2**31, None)]
+)
+def test_processes_that_share_the_answers_fit_into_the_free_memory(
+    free: int, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(thresholds, "serves", lambda: True)
+    monkeypatch.setattr(thresholds, "cores", lambda: 64)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(
+        thresholds, "Processes", lambda n, forked: nullcontext(started.append(n) or started)
+    )
+    passes: Any = [SimpleNamespace(n_pairs=5_000_000), SimpleNamespace(n_pairs=7)]
+    with thresholds.helpers(passes) as processes:
+        assert (processes or [None]) == [number]
+
+
+def test_the_page_has_its_answers_though_a_process_was_killed(
+    run: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = read_results(run.folder).curves
+    with Processes(1) as processes:
+        with pytest.raises(BrokenProcessPool):
+            list(processes.each(os._exit, [(1,)]))
+        monkeypatch.setattr(results, "helpers", lambda _passes: nullcontext(processes))
+        found = read_results(run.folder)
+    assert found.curves == alone
+    assert alone
+    assert not found.troubles
 
 
 def test_a_finished_run_is_opened_by_its_folder(run: Selection) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import popen_spawn_posix
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +66,28 @@ def test_an_interrupt_ends_the_processes_at_once() -> None:
     before = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt), Crew(2) as crew:
         list(crew.each(time.sleep, sleeping()))
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_an_interrupt_while_a_process_starts_waits_until_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: object, process: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        launch(self, process)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    launch = popen_spawn_posix.Popen._launch
+    monkeypatch.setattr(popen_spawn_posix.Popen, "_launch", interrupted)
+    before = set(multiprocessing.active_children())
+    usual = signal.signal(signal.SIGTERM, interrupt)  # as the program does
+    try:
+        with pytest.raises(KeyboardInterrupt), Crew(2) as crew:
+            list(crew.each(time.sleep, [(1000.0,)]))
+    finally:
+        signal.signal(signal.SIGTERM, usual)
     assert set(multiprocessing.active_children()) <= before
 
 

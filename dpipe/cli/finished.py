@@ -21,8 +21,7 @@ from dpipe.cli.headings import (
 )
 from dpipe.cli.request import need_sources, settle, storage_options_from, whole_number
 from dpipe.errors import InputError
-from dpipe.options import Section
-from dpipe.options.kinds import parse_size
+from dpipe.options import Section, options_from
 
 
 @main.command(
@@ -234,7 +233,7 @@ def verify(
     """Recompute from the input what the run in DIR claims, without the engine that made it."""
     storage = storage_options_from(storage_options) or None
     n_drawn, processes = whole_number(sample, "--sample"), whole_number(workers, "--workers")
-    limit = None if memory_limit is None else parse_size(memory_limit)
+    limit = options_from({"memory_limit": memory_limit}).memory_limit
     from dpipe.verify import verify as recompute
 
     report = recompute(

@@ -18,7 +18,11 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Self, TypeVar
 
-from dpipe.common.environment import interrupts_blocked, worker_environment
+from dpipe.common.environment import (
+    interrupts_blocked,
+    interrupts_put_off,
+    worker_environment,
+)
 from dpipe.common.spared import spare_imports
 
 T = TypeVar("T")
@@ -115,8 +119,11 @@ class _Forking(_Remembering, ForkServerContext):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
-    """What processes that start inside inherit: one thread each, and no ear for Ctrl-C."""
-    with _environment(worker_environment()), interrupts_blocked():
+    """What processes that start inside inherit: one thread each, and no ear for Ctrl-C.
+
+    None is left half started, which could not be ended.
+    """
+    with interrupts_put_off(), _environment(worker_environment()), interrupts_blocked():
         yield
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -231,8 +232,11 @@ def _curves(run: RunFolder, troubles: list[str]) -> tuple[Curve, ...]:
 
     def read() -> tuple[Curve, ...]:
         passes = passes_of(run.path)
-        with helpers(passes) as processes:
-            return tuple(_curve(finished, processes) for finished in passes)
+        try:
+            with helpers(passes) as processes:
+                return tuple(_curve(finished, processes) for finished in passes)
+        except BrokenProcessPool:  # one was killed, most often for lack of memory
+            return tuple(_curve(finished, None) for finished in passes)
 
     return _read(run, PAIRS, read, "other thresholds are", troubles) or ()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from dpipe.choice.certificate import came_back
@@ -40,6 +41,8 @@ MOST_HELPERS = 8
 """Processes that share the answers: there are twenty to a hundred, some of which take longest."""
 FEW_PAIRS = 2**12
 """Pairs whose answers one process has before others have imported what they need."""
+PAIR_BYTES = 320
+"""Bytes a pair that an answer takes: 240 were measured with 5,000,000 pairs, 48 are sent."""
 
 
 @dataclass(frozen=True)
@@ -260,9 +263,14 @@ def passes_of(folder: str | Path) -> tuple[FinishedPass, ...]:
 
 @contextmanager
 def helpers(passes: Sequence[FinishedPass]) -> Iterator[Processes | None]:
-    """Processes that share the tables of these passes; None where this one is done sooner."""
-    number = min(cores(), MOST_HELPERS)
-    if serves() and number > 1 and sum(finished.n_pairs for finished in passes) >= FEW_PAIRS:
+    """Processes that share the tables of these passes, as many as cores and memory allow.
+
+    None where this one is done sooner.
+    """
+    pairs = [finished.n_pairs for finished in passes]
+    fitting = psutil.virtual_memory().available // 2 // (PAIR_BYTES * max(pairs, default=0) + 1)
+    number = min(cores(), MOST_HELPERS, fitting)
+    if serves() and number > 1 and sum(pairs) >= FEW_PAIRS:
         with Processes(number, forked=True) as processes:
             yield processes
     else:

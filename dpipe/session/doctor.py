@@ -53,7 +53,7 @@ GPU_PACKAGES = ("cupy", "dask-cuda", "rmm")
 
 _RANKING = {
     "C": "C",
-    "NumPy": "NumPy, with the same result in more time: no C compiler was there at installation",
+    "NumPy": "NumPy, with the same result in more time: no C compiler worked at installation",
 }
 _MEMORY_DISKS = {"tmpfs", "ramfs"}
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"}

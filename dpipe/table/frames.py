@@ -277,6 +277,9 @@ def _from_series(name: str, series: Any, kind: pa.DataType) -> pa.Array:
 def _as_array(series: Any, kind: pa.DataType | None) -> pa.Array:
     if hasattr(series.dtype, "fill_value"):  # a sparse column
         series = series.sparse.to_dense()
+    if isinstance(series.dtype, np.dtype) and not series.dtype.isnative:
+        # Arrow takes no bytes in the order of another machine.
+        series = series.astype(series.dtype.newbyteorder("="))
     array = pa.array(series, type=kind, from_pandas=True)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 

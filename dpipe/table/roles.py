@@ -284,7 +284,7 @@ class Roles:
     def _drift_notes(self) -> Iterator[str]:
         """Columns whose type changes from file to file."""
         outcome = {
-            Role.FEATURE: "read as double",
+            Role.FEATURE: "read as numbers",
             Role.NOT_NUMERIC: "not numeric, left out of the analysis",
         }
         stories: dict[tuple[Role, str], list[str]] = defaultdict(list)
