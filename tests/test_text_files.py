@@ -391,7 +391,7 @@ def test_a_stream_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
     with pa.ipc.new_stream(sink, data.schema) as writer:
         writer.write_table(data, max_chunksize=1000)
     path = write(tmp_path, sink.getvalue().to_pybytes()[:-20_000], "x.arrow")
-    with pytest.raises(InputError, match=r"cannot be (read|used)"):
+    with pytest.raises(InputError, match=r"x\.arrow cannot be read \([^()]*\)\.$"):
         opened(path)
 
 

@@ -296,6 +296,7 @@ def _write_arrow(path: str, local: str, target: str) -> None:
                 path, "is a Feather file of version 1; write it again, as by pandas' to_feather"
             )
         is_file = magic == b"ARROW1"
+        unread: list[BadFile] = []
         if not magic:
             raise BadFile(path, "is empty (0 bytes)")
         try:
@@ -305,20 +306,24 @@ def _write_arrow(path: str, local: str, target: str) -> None:
         except STORAGE_ERRORS as error:
             raise BadFile(path, "is not a Feather or Arrow IPC file, or is truncated") from error
         try:
-            batches = pa.RecordBatchReader.from_batches(reader.schema, _batches(path, reader))
-            frames.write_stream(batches, target)
-        except BadFile:
-            raise
+            batches = _batches(path, reader, unread)
+            frames.write_stream(pa.RecordBatchReader.from_batches(reader.schema, batches), target)
         except InputError as error:
+            if unread:
+                raise unread[0] from error
             raise BadFile(path, f"cannot be used: {str(error).rstrip('.')}") from error
 
 
-def _batches(path: str, reader: Any) -> Iterator[pa.RecordBatch]:
-    """The batches of a file or of a stream, one at a time."""
+def _batches(path: str, reader: Any, unread: list[BadFile]) -> Iterator[pa.RecordBatch]:
+    """The batches of a file or of a stream, one at a time.
+
+    What is wrong with one is left in `unread`: of an error, Arrow hands on the text alone.
+    """
     try:
         if isinstance(reader, pa.RecordBatchReader):
             yield from reader
         else:
             yield from map(reader.get_batch, range(reader.num_record_batches))
     except STORAGE_ERRORS as error:
-        raise BadFile(path, reason_of(error)) from error
+        unread.append(BadFile(path, reason_of(error)))
+        raise unread[0] from error
