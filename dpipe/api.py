@@ -188,8 +188,9 @@ def transfer(
     report
         Path of a page to write of the answer.
     **options
-        Where to compute, as in `select`, and ``min_valid`` where the new rows are few; what else
-        decides is taken from the run.
+        Where to compute, as in `select`; ``on_bad_file``, and ``coerce_strings`` for text that the
+        run had as numbers; ``min_valid`` where the new rows are few. What else decides is taken
+        from the run.
 
     Returns
     -------

@@ -120,6 +120,13 @@ def test_apply_names_the_column_that_is_not_there(finished: Finished, tmp_path: 
         assert not (tmp_path / "reduced.parquet").exists()
 
 
+def test_apply_advises_no_option_that_it_lacks(finished: Finished, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.parquet").write_text("no Parquet")
+    with pytest.raises(InputError, match=r"a\.parquet is not a Parquet file\.$"):
+        dpipe.apply(finished[1], tmp_path, tmp_path / "reduced.parquet")
+
+
 def test_apply_takes_the_input_of_a_run_whose_files_differ(
     finished: Finished, tmp_path: Path
 ) -> None:

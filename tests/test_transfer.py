@@ -278,6 +278,21 @@ def test_new_data_needs_no_target(client: Any, tmp_path: Path) -> None:
     assert on(tmp_path / "run", frame()[200:], client).holds
 
 
+def test_what_a_message_advises_of_reading_new_data_is_heeded(
+    finished: Path, client: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    frame()[200:].assign(x0=frame()["x0"][200:].astype(str)).to_parquet(folder / "a.parquet")
+    (folder / "b.parquet").write_text("no Parquet")
+    with pytest.raises(InputError, match="--on-bad-file skip"):
+        dpipe.transfer(finished, folder, client=client)
+    answer = dpipe.transfer(finished, folder, client=client, on_bad_file="skip")
+    assert answer.absent == ("x0",)
+    reading = {"on_bad_file": "skip", "coerce_strings": True}
+    assert dpipe.transfer(finished, folder, client=client, **reading).holds
+
+
 def cells(page: str, section: str) -> list[list[str]]:
     """The rows of the tables of a section, as text."""
     part = page.partition(f'<section id="{section}"')[2].partition("</section>")[0]

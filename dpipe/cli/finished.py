@@ -90,8 +90,8 @@ def transfer(
     """Measure on DATA... what the run in DIR decided, and say what no longer holds.
 
     Every dropped column is compared with its representative again, kept columns with each other.
-    What decides is taken from the run, but --min-valid where it is given. The exit code is 0 where
-    the selection holds, else 4.
+    What decides is taken from the run, but --min-valid where it is given; --on-bad-file and
+    --coerce-strings say how to read DATA. The exit code is 0 where the selection holds, else 4.
     """
     request = settle(given, sources, config)
     inputs = need_sources(request.sources)

@@ -106,10 +106,14 @@ class Options:
         "stop at a file that cannot be read, or leave it out",
         more="what is left out is listed",
         affects=1,
-        also=("plan", "similarity"),
+        also=("plan", "similarity", "transfer"),
     )
     coerce_strings: bool = _input(
-        False, Flag(), "read text columns that hold numbers", affects=1, also=("plan", "similarity")
+        False,
+        Flag(),
+        "read text columns that hold numbers",
+        affects=1,
+        also=("plan", "similarity", "transfer"),
     )
     sample_rows: int | None = _input(
         None, Whole(low=1), "number of rows to draw from the whole table", affects=1, also=("plan",)

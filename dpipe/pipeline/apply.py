@@ -18,6 +18,7 @@ from dpipe.model.records import Role
 from dpipe.options import Options
 from dpipe.runfolder import RunFolder, mirror
 from dpipe.table import Table, conflicting, copy_columns, open_table
+from dpipe.table.files import BadFile
 from dpipe.table.inputs import paths_of
 
 
@@ -95,12 +96,15 @@ def apply(
         decisions = {decision.column: decision for decision in run.read_decisions()}
         coerce = bool(run.read_run().get("options", {}).get("coerce_strings", False))
     where = os.fspath(folder)
-    opened = open_table(
-        paths,
-        options=Options(coerce_strings=coerce),
-        storage_options=storage_options,
-        analysed=selected,
-    )
+    try:
+        opened = open_table(
+            paths,
+            options=Options(coerce_strings=coerce),
+            storage_options=storage_options,
+            analysed=selected,
+        )
+    except BadFile as error:  # without the advice for a run: no file is skipped here
+        raise BadFile(error.path, error.reason) from error
     with opened as table:
         _check_present(table, selected, where)
         for name in selected:

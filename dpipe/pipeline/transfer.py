@@ -67,7 +67,8 @@ def transfer(
     sources
         The new files, folders, globs or URLs.
     options
-        Where to compute, and ``min_valid`` for fewer rows; what else decides is taken from the run.
+        Where to compute, ``on_bad_file``, ``coerce_strings`` for text that the run had as numbers,
+        and ``min_valid`` for fewer rows; what else decides is taken from the run.
     client, observers, storage_options
         As in `run`; but few cells get threads of this process (`dpipe.session.session_for`).
     report
@@ -99,7 +100,11 @@ def transfer(
     judged = [each for each in decisions.values() if each.decision in ("kept", "dropped")]
     opened = open_table(
         as_sources(sources),
-        options=Options(coerce_strings=options.coerce_strings, scratch_dir=options.scratch_dir),
+        options=Options(
+            coerce_strings=options.coerce_strings,
+            on_bad_file=options.on_bad_file,
+            scratch_dir=options.scratch_dir,
+        ),
         storage_options=storage_options,
         analysed={each.column for each in judged},
         emit=emit,
@@ -151,7 +156,13 @@ def _options_of(record: Mapping[str, Any], given: Options) -> Options:
     here = {name: getattr(given, name) for name in workers}
     # New data seldom has as many rows as the run, or the target, which decides nothing here.
     min_valid = stored.min_valid if given.min_valid is None else given.min_valid
-    return stored.replace(**here, target=(), min_valid=min_valid)
+    return stored.replace(
+        **here,
+        target=(),
+        min_valid=min_valid,
+        on_bad_file=given.on_bad_file,
+        coerce_strings=stored.coerce_strings or given.coerce_strings,
+    )
 
 
 def _narrowed(table: Table, judged: Sequence[Decision], where: str) -> tuple[Table, list[str]]:
