@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpipe.errors import InputError
-from dpipe.options import DECLARED, EXTRA_KEYS, flag, options_from
+from dpipe.options import DECLARED, EXTRA_KEYS, check_apart, flag, options_from
 from dpipe.options.kinds import Names, expanded
 
 IN_DASK = "Dask's configuration, under dpipe: "
@@ -60,7 +60,7 @@ def checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
                 found[name] = _extra_value(name, value)
             else:
                 found[name] = with_names_of_files(name, value)
-                options_from({str(raw): found[name]})
+                check_apart({str(raw): found[name]})
         except InputError as error:
             raise InputError(f"{where}{error}") from None
     return found

@@ -195,6 +195,28 @@ def test_command_line_over_file_over_dask_configuration(asked: Asked, tmp_path: 
     assert seen["sources"] == ("data/*.parquet",)
 
 
+def test_a_floor_of_pairs_is_compared_with_the_thresholds_that_are_in_force(
+    asked: Asked, tmp_path: Path
+) -> None:
+    import dask
+
+    def run(*words: object) -> Options:
+        options = asked("run", "x", "--output-dir", "o", *words)["options"]
+        assert isinstance(options, Options)
+        return options
+
+    raised = ("--spearman-threshold", "0.99", "--nonlinear-threshold", "0.98")
+    assert run(*raised, "--pairs-from", "0.97").pairs_from == 0.97
+    assert run("--passes", "1,2", "--pairs-from", "0.93").passes == (1, 2)
+    file = tmp_path / "options.yaml"
+    file.write_text("spearman-threshold: 0.99\nnonlinear-threshold: 0.98\n")
+    assert run("--config", file, "--pairs-from", "0.97").pairs_from == 0.97
+    with dask.config.set({"dpipe.pairs-from": 0.97}):
+        assert run(*raised).pairs_from == 0.97
+    refused = invoke("run", "x", "--output-dir", "o", "--pairs-from", "0.97")
+    assert "0.97 is above --spearman-threshold 0.95" in one_sentence(refused.stderr)
+
+
 def test_python_takes_options_from_dask_configuration_too(tmp_path: Path) -> None:
     import dask
 

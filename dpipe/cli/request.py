@@ -20,7 +20,7 @@ import click
 
 from dpipe.cli.failures import SECRETS
 from dpipe.errors import InputError
-from dpipe.options import DECLARED, EXTRA_KEYS, Options, options_from
+from dpipe.options import DECLARED, EXTRA_KEYS, Options, check_apart, options_from
 from dpipe.options.kinds import Names, Whole
 from dpipe.settings import IN_DASK, checked, read_text, split
 
@@ -41,7 +41,7 @@ def settle(
 ) -> Request:
     """Merge Dask's configuration, the YAML file and the command line; the last one wins."""
     line = checked(_from_line(given), "")
-    options_from({name: value for name, value in line.items() if name not in EXTRA_KEYS})
+    check_apart({name: value for name, value in line.items() if name not in EXTRA_KEYS})
     file = checked(_read_yaml(config), f"{config}: ") if config is not None else {}
     from dpipe import session  # after the cheap checks: it imports Dask
 

@@ -490,6 +490,24 @@ def options_from(values: Mapping[str, Any]) -> Options:
     return Options(**resolved)
 
 
+def check_apart(values: Mapping[str, Any]) -> None:
+    """Check options that others will join, whatever those are.
+
+    Raises
+    ------
+    InputError
+        As `options_from`, but for what the defaults of the others would contradict.
+
+    Examples
+    --------
+    >>> check_apart({"pairs-from": 0.97})  # a threshold above may stand elsewhere
+    """
+    given = {str(name).replace("-", "_") for name in values}
+    thresholds = (entry.threshold for entry in PASSES.values() if entry.pairwise)
+    others = {"passes": (1,), **{name: 1.0 for name in thresholds if name is not None}}
+    options_from({**{k: v for k, v in others.items() if k not in given}, **values})
+
+
 def _convert(name: str, value: Any, kind: Kind | None = None) -> Any:
     kind = kind or DECLARED[name].kind
     try:
