@@ -68,18 +68,18 @@ def main() -> None:
     parser.add_argument("--memory-limit", default="1GiB")
     arguments = parser.parse_args()
     print(common.machine(), time.strftime("%Y-%m-%d %H:%M"))
-    settings = {
-        "workers": arguments.workers,
-        "memory_limit": arguments.memory_limit,
-        "scratch_dir": str(arguments.data / "scratch"),
-        "passes": "1,2",
-    }
+    options = [
+        f"--workers={arguments.workers}",
+        f"--memory-limit={arguments.memory_limit}",
+        f"--scratch-dir={arguments.data / 'scratch'}",
+        "--passes=1,2",
+    ]
     figures: dict[str, dict[str, Any]] = {}
     for rows in map(int, arguments.rows.split(",")):
         path = as_text(common.table(arguments.data, rows, arguments.columns, copies=0.1))
         figures[f"{rows} x {arguments.columns}"] = {
             **reading(path, arguments.data / "scratch"),
-            **big.measure(path, settings),
+            **big.measure(path, common.ROOT, options),
         }
         print(figures, flush=True)
     first = next(iter(figures.values()))

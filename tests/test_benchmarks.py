@@ -54,7 +54,6 @@ def benchmark(name: str, *arguments: str, folder: Path) -> str:
     [
         ("limit", ["--rows=3000", "--columns=8", "--nonlinear-rows=1000", "--workers=1"]),
         ("scaling", ["--rows=600", "--columns=8", "--steps=1", "--workers=1"]),
-        ("text", ["--rows=600", "--columns=8"]),
         ("leak", ["--rows=600", "--columns=8", "--calls=1"]),
         ("target", ["--rows=600", "--columns=8"]),
         ("guest", ["--rows=10000", "--columns=8", "--calls=1"]),
@@ -75,6 +74,7 @@ def test_benchmarks__run_small(
     [
         ("peers", ["--rows=500", "--columns=6", f"--peers={PEERS}"]),
         ("big", ["--rows=3000", "--columns=12", f"--other={ROOT}"]),
+        ("text", ["--rows=600", "--columns=8"]),
         ("verification", ["--rows=3000", "--columns=8"]),
         ("nonlinear", ["--rows=600", "--columns=8", f"--other={ROOT}"]),
         ("files", ["--files=5", "--columns=6", f"--other={ROOT}"]),
